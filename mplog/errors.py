@@ -1,0 +1,110 @@
+"""What can go wrong, as exceptions.
+
+Every message says what happened, the likely cause and what to do. The evidence is kept as attributes, and every
+error pickles, because most of them are found in the logging process and raised in the program that started it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DrainTimeoutError",
+    "LogFileLockedError",
+    "LoggingProcessDiedError",
+    "MessageTooLongError",
+    "MplogError",
+    "NoReaderError",
+    "QueueNotFoundError",
+    "ServerStateError",
+    "SinkError",
+    "StartError",
+]
+
+
+class MplogError(Exception):
+    """The root of all errors that mplog raises."""
+
+
+class NoReaderError(MplogError, BrokenPipeError):
+    """Nobody reads the queue any more: the logging process has ended."""
+
+
+class QueueNotFoundError(MplogError, FileNotFoundError):
+    """There is no queue where one was expected: its server has stopped, or the path is wrong."""
+
+
+class MessageTooLongError(MplogError, ValueError):
+    """An object that is not a log record is longer than a queue carries.
+
+    Attributes:
+        length: its pickled length in bytes.
+    """
+
+    def __init__(self, message: str, *, length: int = 0) -> None:
+        super().__init__(message)
+        self.length = length
+
+
+class StartError(MplogError, RuntimeError):
+    """The logging process could not start."""
+
+
+class SinkError(StartError):
+    """A sink could not be opened in the logging process; the original error is in the message and the attributes.
+
+    Attributes:
+        sink: what the sink calls itself.
+        reason: the original error, as ``TypeName: message``.
+        details: the original traceback, as text.
+    """
+
+    def __init__(self, message: str, *, sink: str = "", reason: str = "", details: str = "") -> None:
+        super().__init__(message)
+        self.sink = sink
+        self.reason = reason
+        self.details = details
+
+
+class LogFileLockedError(StartError, OSError):
+    """Another logging process writes the file already.
+
+    Attributes:
+        path: the log file.
+        pid: the process that owns it; None where its owner left no note.
+        since: when it took it, as ``YYYY-MM-DD HH:MM:SS`` in local time; None where its owner left no note.
+    """
+
+    def __init__(self, message: str, *, path: str = "", pid: int | None = None, since: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.pid = pid
+        self.since = since
+
+
+class ServerStateError(MplogError, RuntimeError):
+    """The call does not fit the state of the server: not started, stopped, or another process's."""
+
+
+class LoggingProcessDiedError(MplogError, RuntimeError):
+    """The logging process ended although nobody had asked it to.
+
+    Attributes:
+        pid: its process id.
+        exitcode: its exit status, negative for the signal that killed it.
+    """
+
+    def __init__(self, message: str, *, pid: int = 0, exitcode: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.exitcode = exitcode
+
+
+class DrainTimeoutError(MplogError, TimeoutError):
+    """The time ran out before everything was written; the logging process goes on with the rest.
+
+    Attributes:
+        pending: bytes that the logging process had not yet taken out of the queue.
+    """
+
+    def __init__(self, message: str, *, pending: int = 0) -> None:
+        super().__init__(message)
+        self.pending = pending

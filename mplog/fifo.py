@@ -1,0 +1,141 @@
+"""The two ends of a FIFO. POSIX only.
+
+The rule of this file: **the kernel is the only thing that processes share.** A write of at most ``PIPE_BUF`` bytes is
+atomic (POSIX, write(2)), so writers need no lock; what they wrote stays in the kernel when they die; and a FIFO is a
+path, so any process of the machine can open it at any time.
+
+Every function returns what the operating system says: FileNotFoundError where the path is gone, BlockingIOError
+where the FIFO is full or empty, BrokenPipeError where nobody reads it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import select
+import sys
+import termios
+import time
+
+__all__ = [
+    "create",
+    "open_lock",
+    "open_reader",
+    "open_writer",
+    "peek",
+    "pending",
+    "set_size",
+    "try_lock",
+    "unlock",
+    "wait",
+]
+
+# Linux; the fcntl module has the names on Linux alone.
+_F_SETPIPE_SZ = 1031
+_F_GETPIPE_SZ = 1032
+
+
+def create(path: str) -> None:
+    """Make a FIFO that only its owner can open."""
+    os.mkfifo(path, 0o600)
+
+
+def open_reader(path: str) -> int:
+    """Open the reading end without waiting for a writer."""
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def open_writer(path: str) -> int:
+    """Open the writing end.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+    """
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), path) from None
+        raise
+
+
+def set_size(fd: int, size: int) -> int:
+    """Ask for room for `size` bytes and return what was granted.
+
+    Linux grants up to /proc/sys/fs/pipe-max-size (1 MiB) and, to one user, 64 MiB in all before it falls back to what a
+    pipe has by itself (pipe(7)). Other systems have a fixed size.
+    """
+    for command, argument in ((_F_SETPIPE_SZ, size), (_F_GETPIPE_SZ, 0)):
+        with contextlib.suppress(OSError):
+            return fcntl.fcntl(fd, command, argument)
+    return 65536
+
+
+def pending(fd: int) -> int:
+    """Return how many bytes wait in the FIFO; either end can ask."""
+    buffer = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, buffer)
+    return buffer[0]
+
+
+def peek(fd: int) -> bytes:
+    """Return what waits in the FIFO without taking it (tee(2)).
+
+    Raises:
+        NotImplementedError: not on Linux.
+    """
+    if sys.platform != "linux":
+        raise NotImplementedError("only Linux can look into a FIFO without reading it")
+    import ctypes
+
+    size = pending(fd)
+    copy_reader, copy_writer = os.pipe()
+    try:
+        set_size(copy_writer, fcntl.fcntl(fd, _F_GETPIPE_SZ))
+        splice_nonblock = 2
+        copied = ctypes.CDLL(None, use_errno=True).tee(fd, copy_writer, ctypes.c_size_t(size), splice_nonblock)
+        return os.read(copy_reader, copied) if copied > 0 else b""
+    finally:
+        os.close(copy_reader)
+        os.close(copy_writer)
+
+
+def open_lock(path: str) -> int:
+    """Open a file to `try_lock`."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def try_lock(fd: int) -> bool:
+    """Take a lock that the kernel frees when the process dies; return whether it was free (fcntl(2), F_SETLK)."""
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def unlock(fd: int) -> None:
+    """Give the lock back."""
+    fcntl.lockf(fd, fcntl.LOCK_UN)
+
+
+def wait(fd: int, event: int, deadline: float | None) -> bool:
+    """Wait until the end is ready, or broken, which the next read or write then tells.
+
+    Args:
+        fd: one end.
+        event: ``select.POLLIN`` or ``select.POLLOUT``.
+        deadline: a time of ``time.monotonic()``; None waits for ever.
+
+    Returns:
+        False when the time is over.
+    """
+    poll = select.poll()
+    poll.register(fd, event)
+    if deadline is None:
+        return bool(poll.poll())
+    return bool(poll.poll(max(0, math.ceil((deadline - time.monotonic()) * 1000))))

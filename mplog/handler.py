@@ -1,0 +1,100 @@
+"""`QueueHandler`: what a worker has on its root logger.
+
+::
+
+    logger.info(...) -> LogRecord -> handle -> filter -> emit -> prepare (record -> bytes) -> enqueue -> LogQueue
+
+The rule of this file: **a logging call is one write and leaves nothing behind**: no lock, no thread, no buffer. So it
+may be made in a signal handler, after any fork, in ``__del__`` and while the interpreter ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mplog import frame
+from mplog.errors import NoReaderError
+from mplog.queue import LogQueue
+from mplog.record import encode
+
+__all__ = ["QueueHandler"]
+
+
+class QueueHandler(logging.handlers.QueueHandler):
+    """Send log records into a queue, prepared so that they always travel.
+
+    A formatter set here is not used: records are formatted where they are written. Levels and filters are.
+
+    When the logging process has ended, records of level WARNING and above go to ``sys.stderr``, as they do in the
+    stdlib for a program without any logging configuration, behind one line that says so.
+
+    Args:
+        queue: a `LogQueue`, or a plain ``multiprocessing.Queue``, which then carries the encoded records as bytes.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        super().__init__(queue)
+        self._enqueue_payload = _to_log_queue(queue) if isinstance(queue, LogQueue) else queue.put
+        self._told_in_pid = 0
+
+    def createLock(self) -> None:
+        """Have no lock: one that another thread holds at a fork, or this one in a signal handler, is a deadlock."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Filter the record and send it, without the lock that the base class takes."""
+        passed: Any = True
+        if self.filters:
+            try:
+                passed = self.filter(record)
+            except Exception:
+                # The stdlib raises it in the application; a record too many is the smaller harm.
+                self.handleError(record)
+            if isinstance(passed, logging.LogRecord):
+                record = passed
+        if passed:
+            self.emit(record)
+        return passed
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the record. What goes wrong never reaches the program that logs."""
+        try:
+            self.enqueue(self.prepare(record))
+        except NoReaderError as error:
+            self._fall_back(record, error)
+        except Exception:
+            self.handleError(record)
+
+    def prepare(self, record: logging.LogRecord) -> bytes:
+        """Return the record as plain data. Override it to change a record before it leaves the process."""
+        return encode(record)
+
+    def enqueue(self, payload: bytes) -> None:  # type: ignore[override]
+        """Put an encoded record into the queue, waiting while it is full."""
+        self._enqueue_payload(payload)
+
+    def close(self) -> None:
+        """Forget the handler as the stdlib does at exit; records that are logged later still travel."""
+        logging.Handler.close(self)
+
+    def _fall_back(self, record: logging.LogRecord, error: NoReaderError) -> None:
+        """Do what the stdlib does where nothing is configured: warnings to stderr, and the reason, once per process."""
+        try:
+            pid = os.getpid()
+            if self._told_in_pid != pid and sys.stderr is not None:
+                self._told_in_pid = pid
+                sys.stderr.write(f"mplog: {error} Until then, warnings of pid {pid} go to stderr, the rest nowhere.\n")
+            if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
+                logging.lastResort.handle(record)
+        except Exception:
+            self.handleError(record)
+
+
+def _to_log_queue(queue: LogQueue) -> Callable[[bytes], None]:
+    send, kind = queue.send, frame.RECORD
+    return lambda payload: send(kind, payload)

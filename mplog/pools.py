@@ -1,0 +1,252 @@
+"""`Pool`, `ProcessPoolExecutor`, `Process`: the stdlib's, logging to a server.
+
+The rule of this file: **the signature is the stdlib's.** The initializer of the server runs first, then the user's own;
+what a worker is to run may be a lambda, a closure or a function of a notebook, under any start method.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import multiprocessing
+import multiprocessing.context
+import multiprocessing.pool
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from mplog.portable import Portable
+from mplog.server import LogServer
+from mplog.worker import Initializer
+
+__all__ = ["Pool", "Process", "ProcessPoolExecutor"]
+
+T = TypeVar("T")
+
+
+class _Logging:
+    """Which server to log to, and whether it is ours to stop.
+
+    Args:
+        server: a running server.
+        log: a path; a server of its own is started for it.
+
+    Raises:
+        TypeError: neither is given, or both.
+    """
+
+    def __init__(self, server: LogServer | None, log: str | os.PathLike[str] | None) -> None:
+        if (server is None) == (log is None):
+            raise TypeError("give either server=, a running LogServer, or log=, a path to log to")
+        self.own = LogServer(log).start() if log is not None else None
+        self._server = server or self.own
+
+    def initializer(self, function: Callable[..., object] | None, arguments: Iterable[Any]) -> Initializer:
+        """Return the server's initializer, followed by the user's."""
+        assert self._server is not None
+        initializer = self._server.initializer
+        return initializer if function is None else initializer.then(function, *arguments)
+
+    def stop(self) -> None:
+        """Stop the server if it is ours."""
+        if self.own is not None:
+            self.own.stop()
+
+
+class Pool(multiprocessing.pool.Pool):
+    """A ``multiprocessing.Pool`` whose workers log to a server.
+
+    Args:
+        processes, initializer, initargs, maxtasksperchild: as in ``multiprocessing.Pool``.
+        context: a context of ``multiprocessing`` or ``multiprocess``; None (the default) takes the default one.
+        server: the `LogServer` to log to.
+        log: or a path: the pool has a server of its own, which stops with it.
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+        *,
+        server: LogServer | None = None,
+        log: str | os.PathLike[str] | None = None,
+    ) -> None:
+        context = context or multiprocessing.get_context()
+        self._forked = context.get_start_method() == "fork"
+        self._logging = _Logging(server, log)
+        try:
+            super().__init__(processes, self._logging.initializer(initializer, initargs), (), maxtasksperchild, context)
+        except BaseException:
+            self._logging.stop()
+            raise
+
+    def terminate(self) -> None:
+        """End the workers at once; nothing that they have logged is lost."""
+        super().terminate()
+        self._logging.stop()
+
+    def join(self) -> None:
+        """Wait for the workers to end."""
+        super().join()
+        self._logging.stop()
+
+    def _portable(self, func: Callable[..., T]) -> Callable[..., T]:
+        return Portable(func, forked=self._forked)
+
+    # Each as in the base class, with a function that may be anything callable.
+
+    def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> T:
+        return super().apply(self._portable(func), args, kwds)
+
+    def apply_async(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> multiprocessing.pool.AsyncResult[T]:
+        return super().apply_async(self._portable(func), *args, **kwargs)
+
+    def map(self, func: Callable[[Any], T], *args: Any, **kwargs: Any) -> list[T]:
+        return super().map(self._portable(func), *args, **kwargs)
+
+    def map_async(self, func: Callable[[Any], T], *args: Any, **kwargs: Any) -> Any:
+        return super().map_async(self._portable(func), *args, **kwargs)
+
+    def imap(self, func: Callable[[Any], T], *args: Any, **kwargs: Any) -> Any:
+        return super().imap(self._portable(func), *args, **kwargs)
+
+    def imap_unordered(self, func: Callable[[Any], T], *args: Any, **kwargs: Any) -> Any:
+        return super().imap_unordered(self._portable(func), *args, **kwargs)
+
+    def starmap(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
+        return super().starmap(self._portable(func), *args, **kwargs)
+
+    def starmap_async(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> Any:
+        return super().starmap_async(self._portable(func), *args, **kwargs)
+
+
+class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
+    """A ``concurrent.futures.ProcessPoolExecutor`` whose workers log to a server.
+
+    Args:
+        max_workers, mp_context, initializer, initargs: as in the base class. ``multiprocess`` has no executor, so the
+            context is one of ``multiprocessing``.
+        max_tasks_per_child: as in the base class, from Python 3.11 on.
+        server: the `LogServer` to log to.
+        log: or a path: the executor has a server of its own, which stops with it.
+
+    Raises:
+        TypeError: the context is not one of ``multiprocessing``.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        server: LogServer | None = None,
+        log: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if mp_context is not None and not isinstance(mp_context, multiprocessing.context.BaseContext):
+            raise TypeError(
+                f"ProcessPoolExecutor works with a context of multiprocessing, not with {mp_context!r}. "
+                "For multiprocess there is mplog.Pool(context=...)."
+            )
+        options: dict[str, Any] = {}
+        if max_tasks_per_child is not None:
+            options["max_tasks_per_child"] = max_tasks_per_child
+        self._logging = _Logging(server, log)
+        try:
+            super().__init__(max_workers, mp_context, self._logging.initializer(initializer, initargs), (), **options)
+        except BaseException:
+            self._logging.stop()
+            raise
+        # Where tasks per child are limited, the base class chooses the context.
+        context: Any = self._mp_context
+        self._forked = context.get_start_method() == "fork"
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
+        """As in the base class, with a function that may be anything callable."""
+        return super().submit(Portable(fn, forked=self._forked), *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As in the base class. A server of its own stops, too, unless `wait` is off: then it ends with the program."""
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        if wait:
+            self._logging.stop()
+
+
+class _ProcessMixin:
+    """What `Process` adds to the class of either library."""
+
+    _logging: _Logging | None = None
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        *,
+        daemon: bool | None = None,
+        context: Any = None,
+        server: LogServer | None = None,
+        log: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._logging = _Logging(server, log)
+        self._initializer = self._logging.initializer(None, ())
+        if context is not None:
+            self._start_method = context.Process._start_method
+            self._Popen = context.Process._Popen
+        forked = (context or multiprocessing).get_start_method() == "fork"
+        portable = None if target is None else Portable(target, forked=forked)
+        super().__init__(group, portable, name, args, kwargs, daemon=daemon)  # type: ignore[call-arg]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_logging": None}
+
+    # Not run(), which subclasses override.
+    def _bootstrap(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs in the worker."""
+        self._initializer()
+        return super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the process to end; a server of its own then stops."""
+        super().join(timeout)  # type: ignore[misc]
+        if self._logging is not None and self.exitcode is not None:  # type: ignore[attr-defined]
+            self._logging.stop()
+
+
+class Process(_ProcessMixin, multiprocessing.Process):
+    """A ``multiprocessing.Process`` that logs to a server; also as a base class, with a ``run()`` of your own.
+
+    Args:
+        group, target, name, args, kwargs, daemon: as in ``multiprocessing.Process``.
+        context: a context of ``multiprocessing`` or ``multiprocess``; None (the default) takes the default one. With
+            one of ``multiprocess``, the object is a ``multiprocess.Process``.
+        server: the `LogServer` to log to.
+        log: or a path: the process has a server of its own, which stops when it is joined.
+    """
+
+    def __new__(cls, *args: Any, context: Any = None, **kwargs: Any) -> Any:
+        if context is not None and not isinstance(context, multiprocessing.context.BaseContext):
+            return _multiprocess_class()(*args, context=context, **kwargs)
+        return super().__new__(cls)
+
+
+@functools.lru_cache(maxsize=1)
+def _multiprocess_class() -> type[Any]:
+    import multiprocess
+
+    # A spawned process finds it in this module by its __qualname__; processes are named after its __name__.
+    members = {"__module__": __name__, "__qualname__": "MultiprocessProcess"}
+    return type("Process", (_ProcessMixin, multiprocess.Process), members)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MultiprocessProcess":
+        return _multiprocess_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

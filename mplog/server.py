@@ -1,0 +1,372 @@
+"""`LogServer`: the logging process, seen from the program that starts it.
+
+::
+
+    LogServer.start()  --- exec --->  logging process        (mplog.logging_process)
+              |  control connection: configuration, flush, stats, stop
+              |  root logger: one QueueHandler, until stop()
+    workers   ---- LogQueue ----->    logging process
+
+The rule of this file: **the server never stands between a worker and the log.** It starts the logging process and asks
+it things; records do not pass through here. So there is no thread here (but for a plain queue, which needs one), and
+when this process dies the logging process goes on with what the others send.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.process
+import multiprocessing.util
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+
+from mplog.control import Control
+from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, ServerStateError, StartError
+from mplog.logging_process import Configuration, Stats
+from mplog.plain_queue import Pump
+from mplog.queue import LogQueue
+from mplog.sinks import DEFAULT_FORMAT, FileSink, Sink, to_formatter
+from mplog.worker import MPLOG_QUEUE, Initializer, LoggingState, install
+
+__all__ = ["LogServer"]
+
+#: Seconds that the logging process may take to open its sinks.
+START_TIMEOUT = 30.0
+#: Seconds that `LogServer.stop` and the end of a program wait for what is still to be written.
+STOP_TIMEOUT = 30.0
+
+
+class LogServer:
+    """A logging process, and the means to send records to it.
+
+    >>> with LogServer("app.log", level="INFO") as server:                              # doctest: +SKIP
+    ...     with Pool(4, initializer=server.initializer) as pool:
+    ...         pool.map(work, tasks)
+
+    While it runs, the root logger of this process has one handler, which sends to the logging process, too; `stop`
+    puts the logging of this process back as it was. A server that is never stopped writes everything before the
+    program ends.
+
+    Args:
+        sinks: where to write: `Sink` objects; a path is short for a `FileSink`. At least one.
+        level: the root logger's level while the server runs, here and in the workers; None (the default) leaves it as
+            it is.
+        format: a ``%``-style format or a ``logging.Formatter`` for the sinks that have none of their own.
+        queue: a `LogQueue` of your own; or a plain ``Queue`` of ``multiprocessing`` or ``multiprocess``, which works
+            everywhere but loses what a worker has not sent when it dies, and may wedge when one is killed. None (the
+            default) makes a `LogQueue`.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        *sinks: Sink | str | os.PathLike[str],
+        level: int | str | None = None,
+        format: str | logging.Formatter = DEFAULT_FORMAT,
+        queue: Any = None,
+    ) -> None:
+        if not sinks:
+            raise TypeError("LogServer needs somewhere to write: LogServer('app.log'), or LogServer(ConsoleSink())")
+        self._sinks = tuple(_to_sink(sink) for sink in sinks)
+        _check_paths(self._sinks)
+        to_formatter(format)
+        self._format = format
+        self._level = None if level is None else logging.Handler(level).level
+        self._given_queue = queue
+        self._lock = threading.RLock()
+        self._owner = 0
+        self._queue: Any = None
+        self._control: Control | None = None
+        self._pump: Pump | None = None
+        self._stopping: Control | None = None
+        self._takeover: _Takeover | None = None
+        self._finalizer: Any = None
+        self._last_stats = Stats()
+
+    def __repr__(self) -> str:
+        state = f"pid {self._control.pid}" if self._control is not None else "not running"
+        return f"<LogServer {', '.join(map(repr, self._sinks))}: {state}>"
+
+    # --- starting ---
+
+    def start(self) -> LogServer:
+        """Start the logging process, and return when its sinks are open.
+
+        Returns:
+            The server itself.
+
+        Raises:
+            StartError: the logging process could not start; `SinkError` where a sink cannot be opened, and
+                `LogFileLockedError` where another logging process writes its file.
+            ServerStateError: it runs already.
+        """
+        with self._lock:
+            if self._control is not None:
+                raise ServerStateError(
+                    f"{self!r} was started before, by pid {self._owner}. Make a LogServer for each use."
+                )
+            _check_not_importing_main()
+            configuration = self._pickled_configuration()
+            self._queue = self._given_queue if self._given_queue is not None else _new_queue()
+            try:
+                self._control = self._start_process(configuration)
+            except BaseException:
+                if isinstance(self._queue, LogQueue):
+                    self._queue.remove()
+                self._queue = None
+                raise
+            self._owner = os.getpid()
+            self._takeover = _Takeover(self._queue, self._level)
+            # Behind multiprocessing's own exit function, which waits for the children: they may still log.
+            self._finalizer = multiprocessing.util.Finalize(None, self._at_exit, exitpriority=-100)
+            return self
+
+    def _pickled_configuration(self) -> bytes:
+        try:
+            configuration: bytes = cloudpickle.dumps(Configuration(self._sinks, self._format))
+        except Exception as error:
+            raise StartError(
+                f"the sinks do not pickle, so they cannot be sent to the logging process: {error}. A sink is a recipe: "
+                "open files, sockets and handlers inside its factory, HandlerSink(lambda: ...), not before."
+            ) from error
+        return configuration
+
+    def _start_process(self, configuration: bytes) -> Control:
+        if not isinstance(self._queue, LogQueue):
+            control = Control(configuration, None, None, START_TIMEOUT)
+            self._pump = Pump(self._queue, lambda batch: control.send("records", batch))
+            self._pump.start()
+            return control
+        fd = self._queue.release_reader()
+        try:
+            return Control(configuration, self._queue.directory, fd, START_TIMEOUT)
+        finally:
+            os.close(fd)
+
+    def __enter__(self) -> LogServer:
+        return self.start() if self._control is None else self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- what it is ---
+
+    @property
+    def queue(self) -> Any:
+        """The queue: a `LogQueue`, or the plain queue that was given.
+
+        Raises:
+            ServerStateError: the server is not running.
+        """
+        self._require_running()
+        return self._queue
+
+    @property
+    def pid(self) -> int:
+        """The process id of the logging process.
+
+        Raises:
+            ServerStateError: the server is not running.
+        """
+        return self._require_running().pid
+
+    @property
+    def initializer(self) -> Initializer:
+        """What a worker calls to log to this server: give it to a Pool, an executor or a Process.
+
+        Raises:
+            ServerStateError: the server is not running.
+        """
+        self._require_running()
+        return Initializer(self._queue)
+
+    def _require_running(self) -> Control:
+        if self._control is None:
+            raise ServerStateError(
+                f"{self!r}. Start it first: with LogServer(...) as server, or LogServer(...).start()."
+            )
+        return self._control
+
+    def _require_own(self) -> Control:
+        control = self._require_running()
+        if self._owner != os.getpid():
+            raise ServerStateError(
+                f"{self!r} belongs to pid {self._owner}, which started it; only that one can ask it."
+            )
+        return control
+
+    # --- asking ---
+
+    def flush(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Wait until every record whose logging call has returned, in any process, is written.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            DrainTimeoutError: the time is over.
+            LoggingProcessDiedError: the logging process has ended.
+            ServerStateError: the server is not running, or another process started it.
+        """
+        self._require_own().ask("flush", timeout)
+
+    def stats(self, timeout: float = STOP_TIMEOUT) -> Stats:
+        """Return what the logging process has counted, at this moment or, when the server is stopped, in the end.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            DrainTimeoutError: the time is over.
+            LoggingProcessDiedError: the logging process has ended.
+            ServerStateError: another process started the server.
+        """
+        return self._last_stats if self._control is None else self._require_own().ask("stats", timeout)
+
+    # --- stopping ---
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> Stats:
+        """Write what is still in the queue, close the sinks and end the logging process.
+
+        Records that other processes log while this runs are either written or, once the queue is closed, refused
+        there. May be called at any time, again, and by several threads. In a process that did not start the server it
+        does nothing.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            What was counted; ``failed`` says what could not be written.
+
+        Raises:
+            DrainTimeoutError: the time is over; the logging process goes on, and ends when all is written.
+            LoggingProcessDiedError: the logging process has died before.
+        """
+        if self._owner != os.getpid():
+            return self._last_stats
+        deadline = time.monotonic() + timeout
+        if not self._lock.acquire(timeout=timeout):
+            raise DrainTimeoutError(f"another thread has been stopping {self!r} for {timeout:g} seconds")
+        try:
+            control, self._control = self._control, None
+            if control is not None:
+                self._end(control, deadline)
+            return self._last_stats
+        finally:
+            self._lock.release()
+
+    def _end(self, control: Control, deadline: float) -> None:
+        assert self._takeover is not None
+        self._takeover.undo()
+        try:
+            if self._pump is not None and not self._pump.stop(max(0.0, deadline - time.monotonic())):
+                raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
+            self._last_stats = control.ask("stop", max(0.0, deadline - time.monotonic()))
+        except LoggingProcessDiedError:
+            if isinstance(self._queue, LogQueue):
+                self._queue.remove()
+            if control.parting_words is None:
+                raise
+            self._last_stats = control.parting_words
+        except BaseException:
+            # The time is over, or Ctrl-C: it has been told to stop, and the end of the program waits for it.
+            self._stopping = control
+            raise
+        control.wait(max(1.0, deadline - time.monotonic()))
+        self._finalizer.cancel()
+
+    def _at_exit(self) -> None:
+        """Have everything written that was logged so far, at the end of a program that has not called `stop`.
+
+        The logging process is not stopped: atexit functions, ``__del__`` methods and daemon threads may still log. It
+        ends by itself when this process, and whoever else logs to it, has.
+        """
+        control = self._control or self._stopping
+        if control is None:
+            return
+        try:
+            if control is self._stopping:
+                control.wait(STOP_TIMEOUT)
+            elif self._pump is not None:
+                self.stop()
+            else:
+                control.ask("flush", STOP_TIMEOUT)
+        except MplogError as error:
+            if sys.stderr is not None:
+                print(f"mplog: at the end of the program, {error}", file=sys.stderr)
+        control.leave()
+
+
+class _Takeover:
+    """The logging of the process that starts a server, as it was before, and what it is meanwhile."""
+
+    def __init__(self, queue: Any, level: int | None) -> None:
+        root = logging.getLogger()
+        self._handlers = root.handlers
+        self._level = root.level if level is not None else None
+        self._environment = os.environ.get(MPLOG_QUEUE)
+        self._directory: str | None = None
+        self._handler = install(queue)
+        if level is not None:
+            root.setLevel(level)
+        if isinstance(queue, LogQueue):
+            self._directory = os.environ[MPLOG_QUEUE] = queue.directory
+            LoggingState.capture().save(queue.directory)
+
+    def undo(self) -> None:
+        """Put everything back, and leave alone what the program has changed itself in the meantime."""
+        root = logging.getLogger()
+        added = [handler for handler in root.handlers if handler is not self._handler]
+        root.handlers = [handler for handler in self._handlers if handler not in added] + added
+        if self._level is not None:
+            root.setLevel(self._level)
+        if self._directory is not None and os.environ.get(MPLOG_QUEUE) == self._directory:
+            if self._environment is None:
+                del os.environ[MPLOG_QUEUE]
+            else:
+                os.environ[MPLOG_QUEUE] = self._environment
+        self._handler.close()
+
+
+def _to_sink(sink: Sink | str | os.PathLike[str]) -> Sink:
+    if isinstance(sink, Sink):
+        return sink
+    if isinstance(sink, (str, os.PathLike)):
+        return FileSink(sink)
+    if isinstance(sink, logging.Handler):
+        raise TypeError(
+            f"{sink!r} belongs to this process, and cannot be moved into the logging process. "
+            "Give the recipe instead: HandlerSink(lambda: TheHandler(...)), or a path for a file."
+        )
+    raise TypeError(f"a sink is a path, a FileSink, a ConsoleSink or a HandlerSink, not {sink!r}")
+
+
+def _check_paths(sinks: tuple[Sink, ...]) -> None:
+    paths = [os.path.realpath(sink.path) for sink in sinks if isinstance(sink, FileSink)]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"{path} is given twice: its records would be written twice. Leave one out.")
+
+
+def _new_queue() -> Any:
+    return LogQueue() if hasattr(os, "mkfifo") else multiprocessing.get_context("spawn").Queue(10_000)
+
+
+def _check_not_importing_main() -> None:
+    # What multiprocessing itself looks at when it refuses to start a process at this point.
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+        raise StartError(
+            "LogServer.start() was reached in a worker that is just importing the main module, as every spawned worker "
+            'does. Put what starts the server and the workers under  if __name__ == "__main__":'
+        )

@@ -1,0 +1,104 @@
+"""What the tests share: the start methods, the libraries, servers that log to a file, and root loggers put back."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from multiprocessing import util
+from pathlib import Path
+from typing import Any
+
+import multiprocess
+import pytest
+
+import mplog
+
+START_METHODS = ["fork", "spawn", "forkserver"]
+LIBRARIES = {"multiprocessing": multiprocessing, "multiprocess": multiprocess}
+
+#: What every test of this suite logs in, so that the oracle can read it back.
+FORMAT = "%(processName)s %(process)d %(levelname)s %(name)s | %(message)s"
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> str:
+    """Each way to start a process."""
+    return str(request.param)
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest) -> Any:
+    """multiprocessing, and multiprocess."""
+    return LIBRARIES[request.param]
+
+
+@pytest.fixture
+def context(library: Any, start_method: str) -> Any:
+    """Each start method of each library."""
+    return library.get_context(start_method)
+
+
+@pytest.fixture
+def stdlib_context(start_method: str) -> Any:
+    """Each start method of multiprocessing."""
+    return multiprocessing.get_context(start_method)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """The path of a log that is not there yet."""
+    return tmp_path / "app.log"
+
+
+@pytest.fixture
+def server(log: Path) -> Iterator[mplog.LogServer]:
+    """A running server that writes all levels to `log` in FORMAT."""
+    with mplog.LogServer(log, level="DEBUG", format=FORMAT) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """Put the root logger back as it was, whatever a test does to it."""
+    root = logging.getLogger()
+    handlers, level, disable = root.handlers[:], root.level, root.manager.disable
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.disable(disable)
+    for logger in list(logging.Logger.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            logger.propagate = True
+            logger.disabled = False
+            logger.setLevel(logging.NOTSET)
+            logger.handlers.clear()
+            logger.filters.clear()
+
+
+@pytest.fixture(scope="session")
+def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A temporary directory for the whole run of this pytest process, in which no other one works."""
+    tmp_path_factory.getbasetemp()  # stays where it is
+    # Not below tmp_path: the paths of sockets have a limit of about 100 characters.
+    directory = tempfile.mkdtemp(prefix="t")
+    # Behind multiprocessing, which has a directory in there and removes it itself at exit.
+    util.Finalize(None, shutil.rmtree, (directory, True), exitpriority=-200)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("TMPDIR", directory)
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield directory
+
+
+@pytest.fixture(autouse=True)
+def no_directory_left(temporary_directory: str) -> Iterator[None]:
+    """Hold every test to leaving no queue's directory behind."""
+    yield
+    left = glob.glob(os.path.join(temporary_directory, "mplog-*"))
+    for directory in left:
+        shutil.rmtree(directory)
+    assert left == [], "a test has left the directory of a queue behind"
