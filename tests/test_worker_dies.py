@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import signal
@@ -36,7 +37,7 @@ def kill_at_random(context: Any, server: mplog.LogServer, directory: Path, kills
             workers.append(context.Process(target=flood, args=args, daemon=True, name=name))
             workers[-1].start()
         victim = workers.pop(dice.randrange(len(workers)))
-        wait_until(lambda: acknowledged(directory, victim.name) > 0, f"{victim.name} logs")
+        wait_until(functools.partial(acknowledged, directory, victim.name), f"{victim.name} logs")
         time.sleep(dice.uniform(0, 0.02))  # the random moment, not a wait for anything
         getattr(victim, how)()
         victim.join(10)
