@@ -39,6 +39,9 @@ if sys.platform != "win32":
 
 __all__ = ["LogQueue"]
 
+_write = os.write
+_pack_header = frame.HEADER.pack
+
 if TYPE_CHECKING:
     _Base = multiprocessing.queues.Queue[Any]
 else:
@@ -111,7 +114,7 @@ class LogQueue(_Base):
     def _reset_reader(self) -> None:
         self._reader_pid = os.getpid()
         self._reader_lock = threading.Lock()
-        self._frames: frame.FrameReader[Any] = frame.FrameReader(decode)
+        self._frames: frame.FrameReader[Any] = frame.FrameReader(_DECODE)
         self._ready: deque[Any] = deque()
 
     # The base class pickles only while a process is being started; a path may travel at any time.
@@ -146,7 +149,7 @@ class LogQueue(_Base):
             MessageTooLongError: the object is over 1 GiB.
         """
         if isinstance(obj, logging.LogRecord):
-            self.send(frame.RECORD, record.encode(obj), block, timeout)
+            self._send(frame.RECORD, record.encode(obj), block, timeout)
             return
         data = ForkingPickler.dumps(obj)
         if len(data) > MAX_OBJECT_SIZE:
@@ -156,14 +159,30 @@ class LogQueue(_Base):
                 length=len(data),
             )
         checksum = zlib.crc32(data).to_bytes(_CHECKSUM_SIZE, "little")
-        self.send(frame.OBJECT, b"".join((checksum, data)), block, timeout)
+        self._send(frame.OBJECT, b"".join((checksum, data)), block, timeout)
 
     def put_nowait(self, obj: Any) -> None:
         """Put an object into the queue, or raise ``queue.Full`` at once."""
         self.put(obj, False)
 
-    def send(self, kind: int, payload: bytes, block: bool = True, timeout: float | None = None) -> None:
-        """Put a message that is encoded already; `put` says what is raised."""
+    def put_record(self, payload: bytes) -> None:
+        """Put a record that `mplog.record.encode` has encoded, and wait while the queue is full.
+
+        Raises:
+            ValueError: the queue is closed in this process.
+            NoReaderError: nobody reads the queue any more.
+        """
+        # The way of nearly every record: one frame, room for it, nothing to catch up on. All else is below.
+        if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned:
+            try:
+                _write(self._write_fd, _pack_header(frame.RECORD_TAG, len(payload)) + payload)
+            except OSError:
+                pass
+            else:
+                return
+        self._send(frame.RECORD, payload, True, None)
+
+    def _send(self, kind: int, payload: bytes, block: bool, timeout: float | None) -> None:
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -303,7 +322,7 @@ class LogQueue(_Base):
             NotImplementedError: not on Linux (the base class raises it on macOS, too).
         """
         self._open_ends()
-        waiting: frame.FrameReader[None] = frame.FrameReader(lambda kind, payload: None)
+        waiting: frame.FrameReader[None] = frame.FrameReader(dict.fromkeys(_DECODE, _ignore))
         return len(self._ready) + len(waiting.feed(fifo.peek(self._read_fd), drained=True))
 
     def _any_end(self) -> int:
@@ -378,16 +397,18 @@ def fifo_path(directory: str) -> str:
     return os.path.join(directory, _FIFO_NAME)
 
 
-def decode(kind: int, payload: bytes) -> Any:
-    """Return what `LogQueue.put` was given."""
-    if kind == frame.RECORD:
-        return record.decode(payload)
-    if kind != frame.OBJECT:
-        raise ValueError(f"an unknown kind of message: {kind}")
+def _decode_object(payload: bytes) -> Any:
     data = memoryview(payload)[_CHECKSUM_SIZE:]
     if zlib.crc32(data) != int.from_bytes(payload[:_CHECKSUM_SIZE], "little"):
         raise ValueError("an object whose checksum does not fit")
     return ForkingPickler.loads(data)
+
+
+_DECODE = {frame.RECORD: record.decode, frame.OBJECT: _decode_object}
+
+
+def _ignore(payload: bytes) -> None:
+    pass
 
 
 def _reopen(directory: str) -> LogQueue:

@@ -4,9 +4,8 @@ The rule of this file: **a record always travels, and what arrives is data.** En
 objects bring (``__str__``, ``__repr__``) in the program itself, at the moment of the call, and answers a failure with a
 placeholder. Decoding reads msgpack with msgspec, which checks types and cannot run code.
 
-A message on the wire is one msgpack array: the attributes of `_ATTRIBUTES` in their order, then the exception's type
-and message, then the extra attributes. The text of the message is formatted by the sender, because its arguments may
-have changed a moment later.
+On the wire a record is one msgpack array, `Values`. The text of the message is formatted by the sender, because its
+arguments may have changed a moment later.
 
 Values of ``extra`` keep their type where they are plain data: None, bool, int, float, str, bytes, and lists, tuples,
 sets and dicts of these, dates, times, decimals, UUIDs. Anything else arrives as a `ForeignValue`.
@@ -17,17 +16,29 @@ from __future__ import annotations
 import datetime
 import decimal
 import logging
+import operator
 import signal
 import sys
 import traceback
 import types
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-__all__ = ["MAX_RECORD_SIZE", "ForeignValue", "Record", "decode", "encode"]
+__all__ = [
+    "MAX_RECORD_SIZE",
+    "ForeignValue",
+    "Record",
+    "Values",
+    "decode",
+    "decode_rest",
+    "decode_values",
+    "encode",
+    "encode_values",
+    "to_record",
+]
 
 #: Bytes of an encoded record above which its long texts are cut, with a marker that gives their true length. One such
 #: record costs the logging process a few times its size while it is written.
@@ -35,45 +46,47 @@ MAX_RECORD_SIZE = 128 * 2**20
 
 _CUT_TEXT = 2**20
 
-_ATTRIBUTES: tuple[tuple[str, type], ...] = (
-    ("name", str),
-    ("levelno", int),
-    ("levelname", str),
-    ("pathname", str),
-    ("filename", str),
-    ("module", str),
-    ("lineno", int),
-    ("funcName", str),
-    ("msg", str),
-    ("created", float),
-    ("msecs", float),
-    ("relativeCreated", float),
-    ("thread", int),
-    ("threadName", str),
-    ("process", int),
-    ("processName", str),
-    ("taskName", str),
-    ("exc_text", str),
-    ("stack_info", str),
-)
-_NAMES = tuple(name for name, _ in _ATTRIBUTES)
-_MSG = _NAMES.index("msg")
-_LEVELNO = _NAMES.index("levelno")
-_EXC_TEXT = _NAMES.index("exc_text")
-_STACK_INFO = _NAMES.index("stack_info")
+# What a record is on the wire. The parts are as they are because a tuple of many attributes is fastest got from, and
+# put into, a record's dictionary at once.
+
+#: The attributes that the sender works out.
+FOUND: dict[str, type] = {"msg": str, "exc_text": str, "processName": str}
+#: Those that it takes as they are, and that nearly every format or filter looks at.
+SHOWN: dict[str, type] = {
+    "name": str,
+    "levelno": int,
+    "levelname": str,
+    "created": float,
+    "msecs": float,
+    "process": int,
+    "stack_info": str,
+}
+#: Those that it takes as they are, and that are decoded only where they are needed.
+HIDDEN: dict[str, type] = {
+    "pathname": str,
+    "filename": str,
+    "module": str,
+    "lineno": int,
+    "funcName": str,
+    "relativeCreated": float,
+    "thread": int,
+    "threadName": str,
+}
+#: A record off the wire: the values of FOUND, the extra attributes, a tuple of the values of SHOWN, and a msgspec.Raw
+#: of those of HIDDEN, the task's name, and the exception's type and message. Any of them may be None.
+Values = tuple[Any, ...]
+MSG, EXC_TEXT, PROCESS_NAME, EXTRA, SHOWN_VALUES, REST = range(6)
+NAME, LEVELNO, LEVELNAME, CREATED, MSECS, PROCESS, STACK_INFO = range(7)
+
+_WireShown: Any = tuple[tuple(kind | None for kind in SHOWN.values())]  # type: ignore[misc]
+_Wire: Any = tuple[str | None, str | None, str | None, dict[str, Any] | None, _WireShown, msgspec.Raw]
+_WireRest: Any = tuple[(*(kind | None for kind in HIDDEN.values()), str | None, tuple[str, str] | None)]  # type: ignore[misc]
+
 # Not from makeLogRecord(), which asks the program's own record factory.
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 #: What formatters leave in a record, and what travels under other names.
 _NOT_EXTRA = _STANDARD | {"taskName", "message", "asctime"}
-_HAS_TASK_NAME = "taskName" in _STANDARD
-
-_Wire = tuple[  # type: ignore[misc, valid-type]
-    (
-        *(kind | None for _, kind in _ATTRIBUTES),
-        tuple[str, str] | None,
-        dict[str, Any] | None,
-    )
-]
+HAS_TASK_NAME = "taskName" in _STANDARD
 
 
 class Record(logging.LogRecord):
@@ -152,35 +165,21 @@ def encode(record: logging.LogRecord) -> bytes:
     except (SystemExit, GeneratorExit) as error:
         message = _unformattable(record, _unless_signal(error))
     exc_text = record.exc_text
-    exception = None
+    exception = extra = None
     if record.exc_info:
         exc_text, exception = _exception(record)
-    extra = None
     if len(attributes) != len(_STANDARD):
         extra = {name: _plain(value) for name, value in attributes.items() if name not in _NOT_EXTRA} or None
-    values = (
-        record.name,
-        record.levelno,
-        record.levelname,
-        record.pathname,
-        record.filename,
-        record.module,
-        record.lineno,
-        record.funcName,
-        message,
-        record.created,
-        record.msecs,
-        record.relativeCreated,
-        record.thread,
-        record.threadName,
-        record.process,
-        _process_name(record),
-        attributes.get("taskName"),
-        exc_text,
-        record.stack_info,
-        exception,
-        extra,
-    )
+    process_name = record.processName
+    if process_name == "MainProcess":
+        process_name = _process_name(record)
+    task_name = attributes.get("taskName")
+    rest = (*_get_hidden(attributes), task_name, exception)
+    return encode_values((message, exc_text, process_name, extra, _get_shown(attributes), rest))
+
+
+def encode_values(values: tuple[Any, ...]) -> bytes:
+    """Return `Values`, the last of which is not encoded yet, as bytes."""
     try:
         payload = _encode(values)
     except (TypeError, ValueError, OverflowError, RecursionError):
@@ -191,16 +190,16 @@ def encode(record: logging.LogRecord) -> bytes:
 
 
 _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
+_get_shown = operator.itemgetter(*SHOWN)
+_get_hidden = operator.itemgetter(*HIDDEN)
 
 
 def _process_name(record: logging.LogRecord) -> str | None:
-    """Return the name of the process, also where it is a child of multiprocess, which logging does not know."""
-    name = record.processName
-    if name == "MainProcess":
-        other = sys.modules.get("multiprocess.process")
-        if other is not None and record.process == other.current_process().ident:
-            return str(other.current_process().name)
-    return name
+    """Return the name of the main process, or of a child of multiprocess, which logging takes for one."""
+    other = sys.modules.get("multiprocess.process")
+    if other is not None and record.process == other.current_process().ident:
+        return str(other.current_process().name)
+    return record.processName
 
 
 def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str] | None]:
@@ -350,62 +349,92 @@ def _repaired(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
     A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
     """
-    *attributes, exception, extra = values
+    *found, extra, shown, (*hidden, task_name, exception) = values
     elsewhere = {_readable(name): value for name, value in (extra or {}).items()}
-    for index, (name, kind) in enumerate(_ATTRIBUTES):
-        value = attributes[index]
-        if kind is str and value is not None:
-            text = value if type(value) is str else safe_str(value)
-            attributes[index] = text = _text(text)
-            if type(text) is not str:
-                attributes[index], elsewhere[name] = None, text
-        elif value is not None and type(value) is not kind:
-            attributes[index] = _number(value)
-    if type(attributes[_LEVELNO]) is not int:
-        attributes[_LEVELNO] = logging.NOTSET
+    found = _repaired_part(FOUND, found, elsewhere)
+    shown = _repaired_part(SHOWN, shown, elsewhere)
+    hidden = _repaired_part({**HIDDEN, "taskName": str}, [*hidden, task_name], elsewhere)
     if exception is not None:
         exception = tuple(_readable(text) for text in exception)
-    return (*attributes, exception, elsewhere or None)
+    return (*found, elsewhere or None, tuple(shown), (*hidden, exception))
+
+
+def _repaired_part(kinds: dict[str, type], values: Sequence[Any], elsewhere: dict[str, Any]) -> list[Any]:
+    return [_repaired_value(name, kind, value, elsewhere) for (name, kind), value in zip(kinds.items(), values)]
+
+
+def _repaired_value(name: str, kind: type, value: Any, elsewhere: dict[str, Any]) -> Any:
+    if value is None or type(value) is kind is not str:
+        return value
+    if kind is not str:
+        return _number(value)
+    text = _text(value if type(value) is str else safe_str(value))
+    if type(text) is str:
+        return text
+    elsewhere[name] = text
+    return None
 
 
 def _cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Shorten the texts of a record that is too long, and name what was left out."""
-    cut = list(values)
-    for index in (_MSG, _EXC_TEXT, _STACK_INFO):
-        text = cut[index]
-        if text is not None and len(text) > _CUT_TEXT:
-            cut[index] = f"{text[:_CUT_TEXT]}... [cut by mplog: {len(text)} characters]"
-    extra = cut[-1]
+    message, exc_text, process_name, extra, shown, rest = values
     if extra is not None and len(_encode(extra)) > _CUT_TEXT:
-        cut[-1] = {name: f"[cut by mplog: {len(_encode(value))} bytes]" for name, value in extra.items()}
-    return tuple(cut)
+        extra = {name: f"[cut by mplog: {len(_encode(value))} bytes]" for name, value in extra.items()}
+    shown = tuple(_cut_text(value) for value in shown)
+    return (_cut_text(message), _cut_text(exc_text), process_name, extra, shown, rest)
+
+
+def _cut_text(value: Any) -> Any:
+    if not isinstance(value, str) or len(value) <= _CUT_TEXT:
+        return value
+    return f"{value[:_CUT_TEXT]}... [cut by mplog: {len(value)} characters]"
 
 
 # --- decoding: runs in the process that reads ---
+
+
+def to_record(values: Values) -> Record:
+    """Return the values as a log record.
+
+    Raises:
+        ValueError: the part that is decoded only now does not decode.
+    """
+    *hidden, task_name, exception = decode_rest(values)
+    record = Record.__new__(Record)
+    attributes = record.__dict__
+    attributes.update(zip(SHOWN, values[SHOWN_VALUES]))
+    attributes.update(zip(HIDDEN, hidden))
+    attributes.update(zip(FOUND, values))
+    attributes["args"] = None
+    attributes["exc_info"] = None
+    if HAS_TASK_NAME or task_name is not None:
+        attributes["taskName"] = task_name
+    record.exc_type, record.exc_message = exception if exception is not None else (None, None)
+    if values[EXTRA] is not None:
+        attributes.update(values[EXTRA])
+    return record
+
+
+def decode_rest(values: Values) -> tuple[Any, ...]:
+    """Return the values of `HIDDEN`, the task's name, and the exception's type and message or None.
+
+    Raises:
+        ValueError: they do not decode.
+    """
+    rest: tuple[Any, ...] = _decode_rest(values[REST])
+    return rest
 
 
 def decode(payload: bytes) -> Record:
     """Return the record that `encode` made.
 
     Raises:
-        ValueError: the payload is not a record (msgspec's errors are ValueErrors).
+        ValueError: the payload is not a record.
     """
     try:
-        values = _decode(payload)
+        return to_record(decode_values(payload))
     except RecursionError:
         raise ValueError("a record nested too deeply") from None
-    record = Record.__new__(Record)
-    attributes = record.__dict__
-    attributes.update(zip(_NAMES, values))
-    attributes["args"] = None
-    attributes["exc_info"] = None
-    if attributes["taskName"] is None and not _HAS_TASK_NAME:
-        del attributes["taskName"]
-    exception, extra = values[-2:]
-    record.exc_type, record.exc_message = exception if exception is not None else (None, None)
-    if extra is not None:
-        attributes.update(extra)
-    return record
 
 
 def _from_ext(code: int, data: memoryview) -> Any:
@@ -433,4 +462,6 @@ def _from_ext(code: int, data: memoryview) -> Any:
 
 
 _decode_list = msgspec.msgpack.Decoder(list[Any], ext_hook=_from_ext).decode
-_decode = msgspec.msgpack.Decoder(_Wire, ext_hook=_from_ext).decode
+#: Returns what `encode` made, or raises ValueError (msgspec's errors are), or RecursionError for one nested too deeply.
+decode_values: Callable[[bytes], Values] = msgspec.msgpack.Decoder(_Wire, ext_hook=_from_ext).decode
+_decode_rest = msgspec.msgpack.Decoder(_WireRest).decode

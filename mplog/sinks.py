@@ -20,8 +20,10 @@ from typing import Any, Literal, TextIO
 import filelock
 
 from mplog.errors import LogFileLockedError
+from mplog.formatters import Renderer, renderer
+from mplog.record import Values, to_record
 
-__all__ = ["DEFAULT_FORMAT", "ConsoleSink", "FileSink", "HandlerSink", "LogFileHandler", "Sink"]
+__all__ = ["DEFAULT_FORMAT", "ConsoleSink", "FileSink", "HandlerSink", "LogFileHandler", "Sink", "TextHandler"]
 
 #: Who logged what, where and when: the process is what a log of several processes is read for.
 DEFAULT_FORMAT = "%(asctime)s %(levelname)-8s %(processName)s %(name)s | %(message)s"
@@ -149,7 +151,7 @@ class ConsoleSink(Sink):
         # What cannot be shown is shown as an escape; a console is no place for an exception.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
         color = _wants_color(stream) if self.color is None else self.color
-        return ColorHandler(stream) if color else logging.StreamHandler(stream)
+        return ConsoleHandler(stream, color=color)
 
 
 def _wants_color(stream: TextIO) -> bool:
@@ -161,17 +163,107 @@ def _wants_color(stream: TextIO) -> bool:
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
-class ColorHandler(logging.StreamHandler[TextIO]):
-    """A StreamHandler that colours each record by its level."""
+class TextHandler(logging.Handler):
+    """A handler that writes a batch of texts at a time. Runs in the logging process.
+
+    `handle_values` takes a batch as it comes off the wire; `emit` takes a single record. Both collect, and `flush`,
+    which the logging process calls behind each batch, writes. A record that could not be written goes to `handleError`.
+    Override `write`.
+    """
+
+    terminator = "\n"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sources: list[Values | logging.LogRecord] = []
+        self._texts: list[str] = []
+        self._renderer: tuple[logging.Formatter | None, Renderer] | None = None
+
+    def createLock(self) -> None:
+        """Have no lock: one thread handles records."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Filter and render the record for the next `flush`, without the lock that the base class takes."""
+        passed: Any = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return passed
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Render the record for the next `flush`."""
+        try:
+            self._texts.append(self.format(record) + self.terminator)
+        except Exception:
+            self.handleError(record)
+        else:
+            self._sources.append(record)
+
+    def handle_values(self, batch: Sequence[Values]) -> None:
+        """Render a batch for the next `flush`."""
+        if self._renderer is None or self._renderer[0] is not self.formatter:
+            self._renderer = self.formatter, renderer(self.formatter or logging.Formatter(), self.terminator)
+        self._texts += self._renderer[1](batch, self._fail)
+        self._sources += batch
+
+    def _fail(self, values: Values, error: Exception) -> None:
+        # In the except clause of the renderer, as handleError() expects it.
+        self.handleError(to_record(values))
+
+    def flush(self) -> None:
+        """Write what has been rendered."""
+        if not self._texts:
+            return
+        sources, texts = self._sources, self._texts
+        self._sources, self._texts = [], []
+        try:
+            lost = self.write(texts)
+        except Exception:
+            lost = len(texts)
+        for source in sources[len(sources) - lost :] if lost else ():
+            self.handleError(source if isinstance(source, logging.LogRecord) else to_record(source))
+
+    def write(self, texts: list[str]) -> int:
+        """Write the texts, and return how many of the last ones could not be written."""
+        raise NotImplementedError
+
+
+class ConsoleHandler(TextHandler):
+    """Writes to a stream.
+
+    Args:
+        stream: where to.
+        color: colour each record by its level.
+    """
 
     _COLORS = ((logging.CRITICAL, "1;31"), (logging.ERROR, "31"), (logging.WARNING, "33"), (logging.INFO, "32"))
 
+    def __init__(self, stream: TextIO, *, color: bool) -> None:
+        super().__init__()
+        self._stream = stream
+        self._color = color
+
+    def __repr__(self) -> str:
+        return f"<ConsoleHandler {getattr(self._stream, 'name', self._stream)}>"
+
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        for level, color in self._COLORS:
-            if record.levelno >= level:
-                return f"\x1b[{color}m{text}\x1b[0m"
-        return f"\x1b[2m{text}\x1b[0m"
+        if not self._color:
+            return text
+        code = next((code for level, code in self._COLORS if record.levelno >= level), "2")
+        return f"\x1b[{code}m{text}\x1b[0m"
+
+    def handle_values(self, batch: Sequence[Values]) -> None:
+        if not self._color:
+            super().handle_values(batch)
+            return
+        for values in batch:
+            self.emit(to_record(values))
+
+    def write(self, texts: list[str]) -> int:
+        self._stream.write("".join(texts))
+        self._stream.flush()
+        return 0
 
 
 class FileSink(Sink):
@@ -211,11 +303,10 @@ class FileSink(Sink):
         )
 
 
-class LogFileHandler(logging.FileHandler):
-    """A FileHandler that writes a batch at a time, and holds the lock of its file. Runs in the logging process.
+class LogFileHandler(TextHandler):
+    """Writes to a file, and holds its lock.
 
-    `emit` collects; `flush`, which the logging process calls behind each batch, writes. A record that could not be
-    written goes to `handleError`, and what was written of it is taken back.
+    What was written of a record whose rest could not be written is taken back.
 
     Raises:
         LogFileLockedError: another logging process writes the file.
@@ -223,40 +314,34 @@ class LogFileHandler(logging.FileHandler):
     """
 
     def __init__(self, path: str, *, encoding: str, permissions: int, follow_symlinks: bool) -> None:
-        self._batch: list[tuple[logging.LogRecord, str]] = []
+        super().__init__()
+        self._path = path
+        self._encoding = encoding
         self._fd = -1
         self._owner_lock = _lock(os.path.realpath(path) if follow_symlinks else path)
         try:
             self._fd = _open_regular(path, permissions, follow_symlinks=follow_symlinks)
-            super().__init__(path, encoding=encoding, errors="backslashreplace", delay=True)
         except BaseException:
             self._release()
             raise
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Render the record for the next `flush`."""
-        try:
-            self._batch.append((record, self.format(record) + self.terminator))
-        except Exception:
-            self.handleError(record)
+    def __repr__(self) -> str:
+        return f"<LogFileHandler {self._path}>"
 
-    def flush(self) -> None:
-        """Write what has been rendered."""
-        if not self._batch:
-            return
-        batch, self._batch = self._batch, []
-        data = memoryview(self._encode("".join([text for _, text in batch])))
+    def write(self, texts: list[str]) -> int:
+        data = memoryview(self._encode("".join(texts)))
         written = 0
         try:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
         except OSError:
-            self._take_back(batch, written)
+            return self._take_back(texts, written)
+        return 0
 
-    def _take_back(self, batch: list[tuple[logging.LogRecord, str]], written: int) -> None:
-        """Cut off the record that was written in part, and report it and those behind it."""
+    def _take_back(self, texts: list[str], written: int) -> int:
+        """Cut off the record that was written in part, and return how many are not in the file."""
         whole = count = 0
-        for _, text in batch:
+        for text in texts:
             size = len(self._encode(text))
             if whole + size > written:
                 break
@@ -265,11 +350,10 @@ class LogFileHandler(logging.FileHandler):
         if whole < written:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - (written - whole))
-        for record, _ in batch[count:]:
-            self.handleError(record)
+        return len(texts) - count
 
     def _encode(self, text: str) -> bytes:
-        return text.encode(self.encoding or "utf-8", "backslashreplace")
+        return text.encode(self._encoding, "backslashreplace")
 
     def close(self) -> None:
         """Write the rest, and let go of the file."""
