@@ -13,12 +13,12 @@ import logging
 import re
 import string
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from mplog.record import FOUND, HAS_TASK_NAME, HIDDEN, SHOWN, Values, decode_rest, decode_values, encode, to_record
+from mplog.record import HAS_TASK_NAME, HIDDEN, SHOWN, Values, decode_rest, decode_values, encode, to_record
 
-__all__ = ["Renderer", "renderer"]
+__all__ = ["Renderer", "compile_loop", "expression", "renderer"]
 
 #: Called with a batch and with what to do about a record that cannot be formatted; returns a text for each record, with
 #: its terminator, and an empty one for those.
@@ -26,12 +26,14 @@ Renderer = Callable[[Sequence[Values], Callable[[Values, Exception], object]], l
 
 _PLAIN_ATTRIBUTES = {"_style", "_fmt", "datefmt", "converter", "default_time_format", "default_msec_format"}
 _REST = frozenset((*HIDDEN, *(["taskName"] if HAS_TASK_NAME else [])))
-_STANDARD = frozenset((*FOUND, *SHOWN)) | _REST
+_STANDARD = frozenset(("msg", "exc_text", "processName", *SHOWN)) | _REST
 
 
 def renderer(formatter: logging.Formatter, terminator: str) -> Renderer:
     """Return the fastest way to format a batch as `formatter` would, each record followed by `terminator`."""
-    return _compiled(formatter, terminator) or _interpreted(formatter, terminator)
+    own = getattr(formatter, "renderer", None)  # JSONFormatter's
+    render: Renderer | None = own(terminator) if own is not None else _compiled(formatter, terminator)
+    return render or _interpreted(formatter, terminator)
 
 
 def _interpreted(formatter: logging.Formatter, terminator: str) -> Renderer:
@@ -125,16 +127,12 @@ def render(batch, on_error):
     second = None
     texts = []
     for values in batch:
-        msg, exc_text, processName, extra, (name, levelno, levelname, created, msecs, process, stack_info), _ = values
+        msg, extra, exc_text, shown, processName, _ = values
+        created, msecs, relativeCreated, stack_info, process, name, levelno, levelname = shown
         try:
             if extra is not None and not standard.isdisjoint(extra):
                 raise LookupError  # an attribute that UTF-8 does not take: it is among the extra ones
-            {prepare}
-            text = template{operator}({arguments})
-            if exc_text:
-                text = (text if text[-1:] == "\\n" else text + "\\n") + exc_text
-            if stack_info:
-                text = (text if text[-1:] == "\\n" else text + "\\n") + stack_info
+            {body}
             texts.append(text + terminator)
         except Exception:
             texts += interpret((values,), on_error)
@@ -142,45 +140,65 @@ def render(batch, on_error):
 """
 
 
-def _build(formatter: logging.Formatter, template: tuple[str, list[str], str], terminator: str) -> Renderer:
-    text, fields, operator = template
-    namespace: dict[str, Any] = {
-        "template": text,
+def compile_loop(
+    body: list[str], fields: Iterable[str], names: dict[str, Any], formatter: logging.Formatter, terminator: str
+) -> Renderer:
+    """Return a renderer around statements that make the ``text`` of one record.
+
+    Args:
+        body: the statements. They see the attributes of the record by their names, ``extra``, and ``second``, which is
+            None in the beginning of a batch. Where they raise, the record goes through ``formatter.format()``.
+        fields: the attributes that they use.
+        names: what else they use.
+        formatter: the formatter that they stand for.
+        terminator: what follows each text.
+    """
+    if not _REST.isdisjoint(fields):
+        body = [f"{', '.join(HIDDEN)}, taskName, _ = decode_rest(values)", *body]
+    namespace = {
+        **names,
         "terminator": terminator,
         "standard": _STANDARD,
         "interpret": _interpreted(formatter, terminator),
         "decode_rest": decode_rest,
+    }
+    exec(_LOOP.format(body="\n            ".join(body)), namespace)
+    render: Renderer = namespace["render"]
+    return render
+
+
+def expression(field: str) -> str:
+    """Return what gives the value of a record's attribute in the loop."""
+    if field == "message":
+        return "msg"
+    # Names of attributes stand in it as they are only where they are ours.
+    return field if field in _STANDARD else f"extra[{field!r}]"
+
+
+def _build(formatter: logging.Formatter, template: tuple[str, list[str], str], terminator: str) -> Renderer:
+    text, fields, operator = template
+    body = []
+    if "asctime" in fields or "stamp" in fields:
+        # localtime() and strftime() know no fraction of a second.
+        body.append("if created // 1 != second:")
+        body.append("    stamp = strftime(date_format, converter(created))")
+        body.append("    second = created // 1")
+    milliseconds = not formatter.datefmt and formatter.default_msec_format
+    special = {"stamp": "stamp", "asctime": "msec_format % (stamp, msecs)" if milliseconds else "stamp"}
+    arguments = ", ".join(special.get(field) or expression(field) for field in fields)
+    body += [
+        f"text = template{operator}({arguments}{',' if operator == '% ' and fields else ''})",
+        r"if exc_text: text = (text if text[-1:] == '\n' else text + '\n') + exc_text",
+        r"if stack_info: text = (text if text[-1:] == '\n' else text + '\n') + stack_info",
+    ]
+    names = {
+        "template": text,
         "strftime": time.strftime,
         "converter": formatter.converter,
         "date_format": formatter.datefmt or formatter.default_time_format,
         "msec_format": formatter.default_msec_format,
     }
-    prepare = ["pass"]
-    if not _REST.isdisjoint(fields):
-        prepare.append(f"{', '.join(HIDDEN)}, taskName, _ = decode_rest(values)")
-    if "asctime" in fields or "stamp" in fields:
-        # localtime() and strftime() know no fraction of a second.
-        prepare.append("if created // 1 != second:")
-        prepare.append("    stamp = strftime(date_format, converter(created))")
-        prepare.append("    second = created // 1")
-    arguments = ", ".join(_expression(field, formatter) for field in fields)
-    source = _LOOP.format(
-        prepare="\n            ".join(prepare),
-        operator=operator,
-        arguments=arguments + ("," if operator == "% " and fields else ""),
-    )
-    exec(source, namespace)  # names of fields are \w+, and stand in it as strings where they are not ours
-    render: Renderer = namespace["render"]
-    return render
-
-
-def _expression(field: str, formatter: logging.Formatter) -> str:
-    if field == "message":
-        return "msg"
-    if field == "asctime":
-        plain = formatter.datefmt or not formatter.default_msec_format
-        return "stamp" if plain else "msec_format % (stamp, msecs)"
-    return field if field == "stamp" or field in _STANDARD else f"extra[{field!r}]"
+    return compile_loop(body, fields, names, formatter, terminator)
 
 
 def _agree(render: Renderer, reference: Renderer) -> bool:

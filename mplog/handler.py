@@ -42,7 +42,8 @@ class QueueHandler(logging.handlers.QueueHandler):
         # Straight to the point where a subclass does not stand in between: two calls less for each record.
         kind = type(self)
         self._prepare = encode if kind.prepare is QueueHandler.prepare else self.prepare
-        self._enqueue = self._put if kind.enqueue is QueueHandler.enqueue else self.enqueue
+        #: Sends a record that is encoded already.
+        self.send_encoded = self._put if kind.enqueue is QueueHandler.enqueue else self.enqueue
 
     def createLock(self) -> None:
         """Have no lock: one that another thread holds at a fork, or this one in a signal handler, is a deadlock."""
@@ -66,7 +67,7 @@ class QueueHandler(logging.handlers.QueueHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record. What goes wrong never reaches the program that logs."""
         try:
-            self._enqueue(self._prepare(record))
+            self.send_encoded(self._prepare(record))
         except NoReaderError as error:
             self._fall_back(record, error)
         except Exception:

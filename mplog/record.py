@@ -18,11 +18,12 @@ import decimal
 import logging
 import operator
 import signal
+import struct
 import sys
 import traceback
 import types
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -36,8 +37,11 @@ __all__ = [
     "decode_rest",
     "decode_values",
     "encode",
-    "encode_values",
+    "encode_call",
+    "encode_ending",
+    "plain_fields",
     "to_record",
+    "unless_signal",
 ]
 
 #: Bytes of an encoded record above which its long texts are cut, with a marker that gives their true length. One such
@@ -45,42 +49,45 @@ __all__ = [
 MAX_RECORD_SIZE = 128 * 2**20
 
 _CUT_TEXT = 2**20
+_KEPT_FRAMES = 50
 
 # What a record is on the wire. The parts are as they are because a tuple of many attributes is fastest got from, and
 # put into, a record's dictionary at once.
 
-#: The attributes that the sender works out.
-FOUND: dict[str, type] = {"msg": str, "exc_text": str, "processName": str}
-#: Those that it takes as they are, and that nearly every format or filter looks at.
+# Within them, what differs from call to call comes first, so that `Logger` can keep the rest ready as bytes.
+
+#: The attributes that it takes as they are, and that nearly every format or filter looks at.
 SHOWN: dict[str, type] = {
+    "created": float,
+    "msecs": float,
+    "relativeCreated": float,
+    "stack_info": str,
+    "process": int,
     "name": str,
     "levelno": int,
     "levelname": str,
-    "created": float,
-    "msecs": float,
-    "process": int,
-    "stack_info": str,
 }
 #: Those that it takes as they are, and that are decoded only where they are needed.
 HIDDEN: dict[str, type] = {
+    "thread": int,
+    "threadName": str,
     "pathname": str,
     "filename": str,
     "module": str,
     "lineno": int,
     "funcName": str,
-    "relativeCreated": float,
-    "thread": int,
-    "threadName": str,
 }
-#: A record off the wire: the values of FOUND, the extra attributes, a tuple of the values of SHOWN, and a msgspec.Raw
-#: of those of HIDDEN, the task's name, and the exception's type and message. Any of them may be None.
+#: A record off the wire: the message, the extra attributes, the traceback, a tuple of the values of SHOWN, the name of
+#: the process, and a msgspec.Raw of the values of HIDDEN, the name of the task, and the type, message and frames of the
+#: exception. Any may be None.
 Values = tuple[Any, ...]
-MSG, EXC_TEXT, PROCESS_NAME, EXTRA, SHOWN_VALUES, REST = range(6)
-NAME, LEVELNO, LEVELNAME, CREATED, MSECS, PROCESS, STACK_INFO = range(7)
+MSG, EXTRA, EXC_TEXT, SHOWN_VALUES, PROCESS_NAME, REST = range(6)
+PROCESS, NAME, LEVELNO = 4, 5, 6
 
 _WireShown: Any = tuple[tuple(kind | None for kind in SHOWN.values())]  # type: ignore[misc]
-_Wire: Any = tuple[str | None, str | None, str | None, dict[str, Any] | None, _WireShown, msgspec.Raw]
-_WireRest: Any = tuple[(*(kind | None for kind in HIDDEN.values()), str | None, tuple[str, str] | None)]  # type: ignore[misc]
+_Wire: Any = tuple[str | None, dict[str, Any] | None, str | None, _WireShown, str | None, msgspec.Raw]
+_WireException = tuple[str, str, list[tuple[str, int, str]]]
+_WireRest: Any = tuple[(*(kind | None for kind in HIDDEN.values()), str | None, _WireException | None)]  # type: ignore[misc]
 
 # Not from makeLogRecord(), which asks the program's own record factory.
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
@@ -99,11 +106,14 @@ class Record(logging.LogRecord):
         exc_type: the exception's type, as ``module.qualname``; None without an exception. It and `exc_message` are
             slots, so formatters that write all of ``__dict__`` write what they would have written without mplog.
         exc_message: ``str()`` of the exception.
+        exc_frames: where it was raised: file, line and function, the innermost last; of more than 100, the first and
+            the last 50.
     """
 
-    __slots__ = ("exc_message", "exc_type")
+    __slots__ = ("exc_frames", "exc_message", "exc_type")
     exc_type: str | None
     exc_message: str | None
+    exc_frames: list[tuple[str, int, str]]
 
     def getMessage(self) -> str:
         """Return the message. Never a template: a ``%`` in it is a ``%``."""
@@ -163,22 +173,22 @@ def encode(record: logging.LogRecord) -> bytes:
     except Exception as error:
         message = _unformattable(record, error)
     except (SystemExit, GeneratorExit) as error:
-        message = _unformattable(record, _unless_signal(error))
+        message = _unformattable(record, unless_signal(error))
     exc_text = record.exc_text
     exception = extra = None
     if record.exc_info:
         exc_text, exception = _exception(record)
     if len(attributes) != len(_STANDARD):
-        extra = {name: _plain(value) for name, value in attributes.items() if name not in _NOT_EXTRA} or None
+        extra = plain_fields((name, value) for name, value in attributes.items() if name not in _NOT_EXTRA)
     process_name = record.processName
     if process_name == "MainProcess":
         process_name = _process_name(record)
     task_name = attributes.get("taskName")
     rest = (*_get_hidden(attributes), task_name, exception)
-    return encode_values((message, exc_text, process_name, extra, _get_shown(attributes), rest))
+    return _encode_values((message, extra, exc_text, _get_shown(attributes), process_name, rest))
 
 
-def encode_values(values: tuple[Any, ...]) -> bytes:
+def _encode_values(values: tuple[Any, ...]) -> bytes:
     """Return `Values`, the last of which is not encoded yet, as bytes."""
     try:
         payload = _encode(values)
@@ -189,6 +199,40 @@ def encode_values(values: tuple[Any, ...]) -> bytes:
     return payload if len(payload) <= MAX_RECORD_SIZE else _encode(_cut(values))
 
 
+def encode_ending(
+    process: int,
+    name: str,
+    level: int,
+    level_name: str,
+    process_name: str,
+    hidden: tuple[Any, ...],
+    task_name: str | None,
+) -> bytes:
+    """Return the end of a record without an exception or a stack: what does not differ from call to call.
+
+    Args:
+        process, name, level, level_name, process_name, task_name: attributes of the record.
+        hidden: the values of HIDDEN.
+    """
+    items = (None, process, name, level, level_name, process_name, (*hidden, task_name, None))
+    return _encode(items)[1:]  # the array's own header is one byte
+
+
+def encode_call(
+    message: str,
+    extra: dict[str, Any] | None,
+    created: float,
+    milliseconds: float,
+    relative: float,
+    ending: bytes,
+) -> bytes:
+    """Return a record, from what differs from call to call and the ending of `encode_ending`."""
+    # The headers of arrays of 6 and of 8, and of doubles (the MessagePack specification).
+    times = _pack_times(0x98, 0xCB, created, 0xCB, milliseconds, 0xCB, relative)
+    return b"\x96" + _encode((message, extra, None))[1:] + times + ending
+
+
+_pack_times = struct.Struct(">BBdBdBd").pack
 _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
 _get_shown = operator.itemgetter(*SHOWN)
 _get_hidden = operator.itemgetter(*HIDDEN)
@@ -202,8 +246,8 @@ def _process_name(record: logging.LogRecord) -> str | None:
     return record.processName
 
 
-def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str] | None]:
-    """Return the traceback as text, and the exception's type and message."""
+def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str, list[Any]] | None]:
+    """Return the traceback as text, and the exception's type, message and frames."""
     info: Any = record.exc_info
     if info is True:
         info = sys.exc_info()
@@ -218,11 +262,14 @@ def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str] |
         except Exception as error:
             text = f"<mplog: this traceback could not be formatted: {_describe(error)}>"
         except (SystemExit, GeneratorExit) as error:
-            text = f"<mplog: this traceback could not be formatted: {_describe(_unless_signal(error))}>"
-    kind, value, _ = info
+            text = f"<mplog: this traceback could not be formatted: {_describe(unless_signal(error))}>"
+    kind, value, trace = info
     if kind is None:
         return text, None
-    return text, (f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."), safe_str(value))
+    frames = [(frame.f_code.co_filename, line or 0, frame.f_code.co_name) for frame, line in traceback.walk_tb(trace)]
+    if len(frames) > 2 * _KEPT_FRAMES:
+        frames = frames[:_KEPT_FRAMES] + frames[-_KEPT_FRAMES:]
+    return text, (f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."), safe_str(value), frames)
 
 
 _formatter = logging.Formatter()
@@ -257,11 +304,11 @@ def _safe(function: Callable[[object], str], value: object) -> str:
         return f"<{type(value).__name__} object; its {function.__name__}() raised {type(error).__name__}>"
     except (SystemExit, GeneratorExit) as error:
         return (
-            f"<{type(value).__name__} object; its {function.__name__}() raised {type(_unless_signal(error)).__name__}>"
+            f"<{type(value).__name__} object; its {function.__name__}() raised {type(unless_signal(error)).__name__}>"
         )
 
 
-def _unless_signal(error: BaseException) -> BaseException:
+def unless_signal(error: BaseException) -> BaseException:
     """Return the error, but raise it again where a signal handler raised it.
 
     ``sys.exit()`` in a ``__repr__`` is a fault of the argument and must not end the program. ``sys.exit()`` in a signal
@@ -290,6 +337,11 @@ _CODES: dict[type, int] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
 _AS_IS = frozenset({bool, float, bytes, types.NoneType})
 _MAX_DEPTH = 32
 _Ext = msgspec.msgpack.Ext
+
+
+def plain_fields(fields: Iterable[tuple[str, Any]]) -> dict[str, Any] | None:
+    """Return the fields with values that msgpack carries; None where there are none."""
+    return {name: _plain(value) for name, value in fields} or None
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -340,7 +392,7 @@ def _number(value: Any) -> int | float | None:
     except Exception:
         return None
     except (SystemExit, GeneratorExit) as error:
-        _unless_signal(error)
+        unless_signal(error)
         return None
 
 
@@ -349,18 +401,21 @@ def _repaired(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
     A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
     """
-    *found, extra, shown, (*hidden, task_name, exception) = values
+    message, extra, exc_text, shown, process_name, (*hidden, task_name, exception) = values
     elsewhere = {_readable(name): value for name, value in (extra or {}).items()}
-    found = _repaired_part(FOUND, found, elsewhere)
-    shown = _repaired_part(SHOWN, shown, elsewhere)
-    hidden = _repaired_part({**HIDDEN, "taskName": str}, [*hidden, task_name], elsewhere)
+
+    def repaired(kinds: dict[str, type], parts: Sequence[Any]) -> list[Any]:
+        return [_repaired_value(name, kind, part, elsewhere) for (name, kind), part in zip(kinds.items(), parts)]
+
+    found = repaired({"msg": str, "exc_text": str, "processName": str}, (message, exc_text, process_name))
+    message, exc_text, process_name = found
+    shown = tuple(repaired(SHOWN, shown))
+    hidden = repaired({**HIDDEN, "taskName": str}, (*hidden, task_name))
     if exception is not None:
-        exception = tuple(_readable(text) for text in exception)
-    return (*found, elsewhere or None, tuple(shown), (*hidden, exception))
-
-
-def _repaired_part(kinds: dict[str, type], values: Sequence[Any], elsewhere: dict[str, Any]) -> list[Any]:
-    return [_repaired_value(name, kind, value, elsewhere) for (name, kind), value in zip(kinds.items(), values)]
+        kind, text, frames = exception
+        frames = [(_readable(file), line, _readable(function)) for file, line, function in frames]
+        exception = (_readable(kind), _readable(text), frames)
+    return (message, elsewhere or None, exc_text, shown, process_name, (*hidden, exception))
 
 
 def _repaired_value(name: str, kind: type, value: Any, elsewhere: dict[str, Any]) -> Any:
@@ -377,11 +432,11 @@ def _repaired_value(name: str, kind: type, value: Any, elsewhere: dict[str, Any]
 
 def _cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Shorten the texts of a record that is too long, and name what was left out."""
-    message, exc_text, process_name, extra, shown, rest = values
+    message, extra, exc_text, shown, process_name, rest = values
     if extra is not None and len(_encode(extra)) > _CUT_TEXT:
         extra = {name: f"[cut by mplog: {len(_encode(value))} bytes]" for name, value in extra.items()}
     shown = tuple(_cut_text(value) for value in shown)
-    return (_cut_text(message), _cut_text(exc_text), process_name, extra, shown, rest)
+    return (_cut_text(message), extra, _cut_text(exc_text), shown, process_name, rest)
 
 
 def _cut_text(value: Any) -> Any:
@@ -399,24 +454,26 @@ def to_record(values: Values) -> Record:
     Raises:
         ValueError: the part that is decoded only now does not decode.
     """
+    message, extra, exc_text, shown, process_name, _ = values
     *hidden, task_name, exception = decode_rest(values)
     record = Record.__new__(Record)
     attributes = record.__dict__
-    attributes.update(zip(SHOWN, values[SHOWN_VALUES]))
+    attributes.update(zip(SHOWN, shown))
     attributes.update(zip(HIDDEN, hidden))
-    attributes.update(zip(FOUND, values))
-    attributes["args"] = None
-    attributes["exc_info"] = None
+    attributes["msg"] = message
+    attributes["args"] = attributes["exc_info"] = None
+    attributes["exc_text"] = exc_text
+    attributes["processName"] = process_name
     if HAS_TASK_NAME or task_name is not None:
         attributes["taskName"] = task_name
-    record.exc_type, record.exc_message = exception if exception is not None else (None, None)
-    if values[EXTRA] is not None:
-        attributes.update(values[EXTRA])
+    record.exc_type, record.exc_message, record.exc_frames = exception or (None, None, [])
+    if extra is not None:
+        attributes.update(extra)
     return record
 
 
 def decode_rest(values: Values) -> tuple[Any, ...]:
-    """Return the values of `HIDDEN`, the task's name, and the exception's type and message or None.
+    """Return the values of `HIDDEN`, the task's name, and the exception's type, message and frames or None.
 
     Raises:
         ValueError: they do not decode.
