@@ -29,6 +29,7 @@ import cloudpickle
 
 from mplog.control import Control
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, ServerStateError, StartError
+from mplog.logger import Logger, set_logger_class
 from mplog.logging_process import Configuration, Stats
 from mplog.plain_queue import Pump
 from mplog.queue import LogQueue
@@ -62,6 +63,8 @@ class LogServer:
         queue: a `LogQueue` of your own; or a plain ``Queue`` of ``multiprocessing`` or ``multiprocess``, which works
             everywhere but loses what a worker has not sent when it dies, and may wedge when one is killed. None (the
             default) makes a `LogQueue`.
+        logger_class: ``mplog.Logger`` makes all loggers of this process and of the workers loggers of that class, those
+            too that modules have got already. ``logging.Logger`` (the default) leaves them as they are.
 
     Raises:
         ValueError, TypeError: an argument is wrong.
@@ -73,6 +76,7 @@ class LogServer:
         level: int | str | None = None,
         format: str | logging.Formatter = DEFAULT_FORMAT,
         queue: Any = None,
+        logger_class: type[logging.Logger] = logging.Logger,
     ) -> None:
         if not sinks:
             raise TypeError("LogServer needs somewhere to write: LogServer('app.log'), or LogServer(ConsoleSink())")
@@ -81,7 +85,10 @@ class LogServer:
         to_formatter(format)
         self._format = format
         self._level = None if level is None else logging.Handler(level).level
+        if logger_class not in (logging.Logger, Logger):
+            raise ValueError(f"logger_class is logging.Logger or mplog.Logger, not {logger_class!r}")
         self._given_queue = queue
+        self._logger_class = logger_class
         self._lock = threading.RLock()
         self._owner = 0
         self._queue: Any = None
@@ -125,7 +132,7 @@ class LogServer:
                 self._queue = None
                 raise
             self._owner = os.getpid()
-            self._takeover = _Takeover(self._queue, self._level)
+            self._takeover = _Takeover(self._queue, self._level, self._logger_class)
             # Behind multiprocessing's own exit function, which waits for the children: they may still log.
             self._finalizer = multiprocessing.util.Finalize(None, self._at_exit, exitpriority=-100)
             return self
@@ -311,7 +318,7 @@ class LogServer:
 class _Takeover:
     """The logging of the process that starts a server, as it was before, and what it is meanwhile."""
 
-    def __init__(self, queue: Any, level: int | None) -> None:
+    def __init__(self, queue: Any, level: int | None, logger_class: type[logging.Logger]) -> None:
         root = logging.getLogger()
         self._handlers = root.handlers
         self._level = root.level if level is not None else None
@@ -320,6 +327,9 @@ class _Takeover:
         self._handler = install(queue)
         if level is not None:
             root.setLevel(level)
+        self._changes_class = logger_class is Logger and logging.getLoggerClass() is not Logger
+        if self._changes_class:
+            set_logger_class(Logger)
         if isinstance(queue, LogQueue):
             self._directory = os.environ[MPLOG_QUEUE] = queue.directory
             LoggingState.capture().save(queue.directory)
@@ -336,6 +346,8 @@ class _Takeover:
                 del os.environ[MPLOG_QUEUE]
             else:
                 os.environ[MPLOG_QUEUE] = self._environment
+        if self._changes_class:
+            set_logger_class(logging.Logger)
         self._handler.close()
 
 

@@ -37,6 +37,7 @@ class LoggingState(msgspec.Struct, frozen=True):
         disabled: the loggers that are disabled.
         disable: what ``logging.disable()`` has set.
         level_names: the names that ``logging.addLevelName()`` has set.
+        fast: whether the loggers are of `mplog.Logger`.
     """
 
     level: int
@@ -45,6 +46,7 @@ class LoggingState(msgspec.Struct, frozen=True):
     disabled: list[str]
     disable: int
     level_names: dict[int, str]
+    fast: bool
 
     @classmethod
     def capture(cls) -> LoggingState:
@@ -58,6 +60,7 @@ class LoggingState(msgspec.Struct, frozen=True):
             disabled=[logger.name for logger in loggers if logger.disabled],
             disable=int(manager.disable),
             level_names={number: name for number, name in _level_names().items() if isinstance(number, int)},
+            fast=logging.getLoggerClass().__module__ == "mplog.logger",
         )
 
     def apply(self) -> None:
@@ -73,6 +76,10 @@ class LoggingState(msgspec.Struct, frozen=True):
         for name in self.disabled:
             logging.getLogger(name).disabled = True
         logging.disable(self.disable)
+        if self.fast:
+            from mplog.logger import Logger, set_logger_class
+
+            set_logger_class(Logger)
 
     def save(self, directory: str) -> None:
         """Write it where `attach` finds it."""
