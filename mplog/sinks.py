@@ -15,11 +15,16 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import filelock
 
 from mplog.errors import LogFileLockedError
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # not subscriptable on Python 3.10
 
 __all__ = ["DEFAULT_FORMAT", "ConsoleSink", "FileSink", "HandlerSink", "LogFileHandler", "Sink"]
 
@@ -86,8 +91,13 @@ def to_formatter(format: str | logging.Formatter) -> logging.Formatter:
 
     Raises:
         ValueError: it is not a valid ``%``-style format.
+        TypeError: it is neither a format nor a formatter.
     """
-    return logging.Formatter(format) if isinstance(format, str) else format
+    if isinstance(format, str):
+        return logging.Formatter(format)
+    if not callable(getattr(format, "format", None)):
+        raise TypeError(f"a format is a %-style format or a logging.Formatter, not {format!r}")
+    return format
 
 
 class HandlerSink(Sink):
@@ -161,7 +171,7 @@ def _wants_color(stream: TextIO) -> bool:
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
-class ColorHandler(logging.StreamHandler[TextIO]):
+class ColorHandler(_StreamHandler):
     """A StreamHandler that colours each record by its level."""
 
     _COLORS = ((logging.CRITICAL, "1;31"), (logging.ERROR, "31"), (logging.WARNING, "33"), (logging.INFO, "32"))
@@ -204,6 +214,15 @@ class FileSink(Sink):
 
     def describe(self) -> str:
         return repr(self.path)
+
+    def clear_up(self) -> None:
+        """Remove the lock file of a logging process that has died."""
+        path = os.path.realpath(self.path) if self.follow_symlinks else self.path
+        with contextlib.suppress(OSError):
+            if os.path.exists(_lock_path(path)):
+                lock = _lock(path)
+                os.unlink(lock.lock_file)
+                lock.release()
 
     def make_handler(self) -> logging.Handler:
         return LogFileHandler(
@@ -330,15 +349,21 @@ def _not_a_file() -> OSError:
     )
 
 
-def _lock(path: str) -> filelock.BaseFileLock:
-    """Become the one process that writes the file."""
-    directory, name = os.path.split(os.path.realpath(os.path.dirname(path)) + os.sep + os.path.basename(path))
+def _lock_path(path: str) -> str:
+    """Return the path of the lock file, which is the same by whatever way its directory is reached."""
+    directory, name = os.path.realpath(os.path.dirname(path)), os.path.basename(path)
     if not os.path.isdir(directory):
         raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
     place = os.path.join(directory, f".{name}.lock")
     if not os.access(directory, os.W_OK):
         # As with /var/log, where an administrator has made the file.
         place = os.path.join(tempfile.gettempdir(), f"mplog{place.replace(os.sep, '%')}")
+    return place
+
+
+def _lock(path: str) -> filelock.BaseFileLock:
+    """Become the one process that writes the file."""
+    place = _lock_path(path)
     lock = filelock.FileLock(place, thread_local=False)
     try:
         lock.acquire(blocking=False)
