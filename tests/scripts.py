@@ -44,13 +44,11 @@ def run_script(
 def run(arguments: list[str], *, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments, and capture what it says."""
     options.setdefault("env", environment())
-    options.setdefault("stdin", None if "input" in options else subprocess.DEVNULL)
-    if options["stdin"] is None:
-        del options["stdin"]
+    if "input" not in options:
+        options["stdin"] = subprocess.DEVNULL
     return subprocess.run(
         [sys.executable, "-B", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
