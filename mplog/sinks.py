@@ -6,6 +6,7 @@ pickle; the handler that ``open()`` makes never leaves the logging process, and 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import datetime
 import errno
@@ -56,6 +57,9 @@ class Sink:
         logging.Handler(level)
         if format is not None:
             to_formatter(format)
+        for filter in self.filters:
+            if not callable(filter) and not callable(getattr(filter, "filter", None)):
+                raise TypeError(f"a filter is a function, or an object with a filter() method, not {filter!r}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.describe()})"
@@ -248,6 +252,9 @@ class LogFileHandler(logging.FileHandler):
         try:
             self._fd = _open_regular(path, permissions, follow_symlinks=follow_symlinks)
             super().__init__(path, encoding=encoding, errors="backslashreplace", delay=True)
+            self._encoder = codecs.getincrementalencoder(encoding)("backslashreplace")
+            if os.fstat(self._fd).st_size:
+                self._encoder.setstate(0)  # no byte order mark but at the beginning of the file
         except BaseException:
             self._release()
             raise
@@ -264,20 +271,24 @@ class LogFileHandler(logging.FileHandler):
         if not self._batch:
             return
         batch, self._batch = self._batch, []
-        data = memoryview(self._encode("".join([text for _, text in batch])))
+        state = self._encoder.getstate()
+        data = memoryview(self._encoder.encode("".join([text for _, text in batch])))
         written = 0
         try:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
         except OSError:
+            self._encoder.setstate(state)
             self._take_back(batch, written)
 
     def _take_back(self, batch: list[tuple[logging.LogRecord, str]], written: int) -> None:
         """Cut off the record that was written in part, and report it and those behind it."""
         whole = count = 0
         for _, text in batch:
-            size = len(self._encode(text))
+            state = self._encoder.getstate()
+            size = len(self._encoder.encode(text))
             if whole + size > written:
+                self._encoder.setstate(state)
                 break
             whole += size
             count += 1
@@ -286,9 +297,6 @@ class LogFileHandler(logging.FileHandler):
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - (written - whole))
         for record, _ in batch[count:]:
             self.handleError(record)
-
-    def _encode(self, text: str) -> bytes:
-        return text.encode(self.encoding or "utf-8", "backslashreplace")
 
     def close(self) -> None:
         """Write the rest, and let go of the file."""
