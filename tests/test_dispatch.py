@@ -141,15 +141,15 @@ def test_bad_handler_is_isolated_and_reported(
 
 
 def test_handler_that_logs_itself_is_isolated(tmp_path: Path) -> None:
-    """A handler that logs with each record it gets does not end in a flood, nor takes anything from the others."""
+    """A handler that logs with each record it gets recurses, as in one process; the others lose nothing by it."""
     sinks = [mplog.FileSink(tmp_path / "app.log", format="%(message)s"), mplog.HandlerSink(lambda: BadHandler("log"))]
     with mplog.LogServer(*sinks, level="INFO") as server:
         for number in range(5):
             logging.info("%d", number)
     written = lines(tmp_path / "app.log")
     assert [line for line in written if line.isdigit()] == ["0", "1", "2", "3", "4"]
-    assert written.count("logged by the handler itself") == 5
-    assert server.stats().received == 5
+    assert any("could not be written" in line and "RecursionError" in line for line in written)
+    assert (server.stats().received, list(server.stats().failed.values())) == (5, [5])
 
 
 def test_trouble_that_nobody_can_write_goes_to_stderr(dispatch: Dispatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,24 +234,19 @@ def test_bad_formatter_or_filter_is_isolated(tmp_path: Path, what: str) -> None:
     with mplog.LogServer(*sinks, level="INFO", format="%(message)s") as server:
         for message in ("good", "bad", "good"):
             logging.info(message)
-        pid = server.pid
     assert list(server.stats().failed.values()) == [1, 1]
-    for name, expected in (
-        ("format", ["good", "good"]),
-        ("filter", ["good", "good"]),
-        ("all", ["good", "bad", "good"]),
-    ):
+    for name in ("format", "filter", "all"):
         written = lines(tmp_path / name)
+        expected = ["good", "bad", "good"] if name == "all" else ["good", "good"]
         assert [line for line in written if "mplog" not in line] == expected
         assert sum("could not be written" in line for line in written) == 2
-    assert pid
 
 
 def test_blocked_sink_does_not_stop_the_workers(tmp_path: Path) -> None:
     """While one sink blocks, those who log go on as long as the queue has room, and all is written afterwards."""
     gate = Gate(tmp_path / "gate")
-    sinks = ["app.log", mplog.HandlerSink(lambda: BlockedHandler(gate, "slow.log"))]
-    os.chdir(tmp_path)
+    log, slow = tmp_path / "app.log", tmp_path / "slow.log"
+    sinks = [log, mplog.HandlerSink(lambda: BlockedHandler(gate, slow))]
     with mplog.LogServer(*sinks, level="INFO", format="%(message)s") as server:
         logging.info("0")
         gate.wait_until_reached()
@@ -260,7 +255,7 @@ def test_blocked_sink_does_not_stop_the_workers(tmp_path: Path) -> None:
         gate.open()
         server.stop()
     os.close(gate.fd)
-    assert lines("app.log") == lines("slow.log") == [str(number) for number in range(2000)]
+    assert lines(log) == lines(slow) == [str(number) for number in range(2000)]
 
 
 # --- files that cannot be written ---
