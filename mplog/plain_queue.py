@@ -90,7 +90,10 @@ def _with_own_reader(source: Any) -> Any:
     reader = getattr(source, "_reader", None)
     if reader is None:
         return source
-    handle = reduction.duplicate(reader.fileno()) if sys.platform == "win32" else os.dup(reader.fileno())
+    if sys.platform == "win32":
+        handle = reduction.duplicate(reader.fileno())
+    else:
+        handle = os.dup(reader.fileno())
     kind: Any = type(source)
     own = kind.__new__(kind)
     own.__dict__.update(source.__dict__)
