@@ -93,15 +93,19 @@ class Dispatcher:
         # A handler may change a record for those behind it, unless all of them only write it.
         only_text = all(isinstance(handler, TextHandler) and not handler.filters for handler in handlers)
         records = [] if only_text else self._to_records(batch)
+
+        def reaches(values: Values, handler: logging.Handler) -> bool:
+            shown = values[SHOWN_VALUES]
+            return (shown[LEVELNO] or 0) >= handler.level and handler in plans[shown[NAME]]
+
         for handler in handlers:
             if only_text:
-                chosen = _select(batch, handler, plans)
+                everything = handler.level == logging.NOTSET and all(handler in plan for plan in plans.values())
+                chosen = batch if everything else [values for values in batch if reaches(values, handler)]
                 self._guard(handler, len(chosen), handler.handle_values, chosen)  # type: ignore[attr-defined]
                 continue
             passed = [
-                record
-                for (*_, shown, _), record in zip(batch, records)
-                if record is not None and (shown[LEVELNO] or 0) >= handler.level and handler in plans[shown[NAME]]
+                record for values, record in zip(batch, records) if record is not None and reaches(values, handler)
             ]
             if hasattr(handler, "handle_batch"):
                 self._guard(handler, len(passed), handler.handle_batch, passed)
@@ -203,18 +207,6 @@ class Dispatcher:
             self._saying = False
         if self._unheard >= len(self._handlers) and sys.stderr is not None:
             print(message, file=sys.stderr, flush=True)
-
-
-def _select(
-    batch: Sequence[Values], handler: logging.Handler, plans: dict[str, tuple[logging.Handler, ...]]
-) -> Sequence[Values]:
-    if handler.level == logging.NOTSET and all(handler in plan for plan in plans.values()):
-        return batch
-    return [
-        values
-        for values in batch
-        if (values[SHOWN_VALUES][LEVELNO] or 0) >= handler.level and handler in plans[values[SHOWN_VALUES][NAME]]
-    ]
 
 
 def _find_logger(name: str) -> logging.Logger:

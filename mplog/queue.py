@@ -370,6 +370,15 @@ class LogQueue(_Base):
             self._finalizer.cancel()
         return fd
 
+    def connect(self) -> None:
+        """Open the writing end: the reader then waits for this process, also before its first record.
+
+        Raises:
+            BrokenPipeError: nobody reads the queue any more.
+        """
+        if self._write_fd < 0:
+            self._open_writer()
+
     def remove(self) -> None:
         """Remove the directory of the queue; processes that have it open keep it."""
         _remove(self.directory)

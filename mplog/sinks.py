@@ -6,6 +6,7 @@ pickle; the handler that ``open()`` makes never leaves the logging process, and 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import datetime
 import errno
@@ -53,6 +54,9 @@ class Sink:
         logging.Handler(level)
         if format is not None:
             to_formatter(format)
+        for filter in self.filters:
+            if not callable(filter) and not callable(getattr(filter, "filter", None)):
+                raise TypeError(f"a filter is a function, or an object with a filter() method, not {filter!r}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.describe()})"
@@ -88,8 +92,13 @@ def to_formatter(format: str | logging.Formatter) -> logging.Formatter:
 
     Raises:
         ValueError: it is not a valid ``%``-style format.
+        TypeError: it is neither a format nor a formatter.
     """
-    return logging.Formatter(format) if isinstance(format, str) else format
+    if isinstance(format, str):
+        return logging.Formatter(format)
+    if not callable(getattr(format, "format", None)):
+        raise TypeError(f"a format is a %-style format or a logging.Formatter, not {format!r}")
+    return format
 
 
 class HandlerSink(Sink):
@@ -216,15 +225,15 @@ class TextHandler(logging.Handler):
             return
         sources, texts = self._sources, self._texts
         self._sources, self._texts = [], []
+        self.written = 0
         try:
-            lost = self.write(texts)
+            self.write(texts)
         except Exception:
-            lost = len(texts)
-        for source in sources[len(sources) - lost :] if lost else ():
-            self.handleError(source if isinstance(source, logging.LogRecord) else to_record(source))
+            for source in sources[self.written :]:
+                self.handleError(source if isinstance(source, logging.LogRecord) else to_record(source))
 
-    def write(self, texts: list[str]) -> int:
-        """Write the texts, and return how many of the last ones could not be written."""
+    def write(self, texts: list[str]) -> None:
+        """Write the texts; where that fails, set ``written`` to the number of those that are written, and raise."""
         raise NotImplementedError
 
 
@@ -260,10 +269,9 @@ class ConsoleHandler(TextHandler):
         for values in batch:
             self.emit(to_record(values))
 
-    def write(self, texts: list[str]) -> int:
+    def write(self, texts: list[str]) -> None:
         self._stream.write("".join(texts))
         self._stream.flush()
-        return 0
 
 
 class FileSink(Sink):
@@ -297,6 +305,15 @@ class FileSink(Sink):
     def describe(self) -> str:
         return repr(self.path)
 
+    def clear_up(self) -> None:
+        """Remove the lock file of a logging process that has died."""
+        path = os.path.realpath(self.path) if self.follow_symlinks else self.path
+        with contextlib.suppress(OSError):
+            if os.path.exists(_lock_path(path)):
+                lock = _lock(path)
+                os.unlink(lock.lock_file)
+                lock.release()
+
     def make_handler(self) -> logging.Handler:
         return LogFileHandler(
             self.path, encoding=self.encoding, permissions=self.mode, follow_symlinks=self.follow_symlinks
@@ -316,44 +333,48 @@ class LogFileHandler(TextHandler):
     def __init__(self, path: str, *, encoding: str, permissions: int, follow_symlinks: bool) -> None:
         super().__init__()
         self._path = path
-        self._encoding = encoding
         self._fd = -1
-        self._owner_lock = _lock(os.path.realpath(path) if follow_symlinks else path)
+        self._owner_lock: filelock.BaseFileLock | None = None
         try:
+            self._owner_lock = _lock(os.path.realpath(path) if follow_symlinks else path)
             self._fd = _open_regular(path, permissions, follow_symlinks=follow_symlinks)
+            self._encoder = codecs.getincrementalencoder(encoding)("backslashreplace")
+            if os.fstat(self._fd).st_size:
+                self._encoder.setstate(0)  # no byte order mark but at the beginning of the file
         except BaseException:
-            self._release()
+            self.close()
             raise
 
     def __repr__(self) -> str:
         return f"<LogFileHandler {self._path}>"
 
-    def write(self, texts: list[str]) -> int:
-        data = memoryview(self._encode("".join(texts)))
+    def write(self, texts: list[str]) -> None:
+        state = self._encoder.getstate()
+        data = memoryview(self._encoder.encode("".join(texts)))
         written = 0
         try:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
         except OSError:
-            return self._take_back(texts, written)
-        return 0
+            self._encoder.setstate(state)
+            self._take_back(texts, written)
+            raise
 
-    def _take_back(self, texts: list[str], written: int) -> int:
-        """Cut off the record that was written in part, and return how many are not in the file."""
+    def _take_back(self, texts: list[str], written: int) -> None:
+        """Cut off the record that was written in part."""
         whole = count = 0
         for text in texts:
-            size = len(self._encode(text))
+            state = self._encoder.getstate()
+            size = len(self._encoder.encode(text))
             if whole + size > written:
+                self._encoder.setstate(state)
                 break
             whole += size
             count += 1
         if whole < written:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - (written - whole))
-        return len(texts) - count
-
-    def _encode(self, text: str) -> bytes:
-        return text.encode(self._encoding, "backslashreplace")
+        self.written = count
 
     def close(self) -> None:
         """Write the rest, and let go of the file."""
@@ -367,7 +388,7 @@ class LogFileHandler(TextHandler):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        if self._owner_lock.is_locked:
+        if self._owner_lock is not None and self._owner_lock.is_locked:
             # While it is still held: whoever waits for it sees that the file has gone, and makes a new one.
             with contextlib.suppress(OSError):
                 os.unlink(self._owner_lock.lock_file)
@@ -414,15 +435,21 @@ def _not_a_file() -> OSError:
     )
 
 
-def _lock(path: str) -> filelock.BaseFileLock:
-    """Become the one process that writes the file."""
-    directory, name = os.path.split(os.path.realpath(os.path.dirname(path)) + os.sep + os.path.basename(path))
+def _lock_path(path: str) -> str:
+    """Return the path of the lock file, which is the same by whatever way its directory is reached."""
+    directory, name = os.path.realpath(os.path.dirname(path)), os.path.basename(path)
     if not os.path.isdir(directory):
         raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
     place = os.path.join(directory, f".{name}.lock")
     if not os.access(directory, os.W_OK):
         # As with /var/log, where an administrator has made the file.
         place = os.path.join(tempfile.gettempdir(), f"mplog{place.replace(os.sep, '%')}")
+    return place
+
+
+def _lock(path: str) -> filelock.BaseFileLock:
+    """Become the one process that writes the file."""
+    place = _lock_path(path)
     lock = filelock.FileLock(place, thread_local=False)
     try:
         lock.acquire(blocking=False)

@@ -147,6 +147,9 @@ def install(queue: Any, state: LoggingState | None = None) -> QueueHandler:
 
     A handler on the same queue that is there already, after a fork or a second call, stays.
     """
+    if isinstance(queue, LogQueue):
+        with contextlib.suppress(OSError):  # which the first record tells
+            queue.connect()
     root = logging.getLogger()
     present = [handler for handler in root.handlers if isinstance(handler, QueueHandler) and _sends_to(handler, queue)]
     handler = present[0] if present else QueueHandler(queue)
