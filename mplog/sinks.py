@@ -17,9 +17,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-import filelock
-
 from mplog.errors import LogFileLockedError
+
+if TYPE_CHECKING:
+    import filelock
 
 __all__ = ["DEFAULT_FORMAT", "ConsoleSink", "FileSink", "HandlerSink", "LogFileHandler", "Sink"]
 
@@ -338,6 +339,9 @@ def _not_a_file() -> OSError:
 
 def _lock(path: str) -> filelock.BaseFileLock:
     """Become the one process that writes the file."""
+    # Here, because it costs as much as everything else that a program loads to start a server.
+    import filelock
+
     directory, name = os.path.split(os.path.realpath(os.path.dirname(path)) + os.sep + os.path.basename(path))
     if not os.path.isdir(directory):
         raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
