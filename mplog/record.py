@@ -67,13 +67,12 @@ _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 _NOT_EXTRA = _STANDARD | {"taskName", "message", "asctime"}
 _HAS_TASK_NAME = "taskName" in _STANDARD
 
-_Wire = tuple[  # type: ignore[misc, valid-type]
-    (
-        *(kind | None for _, kind in _ATTRIBUTES),
-        tuple[str, str] | None,
-        dict[str, Any] | None,
-    )
-]
+_wire_types: Any = (
+    *(kind | None for _, kind in _ATTRIBUTES),
+    tuple[str, str] | None,
+    dict[str, Any] | None,
+)
+_Wire = tuple[_wire_types]
 
 
 class Record(logging.LogRecord):
