@@ -84,10 +84,12 @@ Values = tuple[Any, ...]
 MSG, EXTRA, EXC_TEXT, SHOWN_VALUES, PROCESS_NAME, REST = range(6)
 PROCESS, NAME, LEVELNO = 4, 5, 6
 
-_WireShown: Any = tuple[tuple(kind | None for kind in SHOWN.values())]  # type: ignore[misc]
+_shown_types: Any = tuple(kind | None for kind in SHOWN.values())
+_WireShown: Any = tuple[_shown_types]
 _Wire: Any = tuple[str | None, dict[str, Any] | None, str | None, _WireShown, str | None, msgspec.Raw]
 _WireException = tuple[str, str, list[tuple[str, int, str]]]
-_WireRest: Any = tuple[(*(kind | None for kind in HIDDEN.values()), str | None, _WireException | None)]  # type: ignore[misc]
+_rest_types: Any = (*(kind | None for kind in HIDDEN.values()), str | None, _WireException | None)
+_WireRest: Any = tuple[_rest_types]
 
 # Not from makeLogRecord(), which asks the program's own record factory.
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)

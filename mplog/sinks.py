@@ -16,13 +16,14 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TextIO
-
-import filelock
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mplog.errors import LogFileLockedError
 from mplog.formatters import Renderer, renderer
 from mplog.record import Values, to_record
+
+if TYPE_CHECKING:
+    import filelock
 
 __all__ = ["DEFAULT_FORMAT", "ConsoleSink", "FileSink", "HandlerSink", "LogFileHandler", "Sink", "TextHandler"]
 
@@ -449,6 +450,9 @@ def _lock_path(path: str) -> str:
 
 def _lock(path: str) -> filelock.BaseFileLock:
     """Become the one process that writes the file."""
+    # Here, because it costs as much as everything else that a program loads to start a server.
+    import filelock
+
     place = _lock_path(path)
     lock = filelock.FileLock(place, thread_local=False)
     try:
