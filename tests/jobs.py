@@ -1,0 +1,79 @@
+"""What the tests have workers do. Light to import, since every spawned worker does."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import Any
+
+from oracle import Producer
+
+import mplog
+
+#: Levels that `log_levels` logs at in each of LOGGERS.
+LEVELS = [5, 10, 20, 25, 30, 40, 50]
+LOGGERS = ["inherits", "loud", "loud.child", "quiet", "off", "isolated"]
+
+#: What of them is written once `set_levels` has been called.
+WRITTEN = {
+    "inherits": ["INFO", "NOTICE", "WARNING", "ERROR", "CRITICAL"],
+    "loud": ["DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "CRITICAL"],  # not 5, which logging.disable() holds back
+    "loud.child": ["DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "CRITICAL"],
+    "quiet": ["ERROR", "CRITICAL"],
+    "off": [],
+    "isolated": [],
+}
+
+
+def set_levels() -> None:
+    """Give this process's loggers every kind of level."""
+    logging.addLevelName(25, "NOTICE")
+    logging.disable(5)
+    logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("loud").setLevel(1)
+    logging.getLogger("quiet").setLevel(logging.ERROR)
+    logging.getLogger("off").disabled = True
+    logging.getLogger("isolated").propagate = False
+    logging.getLogger("isolated").addHandler(logging.NullHandler())
+
+
+def log_levels() -> None:
+    """Log at every level in every logger."""
+    for name in LOGGERS:
+        for level in LEVELS:
+            logging.getLogger(name).log(level, "level %d", level)
+
+
+@functools.cache
+def producer(directory: str, pid: int) -> Producer:
+    """Return the one producer of a process."""
+    return Producer(directory, str(pid))
+
+
+def work(directory: str, lines: int = 10) -> int:
+    """Log some lines, and, in the first task of a process, at every level; return the pid."""
+    pid = os.getpid()
+    log = producer(directory, pid).log
+    for _ in range(lines):
+        if log() == 1:
+            log_levels()
+    return pid
+
+
+def work_again(directory: str, _: object) -> int:
+    """The same for map(), which gives it a number."""
+    return work(directory)
+
+
+def initialize_and_work(initializer: Any, directory: str) -> None:
+    """Runs in a Process: call the initializer, and work."""
+    initializer()
+    work(directory)
+
+
+def attach_and_work(queue_directory: str | None, directory: str) -> None:
+    """Runs in any process: attach, and work."""
+    mplog.attach(queue_directory)
+    logging.getLogger("isolated").addHandler(logging.NullHandler())
+    work(directory)
