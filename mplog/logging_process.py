@@ -342,6 +342,9 @@ class _LoggingProcess:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
         self._reply(self._stop_request)
+        signal.set_wakeup_fd(-1)
+        self._wakeup.close()
+        self._signals.close()
 
     def _close_fifo(self) -> None:
         """Close the FIFO so that a record is either read here, or refused where it is logged.
