@@ -77,3 +77,29 @@ def attach_and_work(queue_directory: str | None, directory: str) -> None:
     mplog.attach(queue_directory)
     logging.getLogger("isolated").addHandler(logging.NullHandler())
     work(directory)
+
+
+def wait_and_warn(gate: Any, message: str) -> None:
+    """Runs in a worker: log a warning once the gate is open."""
+    assert gate.wait(60)
+    logging.getLogger("job").warning(message)
+
+
+_shared: Any = None
+
+
+def share(value: Any) -> None:
+    """Runs in a worker, as an initializer: keep what only a process that is just being started can get."""
+    global _shared
+    _shared = value
+
+
+def increment() -> None:
+    """Runs in a worker that has been given a value by `share`."""
+    increment_value(_shared)
+
+
+def increment_value(value: Any) -> None:
+    """Runs in a worker: add one to a multiprocessing.Value."""
+    with value.get_lock():
+        value.value += 1
