@@ -64,7 +64,7 @@ class Pool(multiprocessing.pool.Pool):
     """
 
     # What __del__ of the base class looks at, also where __init__ has failed.
-    _state = multiprocessing.pool.INIT  # type: ignore[attr-defined]
+    _state = multiprocessing.pool.INIT
 
     def __init__(
         self,
@@ -125,12 +125,12 @@ class Pool(multiprocessing.pool.Pool):
         return super().map_async(self._portable(func), iterable, chunksize, callback, error_callback)
 
     def imap(
-        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1
+        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = 1
     ) -> multiprocessing.pool.IMapIterator[T]:
         return super().imap(self._portable(func), iterable, chunksize)
 
     def imap_unordered(
-        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int = 1
+        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = 1
     ) -> multiprocessing.pool.IMapIterator[T]:
         return super().imap_unordered(self._portable(func), iterable, chunksize)
 
@@ -212,6 +212,8 @@ class _ProcessMixin:
 
     _library: Any = multiprocessing
     _logging: _Logging | None = None
+    _Popen: Any
+    _start_method: Any
 
     def __init__(
         self,
