@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import subprocess
+import sys
 from typing import Any
 
 from oracle import Producer
@@ -103,3 +105,26 @@ def increment_value(value: Any) -> None:
     """Runs in a worker: add one to a multiprocessing.Value."""
     with value.get_lock():
         value.value += 1
+
+
+def note(what: object) -> None:
+    """Log something."""
+    logging.getLogger("job").info(what)
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which an interpreter can import what this one can."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def run_python(command: list[str], input: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run an interpreter that can import what this one can."""
+    return subprocess.run(
+        [sys.executable, *command], input=input, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def messages_in(log: str | os.PathLike[str]) -> list[str]:
+    """Return the messages of a log."""
+    with open(log, encoding="utf-8") as file:
+        return [line.rstrip("\n").split(" | ", 1)[1] for line in file]

@@ -10,7 +10,6 @@ import multiprocessing
 import multiprocessing.pool
 import operator
 import os
-import subprocess
 import sys
 import textwrap
 import threading
@@ -219,10 +218,10 @@ def test_an_executor_that_nobody_waits_for_has_its_server_until_the_end_of_the_p
             futures = [executor.submit(test_pools.warn, str(number)) for number in range(100)]
             executor.shutdown(wait=False)
         """
-    done = run_python(["-c", textwrap.dedent(program), str(log)])
+    done = jobs.run_python(["-c", textwrap.dedent(program), str(log)])
     assert (done.returncode, done.stderr) == (0, "")
     wait_until(lambda: stopped(log), "the logging process has ended")
-    assert messages_in(log) == [str(number) for number in range(100)]
+    assert jobs.messages_in(log) == [str(number) for number in range(100)]
 
 
 def test_a_process_with_log_stops_its_server_when_it_is_joined(context: Any, log: Path) -> None:
@@ -585,38 +584,21 @@ WRITTEN_BY_PROGRAM = [
 ]
 
 
-def run_python(command: list[str], input: str = "") -> subprocess.CompletedProcess[str]:
-    """Run an interpreter that can import what this one can."""
-    return subprocess.run(
-        [sys.executable, *command],
-        input=input,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def messages_in(log: Path) -> list[str]:
-    """Return the messages of a log."""
-    return [line.split(" | ")[1] for line in log.read_text().splitlines()]
-
-
 @pytest.mark.parametrize("how", ["script", "command"])
 def test_functions_of_the_main_program_work_in_workers(how: str, start_method: str, log: Path, tmp_path: Path) -> None:
     """Functions and classes of a script, under its main guard, too, and of `python -c` are tasks and initializers."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    done = run_python([*([str(script)] if how == "script" else ["-c", PROGRAM]), str(log), start_method])
+    done = jobs.run_python([*([str(script)] if how == "script" else ["-c", PROGRAM]), str(log), start_method])
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "done\n")
-    assert messages_in(log) == WRITTEN_BY_PROGRAM
+    assert jobs.messages_in(log) == WRITTEN_BY_PROGRAM
 
 
 def test_functions_of_a_program_from_stdin_work_in_workers(log: Path) -> None:
     """The same for a program that is read from a pipe; with fork, since the stdlib cannot spawn from one."""
-    done = run_python(["-", str(log), "fork"], PROGRAM)
+    done = jobs.run_python(["-", str(log), "fork"], PROGRAM)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "done\n")
-    assert messages_in(log) == WRITTEN_BY_PROGRAM
+    assert jobs.messages_in(log) == WRITTEN_BY_PROGRAM
 
 
 PROMPT = """
@@ -638,10 +620,10 @@ stats = server.stop()
 
 def test_functions_of_a_prompt_work_in_workers(start_method: str, log: Path) -> None:
     """What was typed at an interactive prompt works in workers of every start method."""
-    done = run_python(["-i", "-q", "-", str(log), start_method], PROMPT)
+    done = jobs.run_python(["-i", "-q", "-", str(log), start_method], PROMPT)
     assert "Traceback" not in done.stderr
     assert done.stdout == "[11, 12]\n[12, 13]\n"
-    assert messages_in(log) == ["initialized", "number 1", "number 2", "number 1", "number 2"]
+    assert jobs.messages_in(log) == ["initialized", "number 1", "number 2", "number 1", "number 2"]
 
 
 GLOBALS = """
@@ -671,7 +653,7 @@ def test_a_global_that_an_initializer_sets_is_there_in_tasks(start_method: str, 
     """`global connection` in an initializer of a script is seen by its functions, also when a lambda calls them."""
     script = tmp_path / "program.py"
     script.write_text(GLOBALS)
-    done = run_python([str(script), str(log), start_method])
+    done = jobs.run_python([str(script), str(log), start_method])
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "['db'] ['db']\n['db']\n")
 
 
@@ -698,7 +680,7 @@ def test_forking_warns_of_no_thread_of_ours(tmp_path: Path) -> None:
                 os._exit(0)
             os.waitpid(pid, 0)
     """
-    done = run_python(["-W", "always", "-c", textwrap.dedent(program), str(tmp_path / "app.log")])
+    done = jobs.run_python(["-W", "always", "-c", textwrap.dedent(program), str(tmp_path / "app.log")])
     assert (done.returncode, done.stderr) == (0, "")
     assert len((tmp_path / "app.log").read_text().splitlines()) == 5
 
