@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import logging
 import signal
 import sys
@@ -66,10 +67,12 @@ _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 #: What formatters leave in a record, and what travels under other names.
 _NOT_EXTRA = _STANDARD | {"taskName", "message", "asctime"}
 _HAS_TASK_NAME = "taskName" in _STANDARD
+#: What levels of handlers are compared with.
+_REQUIRED = frozenset({"levelno"})
 
 _Wire = tuple[  # type: ignore[misc, valid-type]
     (
-        *(kind | None for _, kind in _ATTRIBUTES),
+        *(kind if name in _REQUIRED else kind | None for name, kind in _ATTRIBUTES),
         tuple[str, str] | None,
         dict[str, Any] | None,
     )
@@ -150,7 +153,7 @@ def encode(record: logging.LogRecord) -> bytes:
     except Exception as error:
         message = _unformattable(record, error)
     except (SystemExit, GeneratorExit) as error:
-        message = _unformattable(record, _unless_signal(error))
+        message = _unformattable(record, unless_signal(error))
     exc_text = record.exc_text
     exception = None
     if record.exc_info:
@@ -219,7 +222,7 @@ def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str] |
         except Exception as error:
             text = f"<mplog: this traceback could not be formatted: {_describe(error)}>"
         except (SystemExit, GeneratorExit) as error:
-            text = f"<mplog: this traceback could not be formatted: {_describe(_unless_signal(error))}>"
+            text = f"<mplog: this traceback could not be formatted: {_describe(unless_signal(error))}>"
     kind, value, _ = info
     if kind is None:
         return text, None
@@ -258,21 +261,27 @@ def _safe(function: Callable[[object], str], value: object) -> str:
         return f"<{type(value).__name__} object; its {function.__name__}() raised {type(error).__name__}>"
     except (SystemExit, GeneratorExit) as error:
         return (
-            f"<{type(value).__name__} object; its {function.__name__}() raised {type(_unless_signal(error)).__name__}>"
+            f"<{type(value).__name__} object; its {function.__name__}() raised {type(unless_signal(error)).__name__}>"
         )
 
 
-def _unless_signal(error: BaseException) -> BaseException:
+def unless_signal(error: BaseException) -> BaseException:
     """Return the error, but raise it again where a signal handler raised it.
 
     ``sys.exit()`` in a ``__repr__`` is a fault of the argument and must not end the program. ``sys.exit()`` in a signal
     handler that happens to run in the meantime is the program's wish.
     """
-    handlers = (signal.getsignal(number) for number in signal.valid_signals())
-    codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
+    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     if any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__)):
         raise error
     return error
+
+
+def _code(handler: object) -> object:
+    """Return the code that a signal handler runs: a function, a method, a partial or an object."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
 
 
 # --- plain data and what is not ---
@@ -341,7 +350,7 @@ def _number(value: Any) -> int | float | None:
     except Exception:
         return None
     except (SystemExit, GeneratorExit) as error:
-        _unless_signal(error)
+        unless_signal(error)
         return None
 
 
@@ -359,7 +368,7 @@ def _repaired(values: tuple[Any, ...]) -> tuple[Any, ...]:
             attributes[index] = text = _text(text)
             if type(text) is not str:
                 attributes[index], elsewhere[name] = None, text
-        elif value is not None and type(value) is not kind:
+        elif value is not None:
             attributes[index] = _number(value)
     if type(attributes[_LEVELNO]) is not int:
         attributes[_LEVELNO] = logging.NOTSET
@@ -391,7 +400,10 @@ def decode(payload: bytes) -> Record:
         ValueError: the payload is not a record (msgspec's errors are ValueErrors).
     """
     try:
-        values = _decode(payload)
+        try:
+            values = _decode(payload)
+        except msgspec.ValidationError:
+            values = _decode_odd(payload)
     except RecursionError:
         raise ValueError("a record nested too deeply") from None
     record = Record.__new__(Record)
@@ -406,6 +418,22 @@ def decode(payload: bytes) -> Record:
     if extra is not None:
         attributes.update(extra)
     return record
+
+
+def _decode_odd(payload: bytes) -> tuple[Any, ...]:
+    """Return a record with attributes of other types than logging gives them: the program has set them itself."""
+    values = _decode_list(payload)
+    if len(values) != len(_ATTRIBUTES) + 2:
+        raise ValueError(f"a record of {len(values)} values")
+    for index, (_, kind) in enumerate(_ATTRIBUTES):
+        value = values[index]
+        if value is not None and type(value) is not kind:
+            values[index] = safe_str(value) if kind is str else _number(value)
+            if kind is int and type(values[index]) is not int:
+                values[index] = None
+    values[_LEVELNO] = values[_LEVELNO] or logging.NOTSET
+    checked: tuple[Any, ...] = msgspec.convert(values, _Wire)
+    return checked
 
 
 def _from_ext(code: int, data: memoryview) -> Any:
