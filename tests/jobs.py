@@ -125,6 +125,6 @@ def run_python(command: list[str], input: str = "", timeout: float = 60) -> subp
 
 
 def messages_in(log: str | os.PathLike[str]) -> list[str]:
-    """Return the messages of a log."""
+    """Return the messages of a log, without tracebacks."""
     with open(log, encoding="utf-8") as file:
-        return [line.rstrip("\n").split(" | ", 1)[1] for line in file]
+        return [line.rstrip("\n").split(" | ", 1)[1] for line in file if " | " in line]
