@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import functools
 import logging
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -128,3 +131,42 @@ def messages_in(log: str | os.PathLike[str]) -> list[str]:
     """Return the messages of a log, without tracebacks."""
     with open(log, encoding="utf-8") as file:
         return [line.rstrip("\n").split(" | ", 1)[1] for line in file if " | " in line]
+
+
+def log_lines(directory: str, lines: int, _: object) -> None:
+    """Runs in a worker of a Pool: log some lines."""
+    log = producer(directory, os.getpid()).log
+    for _ in range(lines):
+        log()
+
+
+#: The ways in which `log_and_end` ends a process, and its exit code.
+ENDS = {
+    "return": 0,
+    "sys.exit": 3,
+    "exception": 1,
+    "os._exit": 4,
+    "abort": -signal.SIGABRT,
+    "segfault": -signal.SIGSEGV,
+    "exec": 0,
+}
+
+
+def log_and_end(initializer: Any, directory: str, how: str) -> None:
+    """Runs in a worker: log one record, and end."""
+    initializer()
+    faulthandler.disable()  # a test runner's, which would report the fault as one of its own
+    sys.stderr = None
+    Producer(directory, how).log()
+    if how == "sys.exit":
+        sys.exit(3)
+    elif how == "exception":
+        raise ValueError("the end")
+    elif how == "os._exit":
+        os._exit(4)
+    elif how == "abort":
+        os.abort()
+    elif how == "segfault":
+        ctypes.string_at(0)
+    elif how == "exec":
+        os.execv("/bin/true", ["true"])

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
 import functools
 import itertools
 import multiprocessing
-import os
 import random
-import resource
 import signal
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 from oracle import Producer, acknowledged, verdict, wait_until
 
@@ -84,18 +80,11 @@ def test_thousand_killed_workers_lose_nothing(
 RECORDS = 2000
 
 
-def log_some(directory: str, lines: int, task: int) -> None:
-    """Runs in a worker of a Pool: log as a producer of its own."""
-    producer = Producer(directory, f"task{task}")
-    for _ in range(lines):
-        producer.log()
-
-
 def pool_of(kind: str, context: Any, server: mplog.LogServer, **options: Any) -> Any:
     """Return a Pool: the library's with our initializer, or ours."""
     if kind == "plain":
-        return context.Pool(4, initializer=server.initializer, **options)
-    return mplog.Pool(4, context=context, server=server, **options)
+        return context.Pool(2, initializer=server.initializer, **options)
+    return mplog.Pool(2, context=context, server=server, **options)
 
 
 @pytest.mark.parametrize("kind", ["plain", "mplog"])
@@ -103,9 +92,9 @@ def test_leaving_a_pool_loses_nothing(
     context: Any, server: mplog.LogServer, log: Path, tmp_path: Path, kind: str
 ) -> None:
     """The end of `with Pool` terminates its workers: all that they had logged is there, and the next pool logs."""
-    for first in (0, RECORDS):
+    for _ in range(2):
         with pool_of(kind, context, server) as pool:
-            pool.map(functools.partial(log_some, str(tmp_path), 1), range(first, first + RECORDS))
+            pool.map(functools.partial(jobs.log_lines, str(tmp_path), 1), range(RECORDS))
     server.stop()
     result = verdict(log, tmp_path)
     assert result.clean, result
@@ -122,10 +111,9 @@ def test_workers_of_one_task_lose_nothing(
         # The stdlib's: a Pool forks new workers while its own threads run.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         with pool_of("plain", context, server, maxtasksperchild=1) as pool:
-            task = functools.partial(log_some, str(tmp_path), RECORDS // tasks)
-            pool.map(task, range(tasks), chunksize=1)
+            pool.map(functools.partial(jobs.log_lines, str(tmp_path), RECORDS // tasks), range(tasks), chunksize=1)
         with pool_of("mplog", context, server, maxtasksperchild=1) as pool:
-            pool.map(functools.partial(log_some, str(tmp_path), 1), range(tasks, tasks + 5), chunksize=1)
+            pool.map(functools.partial(jobs.log_lines, str(tmp_path), 1), range(5), chunksize=1)
     server.stop()
     result = verdict(log, tmp_path)
     assert result.clean, result
@@ -135,52 +123,21 @@ def test_workers_of_one_task_lose_nothing(
 # --- every way to end ---
 
 
-def end(initializer: Any, directory: str, how: str) -> None:
-    """Runs in a worker: log one record, and end."""
-    initializer()
-    faulthandler.disable()  # a test runner's, which would report the fault as one of its own
-    Producer(directory, how).log()
-    if how == "sys.exit":
-        sys.exit(3)
-    elif how == "exception":
-        sys.stderr = None  # not into the report of the tests
-        raise ValueError("the end")
-    elif how == "os._exit":
-        os._exit(4)
-    elif how == "abort":
-        os.abort()
-    elif how == "segfault":
-        ctypes.string_at(0)
-    elif how == "memory":
-        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-        bytearray(2**31)
-    elif how == "exec":
-        os.execv("/bin/true", ["true"])
-
-
-@pytest.mark.parametrize(
-    ("how", "exitcode"),
-    [
-        ("return", 0),
-        ("sys.exit", 3),
-        ("exception", 1),
-        ("os._exit", 4),
-        ("abort", -signal.SIGABRT),
-        ("segfault", -signal.SIGSEGV),
-        ("memory", 1),
-        ("exec", 0),
-    ],
-)
 def test_a_record_just_before_the_end_is_there(
-    context: Any, server: mplog.LogServer, log: Path, tmp_path: Path, how: str, exitcode: int
+    context: Any, server: mplog.LogServer, log: Path, tmp_path: Path
 ) -> None:
     """However a worker ends, what it logged a moment before is in the log, and the others log on."""
-    process = context.Process(target=end, args=(server.initializer, str(tmp_path), how))
-    process.start()
-    process.join(60)
-    assert process.exitcode == exitcode
+    processes = {
+        way: context.Process(target=jobs.log_and_end, args=(server.initializer, str(tmp_path), way))
+        for way in jobs.ENDS
+    }
+    for process in processes.values():
+        process.start()
+    for process in processes.values():
+        process.join(60)
+    assert {way: process.exitcode for way, process in processes.items()} == jobs.ENDS
     Producer(tmp_path, "parent").log()
     server.stop()
     result = verdict(log, tmp_path)
     assert result.clean, result
-    assert result.written == 2
+    assert result.written == len(jobs.ENDS) + 1
