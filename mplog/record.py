@@ -286,12 +286,25 @@ def _code(handler: object) -> object:
 
 # --- plain data and what is not ---
 
+#: Behind a time that is the second of that name, when clocks are set back (PEP 495).
+_FOLD = "~"
+
+
+def _write_time(value: Any) -> str:
+    return str(value.isoformat()) + (_FOLD if value.fold else "")
+
+
+def _read_time(kind: Any, text: str) -> Any:
+    value = kind.fromisoformat(text.removesuffix(_FOLD))
+    return value.replace(fold=1) if text.endswith(_FOLD) else value
+
+
 _TUPLE, _SET, _FROZENSET, _PAIRS, _TIMEDELTA, _FOREIGN, _SURROGATES = range(1, 8)
 _AS_TEXT: dict[int, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     16: (int, hex, lambda text: int(text, 16)),
-    17: (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    17: (datetime.datetime, _write_time, lambda text: _read_time(datetime.datetime, text)),
     18: (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
-    19: (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
+    19: (datetime.time, _write_time, lambda text: _read_time(datetime.time, text)),
     20: (decimal.Decimal, str, decimal.Decimal),
     21: (uuid.UUID, str, uuid.UUID),
 }
