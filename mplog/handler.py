@@ -20,7 +20,7 @@ from typing import Any
 from mplog import frame
 from mplog.errors import NoReaderError
 from mplog.queue import LogQueue
-from mplog.record import encode, unless_signal
+from mplog.record import encode, _unless_signal
 
 __all__ = ["QueueHandler"]
 
@@ -56,7 +56,7 @@ class QueueHandler(logging.handlers.QueueHandler):
                 # The stdlib raises it in the application; a record too many is the smaller harm.
                 self.handleError(record)
             except (SystemExit, GeneratorExit) as error:
-                unless_signal(error)
+                _unless_signal(error)
                 self.handleError(record)
             if isinstance(passed, logging.LogRecord):
                 record = passed

@@ -18,6 +18,7 @@ import datetime
 import decimal
 import functools
 import logging
+import operator
 import signal
 import sys
 import traceback
@@ -35,6 +36,7 @@ __all__ = ["MAX_RECORD_SIZE", "ForeignValue", "Record", "decode", "encode"]
 MAX_RECORD_SIZE = 128 * 2**20
 
 _CUT_TEXT = 2**20
+_MAX_EXTRA = 1000  # attributes in `extra` of such a record
 
 _ATTRIBUTES: tuple[tuple[str, type], ...] = (
     ("name", str),
@@ -58,21 +60,20 @@ _ATTRIBUTES: tuple[tuple[str, type], ...] = (
     ("stack_info", str),
 )
 _NAMES = tuple(name for name, _ in _ATTRIBUTES)
-_MSG = _NAMES.index("msg")
+_KINDS = dict(_ATTRIBUTES)
 _LEVELNO = _NAMES.index("levelno")
-_EXC_TEXT = _NAMES.index("exc_text")
-_STACK_INFO = _NAMES.index("stack_info")
 # Not from makeLogRecord(), which asks the program's own record factory.
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 #: What formatters leave in a record, and what travels under other names.
 _NOT_EXTRA = _STANDARD | {"taskName", "message", "asctime"}
+#: What an extra attribute must not set, but where a text has given its place up (`_repaired`).
+_RESERVED = frozenset(_NAMES) | {"args", "exc_info"}
 _HAS_TASK_NAME = "taskName" in _STANDARD
-#: What levels of handlers are compared with.
-_REQUIRED = frozenset({"levelno"})
 
 _Wire = tuple[  # type: ignore[misc, valid-type]
     (
-        *(kind if name in _REQUIRED else kind | None for name, kind in _ATTRIBUTES),
+        # The level is compared, so it is always there.
+        *(kind if attribute == _NAMES[_LEVELNO] else kind | None for attribute, kind in _ATTRIBUTES),
         tuple[str, str] | None,
         dict[str, Any] | None,
     )
@@ -100,18 +101,24 @@ class Record(logging.LogRecord):
         return str(self.msg)
 
 
+_NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")
+
+
 class ForeignValue:
     """A value of ``extra`` that is not plain data: what it looked like in the process that logged it.
 
-    ``str()``, ``repr()``, ``format()`` and, for numbers, ``%d`` and ``%f`` give what the value itself would have given.
+    ``str()``, ``repr()``, ``format()`` and, for numbers, ``%d``, ``%x`` and ``%f`` give what the value itself would.
     """
 
-    __slots__ = ("_number", "_repr", "_str")
+    __slots__ = ("_formatted", "_number", "_repr", "_str")
 
-    def __init__(self, text: str, representation: str, number: int | float | None = None) -> None:
+    def __init__(
+        self, text: str, representation: str, number: int | float | None = None, formatted: str | None = None
+    ) -> None:
         self._str = text
         self._repr = representation
         self._number = number
+        self._formatted = text if formatted is None else formatted
 
     def __str__(self) -> str:
         return self._str
@@ -120,13 +127,20 @@ class ForeignValue:
         return self._repr
 
     def __format__(self, spec: str) -> str:
-        return format(self._str if self._number is None or not spec else self._number, spec)
+        if not spec:
+            return self._formatted
+        if self._number is not None and (spec[-1] in _NUMBER_FORMATS or self._formatted == str(self._number)):
+            return format(self._number, spec)
+        return format(self._formatted, spec)
 
     def __int__(self) -> int:
         return int(self._require_number())
 
     def __float__(self) -> float:
         return float(self._require_number())
+
+    def __index__(self) -> int:
+        return operator.index(self._require_number())  # type: ignore[arg-type]
 
     def _require_number(self) -> int | float:
         if self._number is None:
@@ -136,10 +150,13 @@ class ForeignValue:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ForeignValue):
             return NotImplemented
-        return (self._str, self._repr, self._number) == (other._str, other._repr, other._number)
+        return self._looks() == other._looks()
 
     def __hash__(self) -> int:
-        return hash((self._str, self._repr, self._number))
+        return hash(self._looks())
+
+    def _looks(self) -> tuple[object, ...]:
+        return self._str, self._repr, self._number, self._formatted
 
 
 # --- encoding: runs in the process that logs ---
@@ -148,52 +165,79 @@ class ForeignValue:
 def encode(record: logging.LogRecord) -> bytes:
     """Return the record as plain data, whatever its arguments and attributes are. The record is not changed."""
     attributes = record.__dict__
+    has_extra = len(attributes) != len(_STANDARD)
     try:
         message = record.getMessage()
     except Exception as error:
+        has_extra = True  # perhaps in the place of a standard attribute that is missing
         message = _unformattable(record, error)
     except (SystemExit, GeneratorExit) as error:
-        message = _unformattable(record, unless_signal(error))
-    exc_text = record.exc_text
-    exception = None
-    if record.exc_info:
-        exc_text, exception = _exception(record)
-    extra = None
-    if len(attributes) != len(_STANDARD):
-        extra = {name: _plain(value) for name, value in attributes.items() if name not in _NOT_EXTRA} or None
-    values = (
-        record.name,
-        record.levelno,
-        record.levelname,
-        record.pathname,
-        record.filename,
-        record.module,
-        record.lineno,
-        record.funcName,
-        message,
-        record.created,
-        record.msecs,
-        record.relativeCreated,
-        record.thread,
-        record.threadName,
-        record.process,
-        _process_name(record),
-        attributes.get("taskName"),
-        exc_text,
-        record.stack_info,
-        exception,
-        extra,
-    )
+        message = _unformattable(record, _unless_signal(error))
+    exc_text = exception = None
     try:
+        exc_text = attributes["exc_text"]
+        if attributes["exc_info"]:
+            exc_text, exception = _exception(record)
+        elif type(record) is Record and record.exc_type is not None:
+            exception = record.exc_type, record.exc_message or ""
+    except KeyError:
+        has_extra = True
+    try:
+        payload = _encode(
+            (
+                record.name,
+                record.levelno,
+                record.levelname,
+                record.pathname,
+                record.filename,
+                record.module,
+                record.lineno,
+                record.funcName,
+                message,
+                record.created,
+                record.msecs,
+                record.relativeCreated,
+                record.thread,
+                record.threadName,
+                record.process,
+                _process_name(record),
+                record.taskName if _HAS_TASK_NAME else attributes.get("taskName"),  # type: ignore[attr-defined]
+                exc_text,
+                record.stack_info,
+                exception,
+                _extra(attributes) if has_extra else None,
+            )
+        )
+    except Exception:
+        # An attribute that is missing or of an unexpected type, a str subclass, a surrogate, an int beyond 64 bits.
+        payload = b""
+    if payload and len(payload) <= MAX_RECORD_SIZE:
+        return payload
+    values = _repaired(record, message, exc_text, exception)
+    if not payload and max(map(_length, values)) <= MAX_RECORD_SIZE:
         payload = _encode(values)
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        # A str subclass, a surrogate, an int beyond 64 bits, an attribute of an unexpected type.
-        values = _repaired(values)
-        payload = _encode(values)
-    return payload if len(payload) <= MAX_RECORD_SIZE else _encode(_cut(values))
+        if len(payload) <= MAX_RECORD_SIZE:
+            return payload
+    return _encode(_cut(values))
+
+
+def _extra(attributes: dict[str, Any]) -> dict[str, Any] | None:
+    return {
+        name if type(name) is str else safe_str(name): _plain(value)
+        for name, value in list(attributes.items())  # a copy, since a __repr__ may set an attribute
+        if name not in _NOT_EXTRA
+    } or None
 
 
 _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
+
+
+def _attribute(record: logging.LogRecord, name: str) -> Any:
+    """Return an attribute, or None where a class of the program's own fails to give it."""
+    try:
+        return getattr(record, name, None)
+    except Exception:
+        return None
 
 
 def _process_name(record: logging.LogRecord) -> str | None:
@@ -208,12 +252,12 @@ def _process_name(record: logging.LogRecord) -> str | None:
 
 def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str] | None]:
     """Return the traceback as text, and the exception's type and message."""
-    info: Any = record.exc_info
+    info: Any = record.__dict__["exc_info"]
     if info is True:
         info = sys.exc_info()
     elif isinstance(info, BaseException):
         info = (type(info), info, info.__traceback__)
-    text = record.exc_text
+    text: str | None = record.__dict__.get("exc_text")
     if not isinstance(info, tuple) or len(info) != 3:
         return text or safe_repr(info), None
     if not text:
@@ -222,11 +266,12 @@ def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str] |
         except Exception as error:
             text = f"<mplog: this traceback could not be formatted: {_describe(error)}>"
         except (SystemExit, GeneratorExit) as error:
-            text = f"<mplog: this traceback could not be formatted: {_describe(unless_signal(error))}>"
+            text = f"<mplog: this traceback could not be formatted: {_describe(_unless_signal(error))}>"
     kind, value, _ = info
     if kind is None:
         return text, None
-    return text, (f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."), safe_str(value))
+    module, name = getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)
+    return text, (f"{safe_str(module)}.{safe_str(name)}".removeprefix("builtins."), safe_str(value))
 
 
 _formatter = logging.Formatter()
@@ -235,7 +280,7 @@ _formatter = logging.Formatter()
 def _unformattable(record: logging.LogRecord, error: BaseException) -> str:
     return (
         f"<mplog: this message could not be formatted ({_describe(error)}): "
-        f"msg={safe_repr(record.msg)}, args={safe_repr(record.args)}>"
+        f"msg={safe_repr(_attribute(record, 'msg'))}, args={safe_repr(_attribute(record, 'args'))}>"
     )
 
 
@@ -261,11 +306,11 @@ def _safe(function: Callable[[object], str], value: object) -> str:
         return f"<{type(value).__name__} object; its {function.__name__}() raised {type(error).__name__}>"
     except (SystemExit, GeneratorExit) as error:
         return (
-            f"<{type(value).__name__} object; its {function.__name__}() raised {type(unless_signal(error)).__name__}>"
+            f"<{type(value).__name__} object; its {function.__name__}() raised {type(_unless_signal(error)).__name__}>"
         )
 
 
-def unless_signal(error: BaseException) -> BaseException:
+def _unless_signal(error: BaseException) -> BaseException:
     """Return the error, but raise it again where a signal handler raised it.
 
     ``sys.exit()`` in a ``__repr__`` is a fault of the argument and must not end the program. ``sys.exit()`` in a signal
@@ -277,26 +322,28 @@ def unless_signal(error: BaseException) -> BaseException:
     return error
 
 
-def _code(handler: object) -> object:
-    """Return the code that a signal handler runs: a function, a method, a partial or an object."""
+def _code(handler: Any) -> types.CodeType | None:
+    """Return the code of a signal handler: of a function or method, a partial, or an object with ``__call__``."""
     while isinstance(handler, functools.partial):
         handler = handler.func
-    return getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
+    if callable(handler) and not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, types.CodeType) else None
 
 
 # --- plain data and what is not ---
 
-#: Behind a time that is the second of that name, when clocks are set back (PEP 495).
-_FOLD = "~"
+_FOLD = "~"  # behind a time that is the second of two, when the clocks go back
 
 
-def _write_time(value: Any) -> str:
-    return str(value.isoformat()) + (_FOLD if value.fold else "")
+def _write_time(when: Any) -> str:
+    return f"{when.isoformat()}{_FOLD * when.fold}"
 
 
 def _read_time(kind: Any, text: str) -> Any:
-    value = kind.fromisoformat(text.removesuffix(_FOLD))
-    return value.replace(fold=1) if text.endswith(_FOLD) else value
+    when = kind.fromisoformat(text.removesuffix(_FOLD))
+    return when.replace(fold=1) if text.endswith(_FOLD) else when
 
 
 _TUPLE, _SET, _FROZENSET, _PAIRS, _TIMEDELTA, _FOREIGN, _SURROGATES = range(1, 8)
@@ -322,22 +369,31 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return _text(value)
     if kind in _AS_IS or (kind is int and -(2**63) <= value < 2**64):
         return value
-    if kind in _AS_TEXT_BY_TYPE:
-        code, write = _AS_TEXT_BY_TYPE[kind]
-        return _Ext(code, write(value).encode())
-    if kind is datetime.timedelta:
-        return _Ext(_TIMEDELTA, _encode([value.days, value.seconds, value.microseconds]))
-    if depth < _MAX_DEPTH:
-        if kind is list:
-            return [_plain(item, depth + 1) for item in value]
-        if kind in _CODES:
-            return _Ext(_CODES[kind], _encode([_plain(item, depth + 1) for item in value]))
-        if kind is dict:
-            pairs = [(_plain(key, depth + 1), _plain(item, depth + 1)) for key, item in value.items()]
-            if all(type(key) is str for key, _ in pairs):
-                return dict(pairs)
-            return _Ext(_PAIRS, _encode(pairs))
-    return _Ext(_FOREIGN, _encode((_text(safe_str(value)), _text(safe_repr(value)), _number(value))))
+    try:
+        if kind in _AS_TEXT_BY_TYPE:
+            code, write = _AS_TEXT_BY_TYPE[kind]
+            return _Ext(code, write(value).encode())
+        if kind is datetime.timedelta:
+            return _Ext(_TIMEDELTA, _encode([value.days, value.seconds, value.microseconds]))
+        if depth < _MAX_DEPTH:
+            # Copies, which are taken in one step: another thread, or a __repr__ in here, may change the original.
+            if kind is list:
+                return [_plain(item, depth + 1) for item in value[:]]
+            if kind in _CODES:
+                return _Ext(_CODES[kind], _encode([_plain(item, depth + 1) for item in tuple(value)]))
+            if kind is dict:
+                pairs = [(_plain(key, depth + 1), _plain(item, depth + 1)) for key, item in list(value.items())]
+                if all(type(key) is str for key, _ in pairs):
+                    return dict(pairs)
+                return _Ext(_PAIRS, _encode(pairs))
+    except Exception:
+        pass  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
+    except (SystemExit, GeneratorExit) as error:
+        _unless_signal(error)
+    looks = [_text(safe_str(value)), _text(safe_repr(value)), _number(value)]
+    if vars(object)["__format__"] is not kind.__format__:  # that of an enumeration of texts is not its str()
+        looks.append(_text(_safe(format, value)))
+    return _Ext(_FOREIGN, _encode(looks))
 
 
 def _text(text: str) -> Any:
@@ -356,51 +412,87 @@ def _readable(text: str) -> str:
 def _number(value: Any) -> int | float | None:
     """Return what ``%d`` and ``%f`` see in the value, for numpy's scalars, enumerations and the like."""
     try:
-        if hasattr(value, "__index__"):
-            number = int(value)
+        if hasattr(type(value), "__index__"):
+            number = operator.index(value)
             return number if -(2**63) <= number < 2**64 else None
-        return float(value) if hasattr(value, "__float__") else None
+        return float(value) if hasattr(type(value), "__float__") else None
     except Exception:
         return None
     except (SystemExit, GeneratorExit) as error:
-        unless_signal(error)
+        _unless_signal(error)
         return None
 
 
-def _repaired(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _repaired(
+    record: logging.LogRecord, message: object, exc_text: object, exception: tuple[str, str] | None
+) -> tuple[Any, ...]:
     """Return the values of a record with every attribute of the type that it must have.
 
     A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
     """
-    *attributes, exception, extra = values
-    elsewhere = {_readable(name): value for name, value in (extra or {}).items()}
-    for index, (name, kind) in enumerate(_ATTRIBUTES):
-        value = attributes[index]
+    known = {"msg": message, "exc_text": exc_text}
+    try:
+        known["processName"] = _process_name(record)
+    except Exception:
+        known["processName"] = None
+    elsewhere = {_readable(name): value for name, value in (_extra(record.__dict__) or {}).items()}
+    attributes = []
+    for name, kind in _ATTRIBUTES:
+        value = _of_kind(known[name] if name in known else _attribute(record, name), kind)
         if kind is str and value is not None:
-            text = value if type(value) is str else safe_str(value)
-            attributes[index] = text = _text(text)
+            text = _text(value)
             if type(text) is not str:
-                attributes[index], elsewhere[name] = None, text
-        elif value is not None:
-            attributes[index] = _number(value)
-    if type(attributes[_LEVELNO]) is not int:
-        attributes[_LEVELNO] = logging.NOTSET
+                value, elsewhere[name] = None, text
+        attributes.append(value)
+    attributes[_LEVELNO] = attributes[_LEVELNO] or logging.NOTSET
     if exception is not None:
-        exception = tuple(_readable(text) for text in exception)
+        exception = (_readable(exception[0]), _readable(exception[1]))
     return (*attributes, exception, elsewhere or None)
 
 
+_NUMBERS = (int, float, types.NoneType)
+
+
+def _of_kind(value: Any, kind: type) -> Any:
+    """Return the value as a str, an int of 64 bits or a float; None where it is no number."""
+    if value is None:
+        return None
+    if kind is str:
+        return value if type(value) is str else safe_str(value)
+    number = _number(value)
+    try:
+        return number if number is None or type(number) is kind else kind(number)
+    except (ValueError, OverflowError):  # int() of an infinity
+        return None
+
+
 def _cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Shorten the texts of a record that is too long, and name what was left out."""
-    cut = list(values)
-    for index in (_MSG, _EXC_TEXT, _STACK_INFO):
-        text = cut[index]
-        if text is not None and len(text) > _CUT_TEXT:
-            cut[index] = f"{text[:_CUT_TEXT]}... [cut by mplog: {len(text)} characters]"
-    extra = cut[-1]
-    if extra is not None and len(_encode(extra)) > _CUT_TEXT:
-        cut[-1] = {name: f"[cut by mplog: {len(_encode(value))} bytes]" for name, value in extra.items()}
-    return tuple(cut)
+    """Shorten the texts of a record that is too long, and say how long they are."""
+    *attributes, exception, extra = values
+    attributes = [_cut_text(value) if type(value) is str else value for value in attributes]
+    if exception is not None:
+        exception = tuple(map(_cut_text, exception))
+    if extra is not None:
+        sizes = {name: len(name) + len(_encode(value)) for name, value in extra.items()}
+        if sum(sizes.values()) > _CUT_TEXT:
+            # As many as there is room for; the long ones last.
+            room, kept = _CUT_TEXT, {}
+            for name in sorted(sizes, key=sizes.__getitem__):
+                room -= sizes[name]
+                kept[_cut_text(name)] = extra[name] if room >= 0 else f"[cut by mplog: {sizes[name]} bytes]"
+                if len(kept) > _MAX_EXTRA:
+                    kept["mplog"] = f"[cut by mplog: {len(sizes)} attributes]"
+                    break
+            extra = kept
+    return (*attributes, exception, extra)
+
+
+def _cut_text(text: str) -> str:
+    return text if len(text) <= _CUT_TEXT else f"{text[:_CUT_TEXT]}... [cut by mplog: {len(text)} characters]"
+
+
+def _length(value: Any) -> int:
+    return len(value) if type(value) is str else 0
 
 
 # --- decoding: runs in the process that reads ---
@@ -416,7 +508,7 @@ def decode(payload: bytes) -> Record:
         try:
             values = _decode(payload)
         except msgspec.ValidationError:
-            values = _decode_odd(payload)
+            values = _decode_loosely(payload)
     except RecursionError:
         raise ValueError("a record nested too deeply") from None
     record = Record.__new__(Record)
@@ -429,24 +521,29 @@ def decode(payload: bytes) -> Record:
     exception, extra = values[-2:]
     record.exc_type, record.exc_message = exception if exception is not None else (None, None)
     if extra is not None:
+        if not _RESERVED.isdisjoint(extra):
+            _check_reserved(attributes, extra)
         attributes.update(extra)
     return record
 
 
-def _decode_odd(payload: bytes) -> tuple[Any, ...]:
-    """Return a record with attributes of other types than logging gives them: the program has set them itself."""
+def _decode_loosely(payload: bytes) -> Any:
+    """Return the values of a record of which an attribute was set to something else: a line number as a text, say."""
     values = _decode_list(payload)
     if len(values) != len(_ATTRIBUTES) + 2:
-        raise ValueError(f"a record of {len(values)} values")
-    for index, (_, kind) in enumerate(_ATTRIBUTES):
-        value = values[index]
-        if value is not None and type(value) is not kind:
-            values[index] = safe_str(value) if kind is str else _number(value)
-            if kind is int and type(values[index]) is not int:
-                values[index] = None
-    values[_LEVELNO] = values[_LEVELNO] or logging.NOTSET
-    checked: tuple[Any, ...] = msgspec.convert(values, _Wire)
-    return checked
+        raise ValueError(f"a record with {len(values)} values")
+    *attributes, exception, extra = values
+    attributes = [_of_kind(value, kind) for value, (_, kind) in zip(attributes, _ATTRIBUTES)]
+    attributes[_LEVELNO] = attributes[_LEVELNO] or logging.NOTSET
+    if exception is not None:
+        exception = msgspec.convert(exception, tuple[str, str])
+    return (*attributes, exception, msgspec.convert(extra, dict[str, Any] | None))
+
+
+def _check_reserved(attributes: dict[str, Any], extra: dict[str, Any]) -> None:
+    for name in _RESERVED.intersection(extra):
+        if _KINDS.get(name) is not str or attributes.get(name) is not None or type(extra[name]) is not str:
+            raise ValueError(f"an extra attribute in the place of {name!r}")
 
 
 def _from_ext(code: int, data: memoryview) -> Any:
@@ -467,10 +564,17 @@ def _from_ext(code: int, data: memoryview) -> Any:
         if code == _TIMEDELTA:
             return datetime.timedelta(*items)
         if code == _FOREIGN:
-            return ForeignValue(*items)
+            return _foreign_value(*items)
     except (TypeError, ArithmeticError) as error:
         raise ValueError(f"a value that does not decode: {error}") from error
     raise ValueError(f"an unknown kind of value: {code}")
+
+
+def _foreign_value(text: Any, representation: Any, number: Any, formatted: Any = None) -> ForeignValue:
+    formatted = text if formatted is None else formatted
+    if {type(text), type(representation), type(formatted)} != {str} or type(number) not in _NUMBERS:
+        raise TypeError("a ForeignValue of the wrong types")
+    return ForeignValue(text, representation, number, formatted)
 
 
 _decode_list = msgspec.msgpack.Decoder(list[Any], ext_hook=_from_ext).decode
