@@ -15,11 +15,16 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import filelock
 
 from mplog.errors import LogFileLockedError
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # not subscriptable on Python 3.10
 
 __all__ = ["DEFAULT_FORMAT", "ConsoleSink", "FileSink", "HandlerSink", "LogFileHandler", "Sink"]
 
@@ -161,7 +166,7 @@ def _wants_color(stream: TextIO) -> bool:
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
-class ColorHandler(logging.StreamHandler[TextIO]):
+class ColorHandler(_StreamHandler):
     """A StreamHandler that colours each record by its level."""
 
     _COLORS = ((logging.CRITICAL, "1;31"), (logging.ERROR, "31"), (logging.WARNING, "33"), (logging.INFO, "32"))
