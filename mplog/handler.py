@@ -20,7 +20,7 @@ from typing import Any
 from mplog import frame
 from mplog.errors import NoReaderError
 from mplog.queue import LogQueue
-from mplog.record import encode, _unless_signal
+from mplog.record import _unless_signal, encode
 
 __all__ = ["QueueHandler"]
 

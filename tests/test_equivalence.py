@@ -358,7 +358,7 @@ def log(step: dict[str, Any], logger: logging.Logger) -> None:
 
 
 several = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -377,6 +377,11 @@ def errors_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(program=programs)
 def test_the_same_records_are_written_to_the_same_bytes(logs: Logs, program: list[dict[str, Any]]) -> None:
     """With the same records, formatters, levels and filters, mplog's files hold what the stdlib's handlers write."""
+    compare_records(logs, program)
+
+
+def compare_records(logs: Logs, program: list[dict[str, Any]]) -> None:
+    """Run a program with both, and compare."""
     stdlib = StdlibHandlers(SINKS)
     run(program, [mplog.QueueHandler(logs.server.queue), *stdlib.handlers])
     assert logs.read() == stdlib.written()
@@ -386,8 +391,23 @@ def test_the_same_records_are_written_to_the_same_bytes(logs: Logs, program: lis
 @given(program=programs)
 def test_the_same_program_writes_the_same_bytes(logs: Logs, program: list[dict[str, Any]]) -> None:
     """A program that runs once with mplog and once with the stdlib writes the same, but for times."""
+    compare_runs(logs, program)
+
+
+def compare_runs(logs: Logs, program: list[dict[str, Any]]) -> None:
+    """Run a program twice, and compare."""
     stdlib = StdlibHandlers(REPEATABLE)
     for handlers in ([mplog.QueueHandler(logs.server.queue)], stdlib.handlers):
         run(program, handlers)
     written = logs.read()
     assert {name: written[name] for name in REPEATABLE} == stdlib.written()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@settings(several, max_examples=10_000)
+@given(program=programs)
+def test_thousands_of_programs_write_the_same_bytes(logs: Logs, program: list[dict[str, Any]]) -> None:
+    """Both comparisons, at length."""
+    compare_records(logs, program)
+    compare_runs(logs, program)
