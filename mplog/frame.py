@@ -67,6 +67,8 @@ _PIECE_SIZE = PAYLOAD_SIZE - _PART.size
 
 # What a piece costs in memory beside its bytes, so that many short ones count as what they are.
 _PIECE_OVERHEAD = 128
+# The same for a message of which any piece is there.
+_MESSAGE_OVERHEAD = 512
 
 #: Bytes of unfinished messages that a reader holds before it gives the oldest one up.
 UNFINISHED_LIMIT = 512 * 2**20
@@ -126,7 +128,7 @@ class Incomplete:
         self.pid = pid
         self.count = count
         self.pieces: list[bytes] = []
-        self.size = 0
+        self.size = _MESSAGE_OVERHEAD
 
 
 class FrameReader(Generic[T]):
@@ -228,6 +230,7 @@ class FrameReader(Generic[T]):
         message = self._incomplete.get(message_id)
         if message is None:
             message = self._incomplete[message_id] = Incomplete(pid, count)
+            self._incomplete_size += message.size
         if index != len(message.pieces) or count != message.count or index >= count:
             # Its checksum is right, so the stream is in step, but the parts before it went elsewhere.
             self._forget(message_id)

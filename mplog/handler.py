@@ -18,7 +18,7 @@ from typing import Any
 
 from mplog.errors import NoReaderError
 from mplog.queue import LogQueue
-from mplog.record import encode
+from mplog.record import encode, unless_signal
 
 __all__ = ["QueueHandler"]
 
@@ -59,6 +59,9 @@ class QueueHandler(logging.handlers.QueueHandler):
             passed = self.filter(record)
         except Exception:
             # The stdlib raises it in the application; a record too many is the smaller harm.
+            self.handleError(record)
+        except (SystemExit, GeneratorExit) as error:
+            unless_signal(error)
             self.handleError(record)
         if passed:
             self.emit(passed if isinstance(passed, logging.LogRecord) else record)

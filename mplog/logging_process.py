@@ -101,8 +101,9 @@ def main(control: Connection) -> None:
     except BaseException as error:
         control.send(error if isinstance(error, MplogError) else StartError(_last_line(error)))
         return
+    process = _LoggingProcess(Dispatcher(handlers), control, directory, fd)
     control.send(os.getpid())
-    _LoggingProcess(Dispatcher(handlers), control, directory, fd).run()
+    process.run()
 
 
 def _ignore_signals() -> None:
@@ -174,6 +175,8 @@ class _LoggingProcess:
         self._write_fd = None if fd is None else fifo.open_writer(self._fifo_path)
         self._wakeup, self._signals = socket.socketpair()
         self._signals.setblocking(False)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.set_wakeup_fd(self._signals.fileno())
 
     @property
     def _fifo_path(self) -> str:
@@ -183,9 +186,6 @@ class _LoggingProcess:
 
     def run(self) -> None:
         """Read until told to stop, or until nobody is left who could write."""
-        if hasattr(signal, "SIGTERM"):
-            signal.signal(signal.SIGTERM, self._on_sigterm)
-            signal.set_wakeup_fd(self._signals.fileno())
         while not self._is_over:
             sources = [source for source in (self._read_fd, self._control, self._wakeup) if source is not None]
             ready = wait(sources, self._timeout())
@@ -347,6 +347,9 @@ class _LoggingProcess:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
         self._reply(self._stop_request)
+        signal.set_wakeup_fd(-1)
+        self._wakeup.close()
+        self._signals.close()
 
     def _close_fifo(self) -> None:
         """Close the FIFO so that a record is either read here, or refused where it is logged.

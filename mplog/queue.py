@@ -212,10 +212,10 @@ class LogQueue(_Base):
             except BlockingIOError:
                 if not block or not fifo.wait(self._write_fd, select.POLLOUT, deadline):
                     raise queue.Full from None
+            except NoReaderError:
+                raise
             except BrokenPipeError:
-                raise NoReaderError(
-                    f"nobody reads {self.path} any more: its logging process has ended. Start a new LogServer."
-                ) from None
+                raise self._no_reader() from None
             except OSError as error:
                 if error.errno != errno.EBADF:
                     raise
@@ -231,7 +231,14 @@ class LogQueue(_Base):
             raise NoReaderError(
                 f"{self.path} does not exist any more: its logging process has ended. Start a new LogServer."
             ) from None
+        except BrokenPipeError:
+            raise self._no_reader() from None
         return self._write_fd
+
+    def _no_reader(self) -> NoReaderError:
+        return NoReaderError(
+            f"nobody reads {self.path} any more: its logging process has ended. Start a new LogServer."
+        )
 
     # --- getting ---
 

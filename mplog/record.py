@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import logging
 import operator
 import signal
@@ -23,7 +24,7 @@ import sys
 import traceback
 import types
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -49,12 +50,13 @@ __all__ = [
 MAX_RECORD_SIZE = 128 * 2**20
 
 _CUT_TEXT = 2**20
+_MAX_EXTRA = 1000  # attributes in `extra` of such a record
+
 _KEPT_FRAMES = 50
 
 # What a record is on the wire. The parts are as they are because a tuple of many attributes is fastest got from, and
-# put into, a record's dictionary at once.
-
-# Within them, what differs from call to call comes first, so that `Logger` can keep the rest ready as bytes.
+# put into, a record's dictionary at once. Within them, what differs from call to call comes first, so that `Logger` can
+# keep the rest ready as bytes.
 
 #: The attributes that it takes as they are, and that nearly every format or filter looks at.
 SHOWN: dict[str, type] = {
@@ -79,12 +81,13 @@ HIDDEN: dict[str, type] = {
 }
 #: A record off the wire: the message, the extra attributes, the traceback, a tuple of the values of SHOWN, the name of
 #: the process, and a msgspec.Raw of the values of HIDDEN, the name of the task, and the type, message and frames of the
-#: exception. Any may be None.
+#: exception. Any may be None but the level.
 Values = tuple[Any, ...]
 MSG, EXTRA, EXC_TEXT, SHOWN_VALUES, PROCESS_NAME, REST = range(6)
 PROCESS, NAME, LEVELNO = 4, 5, 6
 
-_shown_types: Any = tuple(kind | None for kind in SHOWN.values())
+# The level is compared, so it is always there.
+_shown_types: Any = tuple(kind if name == "levelno" else kind | None for name, kind in SHOWN.items())
 _WireShown: Any = tuple[_shown_types]
 _Wire: Any = tuple[str | None, dict[str, Any] | None, str | None, _WireShown, str | None, msgspec.Raw]
 _WireException = tuple[str, str, list[tuple[str, int, str]]]
@@ -95,6 +98,8 @@ _WireRest: Any = tuple[_rest_types]
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 #: What formatters leave in a record, and what travels under other names.
 _NOT_EXTRA = _STANDARD | {"taskName", "message", "asctime"}
+#: What an extra attribute must not set, but where a text has given its place up (`_repaired`).
+_RESERVED = frozenset((*SHOWN, *HIDDEN, "msg", "exc_text", "processName", "args", "exc_info"))
 HAS_TASK_NAME = "taskName" in _STANDARD
 
 
@@ -122,18 +127,24 @@ class Record(logging.LogRecord):
         return str(self.msg)
 
 
+_NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")
+
+
 class ForeignValue:
     """A value of ``extra`` that is not plain data: what it looked like in the process that logged it.
 
-    ``str()``, ``repr()``, ``format()`` and, for numbers, ``%d`` and ``%f`` give what the value itself would have given.
+    ``str()``, ``repr()``, ``format()`` and, for numbers, ``%d``, ``%x`` and ``%f`` give what the value itself would.
     """
 
-    __slots__ = ("_number", "_repr", "_str")
+    __slots__ = ("_formatted", "_number", "_repr", "_str")
 
-    def __init__(self, text: str, representation: str, number: int | float | None = None) -> None:
+    def __init__(
+        self, text: str, representation: str, number: int | float | None = None, formatted: str | None = None
+    ) -> None:
         self._str = text
         self._repr = representation
         self._number = number
+        self._formatted = text if formatted is None else formatted
 
     def __str__(self) -> str:
         return self._str
@@ -142,13 +153,20 @@ class ForeignValue:
         return self._repr
 
     def __format__(self, spec: str) -> str:
-        return format(self._str if self._number is None or not spec else self._number, spec)
+        if not spec:
+            return self._formatted
+        if self._number is not None and (spec[-1] in _NUMBER_FORMATS or self._formatted == str(self._number)):
+            return format(self._number, spec)
+        return format(self._formatted, spec)
 
     def __int__(self) -> int:
         return int(self._require_number())
 
     def __float__(self) -> float:
         return float(self._require_number())
+
+    def __index__(self) -> int:
+        return operator.index(self._require_number())  # type: ignore[arg-type]
 
     def _require_number(self) -> int | float:
         if self._number is None:
@@ -158,10 +176,13 @@ class ForeignValue:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ForeignValue):
             return NotImplemented
-        return (self._str, self._repr, self._number) == (other._str, other._repr, other._number)
+        return self._looks() == other._looks()
 
     def __hash__(self) -> int:
-        return hash((self._str, self._repr, self._number))
+        return hash(self._looks())
+
+    def _looks(self) -> tuple[object, ...]:
+        return self._str, self._repr, self._number, self._formatted
 
 
 # --- encoding: runs in the process that logs ---
@@ -170,35 +191,41 @@ class ForeignValue:
 def encode(record: logging.LogRecord) -> bytes:
     """Return the record as plain data, whatever its arguments and attributes are. The record is not changed."""
     attributes = record.__dict__
+    has_extra = len(attributes) != len(_STANDARD)
     try:
         message = record.getMessage()
     except Exception as error:
+        has_extra = True  # perhaps in the place of a standard attribute that is missing
         message = _unformattable(record, error)
     except (SystemExit, GeneratorExit) as error:
         message = _unformattable(record, unless_signal(error))
-    exc_text = record.exc_text
-    exception = extra = None
-    if record.exc_info:
-        exc_text, exception = _exception(record)
-    if len(attributes) != len(_STANDARD):
-        extra = plain_fields((name, value) for name, value in attributes.items() if name not in _NOT_EXTRA)
-    process_name = record.processName
-    if process_name == "MainProcess":
-        process_name = _process_name(record)
-    task_name = attributes.get("taskName")
-    rest = (*_get_hidden(attributes), task_name, exception)
-    return _encode_values((message, extra, exc_text, _get_shown(attributes), process_name, rest))
-
-
-def _encode_values(values: tuple[Any, ...]) -> bytes:
-    """Return `Values`, the last of which is not encoded yet, as bytes."""
+    exc_text = exception = None
     try:
+        exc_text = attributes["exc_text"]
+        if attributes["exc_info"]:
+            exc_text, exception = _exception(record)
+        elif type(record) is Record and record.exc_type is not None:
+            exception = record.exc_type, record.exc_message or "", record.exc_frames
+    except KeyError:
+        has_extra = True
+    try:
+        process_name = record.processName
+        if process_name == "MainProcess":
+            process_name = _process_name(record)
+        extra = _extra(attributes) if has_extra else None
+        rest = (*_get_hidden(attributes), attributes.get("taskName"), exception)
+        payload = _encode((message, extra, exc_text, _get_shown(attributes), process_name, rest))
+    except Exception:
+        # An attribute that is missing or of an unexpected type, a str subclass, a surrogate, an int beyond 64 bits.
+        payload = b""
+    if payload and len(payload) <= MAX_RECORD_SIZE:
+        return payload
+    values = _repaired(record, message, exc_text, exception)
+    if not payload and max(map(_length, (message, exc_text, *values[SHOWN_VALUES]))) <= MAX_RECORD_SIZE:
         payload = _encode(values)
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        # A str subclass, a surrogate, an int beyond 64 bits, an attribute of an unexpected type.
-        values = _repaired(values)
-        payload = _encode(values)
-    return payload if len(payload) <= MAX_RECORD_SIZE else _encode(_cut(values))
+        if len(payload) <= MAX_RECORD_SIZE:
+            return payload
+    return _encode(_cut(values))
 
 
 def encode_ending(
@@ -240,6 +267,24 @@ _get_shown = operator.itemgetter(*SHOWN)
 _get_hidden = operator.itemgetter(*HIDDEN)
 
 
+def _extra(attributes: dict[str, Any]) -> dict[str, Any] | None:
+    # A copy, since a __repr__ may set an attribute.
+    return plain_fields((name, value) for name, value in list(attributes.items()) if name not in _NOT_EXTRA)
+
+
+def plain_fields(fields: Iterable[tuple[str, Any]]) -> dict[str, Any] | None:
+    """Return the fields with values that msgpack carries; None where there are none."""
+    return {name if type(name) is str else safe_str(name): _plain(value) for name, value in fields} or None
+
+
+def _attribute(record: logging.LogRecord, name: str) -> Any:
+    """Return an attribute, or None where a class of the program's own fails to give it."""
+    try:
+        return getattr(record, name, None)
+    except Exception:
+        return None
+
+
 def _process_name(record: logging.LogRecord) -> str | None:
     """Return the name of the main process, or of a child of multiprocess, which logging takes for one."""
     other = sys.modules.get("multiprocess.process")
@@ -250,12 +295,12 @@ def _process_name(record: logging.LogRecord) -> str | None:
 
 def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str, list[Any]] | None]:
     """Return the traceback as text, and the exception's type, message and frames."""
-    info: Any = record.exc_info
+    info: Any = record.__dict__["exc_info"]
     if info is True:
         info = sys.exc_info()
     elif isinstance(info, BaseException):
         info = (type(info), info, info.__traceback__)
-    text = record.exc_text
+    text: str | None = record.__dict__.get("exc_text")
     if not isinstance(info, tuple) or len(info) != 3:
         return text or safe_repr(info), None
     if not text:
@@ -268,10 +313,16 @@ def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str, l
     kind, value, trace = info
     if kind is None:
         return text, None
+    module, name = getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)
+    where = f"{safe_str(module)}.{safe_str(name)}".removeprefix("builtins.")
+    return text, (where, safe_str(value), _frames(trace))
+
+
+def _frames(trace: types.TracebackType | None) -> list[tuple[str, int, str]]:
+    if not isinstance(trace, types.TracebackType):
+        return []
     frames = [(frame.f_code.co_filename, line or 0, frame.f_code.co_name) for frame, line in traceback.walk_tb(trace)]
-    if len(frames) > 2 * _KEPT_FRAMES:
-        frames = frames[:_KEPT_FRAMES] + frames[-_KEPT_FRAMES:]
-    return text, (f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."), safe_str(value), frames)
+    return frames if len(frames) <= 2 * _KEPT_FRAMES else frames[:_KEPT_FRAMES] + frames[-_KEPT_FRAMES:]
 
 
 _formatter = logging.Formatter()
@@ -280,7 +331,7 @@ _formatter = logging.Formatter()
 def _unformattable(record: logging.LogRecord, error: BaseException) -> str:
     return (
         f"<mplog: this message could not be formatted ({_describe(error)}): "
-        f"msg={safe_repr(record.msg)}, args={safe_repr(record.args)}>"
+        f"msg={safe_repr(_attribute(record, 'msg'))}, args={safe_repr(_attribute(record, 'args'))}>"
     )
 
 
@@ -316,21 +367,42 @@ def unless_signal(error: BaseException) -> BaseException:
     ``sys.exit()`` in a ``__repr__`` is a fault of the argument and must not end the program. ``sys.exit()`` in a signal
     handler that happens to run in the meantime is the program's wish.
     """
-    handlers = (signal.getsignal(number) for number in signal.valid_signals())
-    codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
+    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     if any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__)):
         raise error
     return error
 
 
+def _code(handler: Any) -> types.CodeType | None:
+    """Return the code of a signal handler: of a function or method, a partial, or an object with ``__call__``."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if callable(handler) and not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, types.CodeType) else None
+
+
 # --- plain data and what is not ---
+
+_FOLD = "~"  # behind a time that is the second of two, when the clocks go back
+
+
+def _write_time(when: Any) -> str:
+    return f"{when.isoformat()}{_FOLD * when.fold}"
+
+
+def _read_time(kind: Any, text: str) -> Any:
+    when = kind.fromisoformat(text.removesuffix(_FOLD))
+    return when.replace(fold=1) if text.endswith(_FOLD) else when
+
 
 _TUPLE, _SET, _FROZENSET, _PAIRS, _TIMEDELTA, _FOREIGN, _SURROGATES = range(1, 8)
 _AS_TEXT: dict[int, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     16: (int, hex, lambda text: int(text, 16)),
-    17: (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    17: (datetime.datetime, _write_time, lambda text: _read_time(datetime.datetime, text)),
     18: (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
-    19: (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
+    19: (datetime.time, _write_time, lambda text: _read_time(datetime.time, text)),
     20: (decimal.Decimal, str, decimal.Decimal),
     21: (uuid.UUID, str, uuid.UUID),
 }
@@ -341,11 +413,6 @@ _MAX_DEPTH = 32
 _Ext = msgspec.msgpack.Ext
 
 
-def plain_fields(fields: Iterable[tuple[str, Any]]) -> dict[str, Any] | None:
-    """Return the fields with values that msgpack carries; None where there are none."""
-    return {name: _plain(value) for name, value in fields} or None
-
-
 def _plain(value: Any, depth: int = 0) -> Any:
     """Return the value as something that msgpack carries and `_from_ext` restores."""
     kind = type(value)
@@ -353,22 +420,31 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return _text(value)
     if kind in _AS_IS or (kind is int and -(2**63) <= value < 2**64):
         return value
-    if kind in _AS_TEXT_BY_TYPE:
-        code, write = _AS_TEXT_BY_TYPE[kind]
-        return _Ext(code, write(value).encode())
-    if kind is datetime.timedelta:
-        return _Ext(_TIMEDELTA, _encode([value.days, value.seconds, value.microseconds]))
-    if depth < _MAX_DEPTH:
-        if kind is list:
-            return [_plain(item, depth + 1) for item in value]
-        if kind in _CODES:
-            return _Ext(_CODES[kind], _encode([_plain(item, depth + 1) for item in value]))
-        if kind is dict:
-            pairs = [(_plain(key, depth + 1), _plain(item, depth + 1)) for key, item in value.items()]
-            if all(type(key) is str for key, _ in pairs):
-                return dict(pairs)
-            return _Ext(_PAIRS, _encode(pairs))
-    return _Ext(_FOREIGN, _encode((_text(safe_str(value)), _text(safe_repr(value)), _number(value))))
+    try:
+        if kind in _AS_TEXT_BY_TYPE:
+            code, write = _AS_TEXT_BY_TYPE[kind]
+            return _Ext(code, write(value).encode())
+        if kind is datetime.timedelta:
+            return _Ext(_TIMEDELTA, _encode([value.days, value.seconds, value.microseconds]))
+        if depth < _MAX_DEPTH:
+            # Copies, which are taken in one step: another thread, or a __repr__ in here, may change the original.
+            if kind is list:
+                return [_plain(item, depth + 1) for item in value[:]]
+            if kind in _CODES:
+                return _Ext(_CODES[kind], _encode([_plain(item, depth + 1) for item in tuple(value)]))
+            if kind is dict:
+                pairs = [(_plain(key, depth + 1), _plain(item, depth + 1)) for key, item in list(value.items())]
+                if all(type(key) is str for key, _ in pairs):
+                    return dict(pairs)
+                return _Ext(_PAIRS, _encode(pairs))
+    except Exception:
+        pass  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
+    except (SystemExit, GeneratorExit) as error:
+        unless_signal(error)
+    looks = [_text(safe_str(value)), _text(safe_repr(value)), _number(value)]
+    if vars(object)["__format__"] is not kind.__format__:  # that of an enumeration of texts is not its str()
+        looks.append(_text(_safe(format, value)))
+    return _Ext(_FOREIGN, _encode(looks))
 
 
 def _text(text: str) -> Any:
@@ -387,10 +463,10 @@ def _readable(text: str) -> str:
 def _number(value: Any) -> int | float | None:
     """Return what ``%d`` and ``%f`` see in the value, for numpy's scalars, enumerations and the like."""
     try:
-        if hasattr(value, "__index__"):
-            number = int(value)
+        if hasattr(type(value), "__index__"):
+            number = operator.index(value)
             return number if -(2**63) <= number < 2**64 else None
-        return float(value) if hasattr(value, "__float__") else None
+        return float(value) if hasattr(type(value), "__float__") else None
     except Exception:
         return None
     except (SystemExit, GeneratorExit) as error:
@@ -398,56 +474,102 @@ def _number(value: Any) -> int | float | None:
         return None
 
 
-def _repaired(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _repaired(
+    record: logging.LogRecord, message: object, exc_text: object, exception: tuple[str, str, list[Any]] | None
+) -> tuple[Any, ...]:
     """Return the values of a record with every attribute of the type that it must have.
 
     A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
     """
-    message, extra, exc_text, shown, process_name, (*hidden, task_name, exception) = values
-    elsewhere = {_readable(name): value for name, value in (extra or {}).items()}
+    try:
+        process_name = _process_name(record)
+    except Exception:
+        process_name = None
+    elsewhere = {_readable(name): value for name, value in (_extra(record.__dict__) or {}).items()}
 
-    def repaired(kinds: dict[str, type], parts: Sequence[Any]) -> list[Any]:
-        return [_repaired_value(name, kind, part, elsewhere) for (name, kind), part in zip(kinds.items(), parts)]
+    def repaired(name: str, kind: type, value: Any) -> Any:
+        value = _of_kind(value, kind)
+        if kind is str and value is not None:
+            text = _text(value)
+            if type(text) is not str:
+                value, elsewhere[name] = None, text
+        return value
 
-    found = repaired({"msg": str, "exc_text": str, "processName": str}, (message, exc_text, process_name))
-    message, exc_text, process_name = found
-    shown = tuple(repaired(SHOWN, shown))
-    hidden = repaired({**HIDDEN, "taskName": str}, (*hidden, task_name))
+    message, exc_text = repaired("msg", str, message), repaired("exc_text", str, exc_text)
+    process_name = repaired("processName", str, process_name)
+    shown = [repaired(name, kind, _attribute(record, name)) for name, kind in SHOWN.items()]
+    shown[LEVELNO] = shown[LEVELNO] or logging.NOTSET
+    rest = [repaired(name, kind, _attribute(record, name)) for name, kind in (*HIDDEN.items(), ("taskName", str))]
     if exception is not None:
         kind, text, frames = exception
         frames = [(_readable(file), line, _readable(function)) for file, line, function in frames]
         exception = (_readable(kind), _readable(text), frames)
-    return (message, elsewhere or None, exc_text, shown, process_name, (*hidden, exception))
+    return (message, elsewhere or None, exc_text, tuple(shown), process_name, (*rest, exception))
 
 
-def _repaired_value(name: str, kind: type, value: Any, elsewhere: dict[str, Any]) -> Any:
-    if value is None or type(value) is kind is not str:
-        return value
-    if kind is not str:
-        return _number(value)
-    text = _text(value if type(value) is str else safe_str(value))
-    if type(text) is str:
-        return text
-    elsewhere[name] = text
-    return None
+_NUMBERS = (int, float, types.NoneType)
+
+
+def _of_kind(value: Any, kind: type) -> Any:
+    """Return the value as a str, an int of 64 bits or a float; None where it is no number."""
+    if value is None:
+        return None
+    if kind is str:
+        return value if type(value) is str else safe_str(value)
+    number = _number(value)
+    try:
+        return number if number is None or type(number) is kind else kind(number)
+    except (ValueError, OverflowError):  # int() of an infinity
+        return None
 
 
 def _cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Shorten the texts of a record that is too long, and name what was left out."""
-    message, extra, exc_text, shown, process_name, rest = values
-    if extra is not None and len(_encode(extra)) > _CUT_TEXT:
-        extra = {name: f"[cut by mplog: {len(_encode(value))} bytes]" for name, value in extra.items()}
-    shown = tuple(_cut_text(value) for value in shown)
-    return (_cut_text(message), extra, _cut_text(exc_text), shown, process_name, rest)
+    """Shorten the texts of a record that is too long, and say how long they are."""
+    message, extra, exc_text, shown, process_name, (*rest, exception) = values
+    shown = tuple(map(_cut_text, shown))
+    rest = list(map(_cut_text, rest))
+    if exception is not None:
+        exception = (_cut_text(exception[0]), _cut_text(exception[1]), exception[2])
+    if extra is not None:
+        sizes = {name: len(name) + len(_encode(value)) for name, value in extra.items()}
+        if sum(sizes.values()) > _CUT_TEXT:
+            # As many as there is room for; the long ones last.
+            room, kept = _CUT_TEXT, {}
+            for name in sorted(sizes, key=sizes.__getitem__):
+                room -= sizes[name]
+                kept[_cut_text(name)] = extra[name] if room >= 0 else f"[cut by mplog: {sizes[name]} bytes]"
+                if len(kept) > _MAX_EXTRA:
+                    kept["mplog"] = f"[cut by mplog: {len(sizes)} attributes]"
+                    break
+            extra = kept
+    return (_cut_text(message), extra, _cut_text(exc_text), shown, _cut_text(process_name), (*rest, exception))
 
 
 def _cut_text(value: Any) -> Any:
-    if not isinstance(value, str) or len(value) <= _CUT_TEXT:
+    if type(value) is not str or len(value) <= _CUT_TEXT:
         return value
     return f"{value[:_CUT_TEXT]}... [cut by mplog: {len(value)} characters]"
 
 
+def _length(value: Any) -> int:
+    return len(value) if type(value) is str else 0
+
+
 # --- decoding: runs in the process that reads ---
+
+
+def decode_values(payload: bytes) -> Values:
+    """Return what `encode` made, the last part still encoded.
+
+    Raises:
+        ValueError: the payload is not a record (msgspec's errors are ValueErrors).
+    """
+    try:
+        return _decode(payload)
+    except msgspec.ValidationError:
+        return _decode_loosely(payload)
+    except RecursionError:
+        raise ValueError("a record nested too deeply") from None
 
 
 def to_record(values: Values) -> Record:
@@ -470,6 +592,8 @@ def to_record(values: Values) -> Record:
         attributes["taskName"] = task_name
     record.exc_type, record.exc_message, record.exc_frames = exception or (None, None, [])
     if extra is not None:
+        if not _RESERVED.isdisjoint(extra):
+            _check_reserved(attributes, extra)
         attributes.update(extra)
     return record
 
@@ -490,10 +614,39 @@ def decode(payload: bytes) -> Record:
     Raises:
         ValueError: the payload is not a record.
     """
+    return to_record(decode_values(payload))
+
+
+def _decode_loosely(payload: bytes) -> Values:
+    """Return the values of a record of which an attribute was set to something else: a line number as a text, say."""
     try:
-        return to_record(decode_values(payload))
+        message, extra, exc_text, shown, process_name, rest = _decode_list(payload)
+        *hidden, task_name, exception = rest
+        shown = [_of_kind(value, kind) for value, kind in zip(shown, SHOWN.values(), strict=True)]
+        hidden = [_of_kind(value, kind) for value, kind in zip(hidden, HIDDEN.values(), strict=True)]
+        shown[LEVELNO] = shown[LEVELNO] or logging.NOTSET
+        texts = [_of_kind(value, str) for value in (message, exc_text, process_name, task_name)]
+        extra = msgspec.convert(extra, dict[str, Any] | None)
+        exception = msgspec.convert(exception, _WireException | None)
+    except TypeError as error:
+        raise ValueError(f"not a record: {error}") from error
     except RecursionError:
         raise ValueError("a record nested too deeply") from None
+    rest = msgspec.Raw(_encode((*hidden, texts[3], exception)))
+    return texts[0], extra, texts[1], tuple(shown), texts[2], rest
+
+
+_TEXTS = frozenset(name for name, kind in (*SHOWN.items(), *HIDDEN.items()) if kind is str) | {
+    "msg",
+    "exc_text",
+    "processName",
+}
+
+
+def _check_reserved(attributes: dict[str, Any], extra: dict[str, Any]) -> None:
+    for name in _RESERVED.intersection(extra):
+        if name not in _TEXTS or attributes.get(name) is not None or type(extra[name]) is not str:
+            raise ValueError(f"an extra attribute in the place of {name!r}")
 
 
 def _from_ext(code: int, data: memoryview) -> Any:
@@ -514,13 +667,19 @@ def _from_ext(code: int, data: memoryview) -> Any:
         if code == _TIMEDELTA:
             return datetime.timedelta(*items)
         if code == _FOREIGN:
-            return ForeignValue(*items)
+            return _foreign_value(*items)
     except (TypeError, ArithmeticError) as error:
         raise ValueError(f"a value that does not decode: {error}") from error
     raise ValueError(f"an unknown kind of value: {code}")
 
 
+def _foreign_value(text: Any, representation: Any, number: Any, formatted: Any = None) -> ForeignValue:
+    formatted = text if formatted is None else formatted
+    if {type(text), type(representation), type(formatted)} != {str} or type(number) not in _NUMBERS:
+        raise TypeError("a ForeignValue of the wrong types")
+    return ForeignValue(text, representation, number, formatted)
+
+
 _decode_list = msgspec.msgpack.Decoder(list[Any], ext_hook=_from_ext).decode
-#: Returns what `encode` made, or raises ValueError (msgspec's errors are), or RecursionError for one nested too deeply.
-decode_values: Callable[[bytes], Values] = msgspec.msgpack.Decoder(_Wire, ext_hook=_from_ext).decode
+_decode: Callable[[bytes], Values] = msgspec.msgpack.Decoder(_Wire, ext_hook=_from_ext).decode
 _decode_rest = msgspec.msgpack.Decoder(_WireRest).decode

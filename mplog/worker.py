@@ -173,7 +173,8 @@ def attach(directory: str | os.PathLike[str] | None = None, *, level: int | str 
         directory: the directory of the server's queue (``server.queue.directory``). None (the default) takes it from
             the environment variable ``MPLOG_QUEUE``, which a running server sets for the processes that its own
             process starts.
-        level: the root logger's level; None (the default) takes all levels from the process of the server.
+        level: the root logger's level; None (the default) takes all levels as they were in the process of the server
+            when that started.
 
     Returns:
         The handler, now the only one of the root logger.
