@@ -70,14 +70,13 @@ _NOT_EXTRA = _STANDARD | {"taskName", "message", "asctime"}
 _RESERVED = frozenset(_NAMES) | {"args", "exc_info"}
 _HAS_TASK_NAME = "taskName" in _STANDARD
 
-_Wire = tuple[  # type: ignore[misc, valid-type]
-    (
-        # The level is compared, so it is always there.
-        *(kind if attribute == _NAMES[_LEVELNO] else kind | None for attribute, kind in _ATTRIBUTES),
-        tuple[str, str] | None,
-        dict[str, Any] | None,
-    )
-]
+_wire_types: Any = (
+    # The level is compared, so it is always there.
+    *(kind if name == "levelno" else kind | None for name, kind in _ATTRIBUTES),
+    tuple[str, str] | None,
+    dict[str, Any] | None,
+)
+_Wire = tuple[_wire_types]
 
 
 class Record(logging.LogRecord):
@@ -172,7 +171,7 @@ def encode(record: logging.LogRecord) -> bytes:
         has_extra = True  # perhaps in the place of a standard attribute that is missing
         message = _unformattable(record, error)
     except (SystemExit, GeneratorExit) as error:
-        message = _unformattable(record, _unless_signal(error))
+        message = _unformattable(record, unless_signal(error))
     exc_text = exception = None
     try:
         exc_text = attributes["exc_text"]
@@ -266,7 +265,7 @@ def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str] |
         except Exception as error:
             text = f"<mplog: this traceback could not be formatted: {_describe(error)}>"
         except (SystemExit, GeneratorExit) as error:
-            text = f"<mplog: this traceback could not be formatted: {_describe(_unless_signal(error))}>"
+            text = f"<mplog: this traceback could not be formatted: {_describe(unless_signal(error))}>"
     kind, value, _ = info
     if kind is None:
         return text, None
@@ -306,11 +305,11 @@ def _safe(function: Callable[[object], str], value: object) -> str:
         return f"<{type(value).__name__} object; its {function.__name__}() raised {type(error).__name__}>"
     except (SystemExit, GeneratorExit) as error:
         return (
-            f"<{type(value).__name__} object; its {function.__name__}() raised {type(_unless_signal(error)).__name__}>"
+            f"<{type(value).__name__} object; its {function.__name__}() raised {type(unless_signal(error)).__name__}>"
         )
 
 
-def _unless_signal(error: BaseException) -> BaseException:
+def unless_signal(error: BaseException) -> BaseException:
     """Return the error, but raise it again where a signal handler raised it.
 
     ``sys.exit()`` in a ``__repr__`` is a fault of the argument and must not end the program. ``sys.exit()`` in a signal
@@ -389,7 +388,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     except Exception:
         pass  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
     except (SystemExit, GeneratorExit) as error:
-        _unless_signal(error)
+        unless_signal(error)
     looks = [_text(safe_str(value)), _text(safe_repr(value)), _number(value)]
     if vars(object)["__format__"] is not kind.__format__:  # that of an enumeration of texts is not its str()
         looks.append(_text(_safe(format, value)))
@@ -419,7 +418,7 @@ def _number(value: Any) -> int | float | None:
     except Exception:
         return None
     except (SystemExit, GeneratorExit) as error:
-        _unless_signal(error)
+        unless_signal(error)
         return None
 
 
