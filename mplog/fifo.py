@@ -23,6 +23,8 @@ import time
 
 __all__ = [
     "create",
+    "is_alive",
+    "is_open",
     "open_lock",
     "open_reader",
     "open_writer",
@@ -30,7 +32,6 @@ __all__ = [
     "pending",
     "set_size",
     "try_lock",
-    "unlock",
     "wait",
 ]
 
@@ -38,20 +39,12 @@ __all__ = [
 _F_SETPIPE_SZ = 1031
 _F_GETPIPE_SZ = 1032
 
+# Descriptors are numbered from below. Far above, ours are not numbers that come into use again for something else when
+# a program has closed them all, as daemons do; a write to such a number would end in another's file.
+_LOWEST_FD = 512
 
-# Descriptors of ours are out of the way of those that a program opens, which get the lowest free numbers. A daemon that
-# has closed all and opened its own must not find our records in its files, nor its files closed by us.
-_LOWEST_FD = 500
-
-
-def _open(path: str, flags: int) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
-    except OSError:  # few descriptors are allowed, or left
-        return fd
-    os.close(fd)
-    return high
+# poll() counts milliseconds in a C int; a longer wait is several of them.
+_LONGEST_POLL = 86400.0
 
 
 def create(path: str) -> None:
@@ -61,7 +54,7 @@ def create(path: str) -> None:
 
 def open_reader(path: str) -> int:
     """Open the reading end without waiting for a writer."""
-    return _open(path, os.O_RDONLY | os.O_NONBLOCK)
+    return _out_of_the_way(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def open_writer(path: str) -> int:
@@ -71,11 +64,29 @@ def open_writer(path: str) -> int:
         BrokenPipeError: nobody reads it.
     """
     try:
-        return _open(path, os.O_WRONLY | os.O_NONBLOCK)
+        return _out_of_the_way(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), path) from None
         raise
+
+
+def is_open(fd: int) -> bool:
+    """Return whether there is such a descriptor in this process."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _out_of_the_way(fd: int) -> int:
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
+    except OSError:
+        return fd  # the limit on descriptors is below
+    os.close(fd)
+    return high
 
 
 def set_size(fd: int, size: int) -> int:
@@ -121,21 +132,21 @@ def peek(fd: int) -> bytes:
 
 def open_lock(path: str) -> int:
     """Open a file to `try_lock`."""
-    return _open(path, os.O_RDWR | os.O_CREAT)
+    return _out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def try_lock(fd: int) -> bool:
-    """Take a lock that the kernel frees when the process dies; return whether it was free (fcntl(2), F_SETLK)."""
+    """Take a lock that the kernel frees when the process dies; return whether it was free (fcntl(2), F_SETLK).
+
+    ``fcntl.lockf(fd, fcntl.LOCK_UN)`` gives it back.
+    """
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
         return False
     return True
-
-
-def unlock(fd: int) -> None:
-    """Give the lock back."""
-    fcntl.lockf(fd, fcntl.LOCK_UN)
 
 
 def wait(fd: int, event: int, deadline: float | None) -> bool:
@@ -153,4 +164,20 @@ def wait(fd: int, event: int, deadline: float | None) -> bool:
     poll.register(fd, event)
     if deadline is None:
         return bool(poll.poll())
-    return bool(poll.poll(max(0, math.ceil((deadline - time.monotonic()) * 1000))))
+    while True:
+        left = max(0.0, deadline - time.monotonic())
+        if poll.poll(math.ceil(min(left, _LONGEST_POLL) * 1000)):
+            return True
+        if left <= _LONGEST_POLL:
+            return False
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether there is such a process; True where that cannot be told."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True

@@ -241,6 +241,7 @@ class _LoggingProcess:
 
     def _refuse_object(self, payload: bytes) -> None:
         """Count somebody's put() of something else: it would have to be unpickled, which could run any code."""
+        queue.check_object(payload)
         self._objects += 1
         self._dispatcher.warn("objects that are not log records were put into the queue, and skipped")
 
@@ -267,7 +268,7 @@ class _LoggingProcess:
 
     def _check_incomplete(self) -> None:
         """Give up the long records whose writers have died."""
-        dead = {message.pid for message in self._frames.incomplete() if not _is_alive(message.pid)}
+        dead = {message.pid for message in self._frames.incomplete() if not fifo.is_alive(message.pid)}
         # In this order: what a writer wrote before it died is in the FIFO now, and must be read first.
         if dead and self._read_fd is not None and not fifo.pending(self._read_fd):
             self._give_up(dead)
@@ -374,13 +375,3 @@ class _LoggingProcess:
         except FileNotFoundError:
             pass  # somebody has removed the directory, so nobody new can come
         self._handle(b"".join(chunks), drained=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
-    return True

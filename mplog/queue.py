@@ -17,6 +17,7 @@ import contextlib
 import errno
 import logging
 import multiprocessing.queues
+import multiprocessing.util
 import os
 import queue
 import select
@@ -25,16 +26,19 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 import zlib
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
 from mplog import frame, record
 from mplog.errors import MessageTooLongError, MplogError, NoReaderError, QueueNotFoundError, ServerStateError
 
 if sys.platform != "win32":
+    import fcntl
+
     from mplog import fifo
 
 __all__ = ["LogQueue"]
@@ -50,8 +54,9 @@ else:
 #: What Linux grants every user (/proc/sys/fs/pipe-max-size): some 5,000 records of usual length.
 DEFAULT_SIZE = 2**20
 
-#: Bytes of a pickled object that a queue carries at most; a log record above it is cut (`record.MAX_RECORD_SIZE`).
-MAX_OBJECT_SIZE = 2**30
+#: Bytes of a pickled object that a queue carries at most, so that a reader has room for it (`frame.UNFINISHED_LIMIT`);
+#: a log record above `record.MAX_RECORD_SIZE` is cut.
+MAX_OBJECT_SIZE = 2**28
 
 _CHECKSUM_SIZE = 4
 _FIFO_NAME = "queue"
@@ -68,7 +73,10 @@ class LogQueue(_Base):
     - ``put`` writes at once: there is no feeder thread, so `join_thread` and `cancel_join_thread` have nothing to do,
       an object that does not pickle raises in the call, and nothing is lost when the process dies behind it.
     - A ``logging.LogRecord`` travels as data (`mplog.record`) and arrives as one, whatever its arguments are.
-    - It pickles at any time, into any process of the machine, of ``multiprocessing`` and ``multiprocess``.
+    - It pickles at any time, into any process of the machine, of ``multiprocessing`` and ``multiprocess``. However
+      often it arrives in one, it is one object there, until that is closed.
+    - An object that does not unpickle raises in `get`, and the next `get` goes on with the next one. A signal handler
+      must not call `get`.
     - Several processes may take turns with `get`, as long as the objects fit into a frame (4,096 bytes on Linux): the
       parts of a longer one must all reach the same process.
     - ``put`` raises `NoReaderError` once no process is left that could read.
@@ -83,6 +91,11 @@ class LogQueue(_Base):
     Raises:
         MplogError: this platform has no FIFOs (Windows).
     """
+
+    # As long as there are none: __del__ runs on what __init__ has left, too.
+    _read_fd = -1
+    _write_fd = -1
+    _lock_fd = -1
 
     def __init__(self, maxsize: int = 0, *, ctx: object = None) -> None:
         if not hasattr(os, "mkfifo"):
@@ -101,21 +114,13 @@ class LogQueue(_Base):
     def _setup(self, directory: str, *, is_owner: bool) -> None:
         self.directory = directory
         self.path = fifo_path(directory)
-        self._read_fd = -1
-        self._write_fd = -1
-        self._lock_fd = -1
         self._maxsize = 0
         self._closed = False
-        self._abandoned: deque[bytes] = deque()
-        # Runs when the queue is collected, and at the end of a multiprocessing child, too, which atexit misses.
-        self._finalizer = Finalize(self, _remove, (directory,), exitpriority=0) if is_owner else None
-        self._reset_reader()
-
-    def _reset_reader(self) -> None:
-        self._reader_pid = os.getpid()
-        self._reader_lock = threading.Lock()
-        self._frames: frame.FrameReader[Any] = frame.FrameReader(_DECODE)
-        self._ready: deque[Any] = deque()
+        self._abandoned: list[bytes] = []
+        self._finalizers = _finalizers(self, directory) if is_owner else []
+        self._readers: dict[int, _Reader] = {}
+        _forget_closed_ends()
+        _queues[directory] = self
 
     # The base class pickles only while a process is being started; a path may travel at any time.
     def __reduce__(self) -> tuple[Any, ...]:
@@ -146,12 +151,14 @@ class LogQueue(_Base):
             queue.Full: no room, within `timeout` or at once.
             ValueError: the queue is closed in this process.
             NoReaderError: nobody reads the queue any more.
-            MessageTooLongError: the object is over 1 GiB.
+            MessageTooLongError: the object is over 256 MiB.
         """
         if isinstance(obj, logging.LogRecord):
             self._send(frame.RECORD, record.encode(obj), block, timeout)
             return
-        data = ForkingPickler.dumps(obj)
+        # As bytes: dumps() returns a view of a BytesIO, and where an exception keeps that in a reference cycle, the
+        # garbage collector of CPython raises BufferError or crashes (seen in 3.12.1 and 3.13.0).
+        data = bytes(ForkingPickler.dumps(obj))
         if len(data) > MAX_OBJECT_SIZE:
             raise MessageTooLongError(
                 f"an object of {len(data)} bytes does not go through the queue, which carries up to {MAX_OBJECT_SIZE}. "
@@ -186,9 +193,10 @@ class LogQueue(_Base):
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._abandoned:
-            self._write(self._abandoned[0], block, deadline)
-            self._abandoned.popleft()
+        for notice in self._abandoned[:]:
+            self._write(notice, block, deadline)
+            with contextlib.suppress(ValueError):  # another thread has sent it, too, which does no harm
+                self._abandoned.remove(notice)
         whole = frame.frame(kind, payload)
         if whole is not None:
             self._write(whole, block, deadline)
@@ -219,8 +227,7 @@ class LogQueue(_Base):
             except OSError as error:
                 if error.errno != errno.EBADF:
                     raise
-                # Somebody closed all descriptors, as daemons do.
-                self._write_fd = -1
+                _forget_closed_ends()
             else:
                 return
 
@@ -256,43 +263,94 @@ class LogQueue(_Base):
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         deadline = None if block and timeout is None else time.monotonic() + (timeout or 0 if block else 0)
-        if self._reader_pid != os.getpid():
-            self._reset_reader()
-        remaining = -1 if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._reader_lock.acquire(timeout=remaining):
-            raise queue.Empty
-        try:
-            while not self._ready:
-                if not self._read_frame() and not fifo.wait(self._read_fd, select.POLLIN, deadline):
-                    raise queue.Empty
-            return self._ready.popleft()
-        finally:
-            self._reader_lock.release()
+        item = self._take(self._reader_here(), deadline)
+        # Behind the lock: it may run any code.
+        return item.load() if isinstance(item, _Pickled) else item
 
     def get_nowait(self) -> Any:
         """Take the next object out of the queue, or raise ``queue.Empty`` at once."""
         return self.get(False)
 
-    def _read_frame(self) -> bool:
-        """Read one frame, never a byte more; return whether there was anything to read."""
-        self._open_ends()
-        if not fifo.pending(self._read_fd):
-            return False
-        if not fifo.try_lock(self._lock_fd):
-            # Another process is taking a frame this moment; should it be stopped in there, a timeout still holds.
-            time.sleep(0.001)
-            return True
+    def _reader_here(self) -> _Reader:
+        """Return what this process has read; a fork begins anew, and leaves the rest to the process it came from."""
+        pid = os.getpid()
+        reader = self._readers.get(pid)
+        if reader is None:
+            for other in self._readers.keys() - {pid}:
+                self._readers.pop(other, None)
+            reader = self._readers.setdefault(pid, _Reader())  # in one step: one for all threads
+        return reader
+
+    def _take(self, reader: _Reader, deadline: float | None) -> Any:
         try:
-            while True:
-                try:
-                    data = os.read(self._read_fd, self._frames.wanted)
-                except BlockingIOError:
-                    return False
-                self._ready.extend(self._frames.feed(data, drained=not fifo.pending(self._read_fd)))
-                if self._frames.is_between_frames:
-                    return True
+            if not reader.lock.acquire(timeout=_seconds_until(deadline)):
+                raise queue.Empty
+            if reader.is_reading:
+                raise RuntimeError("get() was called in a signal handler that had interrupted a get()")
+            try:
+                reader.is_reading = True
+                self._read(reader, deadline)
+                return reader.ready.popleft()
+            finally:
+                reader.is_reading = False
         finally:
-            fifo.unlock(self._lock_fd)
+            # A Ctrl-C may come between taking a lock and the next step; a reentrant one knows whether it was taken. Nor
+            # must any other call come before the release, since another Ctrl-C may come with it. Nor may there be a
+            # loop in the try block: one that comes with its jump back skips the finally block (CPython 3.13).
+            try:  # noqa: SIM105
+                reader.lock.release()
+            except RuntimeError:
+                pass
+
+    def _read(self, reader: _Reader, deadline: float | None) -> None:
+        """Read what completes an object, or raise ``queue.Empty``. Past the deadline, only what was there already."""
+        there = -1
+        while not reader.ready:
+            try:
+                self._open_ends()
+                pending = fifo.pending(self._read_fd)
+                there = pending if there < 0 else there
+                if pending and (there > 0 or not _is_past(deadline)):
+                    count = self._read_frame(reader)
+                    if count:
+                        there = max(0, there - count)
+                    elif _is_past(deadline):
+                        raise queue.Empty
+                    else:
+                        time.sleep(0.001)  # another process is taking a frame this moment
+                elif pending:
+                    raise queue.Empty
+                else:
+                    reader.forget_dead()
+                    if not fifo.wait(self._read_fd, select.POLLIN, deadline):
+                        raise queue.Empty
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                _forget_closed_ends()
+
+    def _read_frame(self, reader: _Reader) -> int:
+        """Read one frame, never a byte more; return how many bytes, 0 where another process is reading."""
+        try:
+            return self._read_frame_alone(reader) if fifo.try_lock(self._lock_fd) else 0
+        finally:
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_UN)
+
+    def _read_frame_alone(self, reader: _Reader) -> int:
+        count = 0
+        while count == 0 or not reader.frames.is_between_frames:
+            try:
+                data = os.read(self._read_fd, reader.frames.wanted)
+            except BlockingIOError:
+                break
+            count += len(data)
+            reader.ready.extend(reader.frames.feed(data, drained=not fifo.pending(self._read_fd)))
+        return count
+
+    def _forget_closed_ends(self) -> None:
+        for name in ("_read_fd", "_write_fd", "_lock_fd"):
+            if not fifo.is_open(getattr(self, name)):
+                setattr(self, name, -1)
 
     def _open_ends(self) -> None:
         """Open what a reader needs: both ends, since the reading end of a FIFO without writers is always ready."""
@@ -312,12 +370,11 @@ class LogQueue(_Base):
 
     def empty(self) -> bool:
         """Return whether nothing is in the queue at this moment."""
-        if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
-        return not self._ready and not fifo.pending(self._any_end())
+        return not self._pending() and not self._reader_here().ready
 
     def full(self) -> bool:
         """Return whether the next frame would have to wait at this moment."""
+        self._pending()
         if self._write_fd < 0:
             self._open_writer()
         return not fifo.wait(self._write_fd, select.POLLOUT, time.monotonic())
@@ -328,9 +385,28 @@ class LogQueue(_Base):
         Raises:
             NotImplementedError: not on Linux (the base class raises it on macOS, too).
         """
+        self._pending()
         self._open_ends()
         waiting: frame.FrameReader[None] = frame.FrameReader(dict.fromkeys(_DECODE, _ignore))
-        return len(self._ready) + len(waiting.feed(fifo.peek(self._read_fd), drained=True))
+        return len(self._reader_here().ready) + len(waiting.feed(fifo.peek(self._read_fd), drained=True))
+
+    @property
+    def broken(self) -> int:
+        """Runs of garbage that `get` has skipped in this process, and long objects that it could not complete."""
+        reader = self._reader_here()
+        return reader.frames.broken + reader.frames.given_up + reader.forgotten
+
+    def _pending(self) -> int:
+        """Return how many bytes are in the FIFO."""
+        if self._closed:
+            raise OSError(f"Queue {self!r} is closed")  # as the base class does, unlike in put() and get()
+        try:
+            return fifo.pending(self._any_end())
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            _forget_closed_ends()
+            return fifo.pending(self._any_end())
 
     def _any_end(self) -> int:
         if self._read_fd >= 0:
@@ -373,8 +449,8 @@ class LogQueue(_Base):
         if self._read_fd < 0:
             raise ServerStateError(f"{self!r} has no reading end here: another process made it, or it has a reader.")
         fd, self._read_fd = self._read_fd, -1
-        if self._finalizer is not None:
-            self._finalizer.cancel()
+        for finalizer in self._finalizers:
+            finalizer.cancel()
         return fd
 
     def connect(self) -> None:
@@ -399,7 +475,10 @@ class LogQueue(_Base):
         """
         opened = _reopen(directory)
         try:
-            opened._open_writer()
+            if opened._write_fd < 0:
+                opened._open_writer()
+            else:
+                os.close(fifo.open_writer(opened.path))
         except (NoReaderError, OSError) as error:
             raise QueueNotFoundError(
                 f"there is no log queue in {directory!r}: {error} "
@@ -413,14 +492,70 @@ def fifo_path(directory: str) -> str:
     return os.path.join(directory, _FIFO_NAME)
 
 
-def _decode_object(payload: bytes) -> Any:
-    data = memoryview(payload)[_CHECKSUM_SIZE:]
-    if zlib.crc32(data) != int.from_bytes(payload[:_CHECKSUM_SIZE], "little"):
+class _Reader:
+    """What one process has read of a queue.
+
+    Attributes:
+        lock: held by the thread that reads.
+        is_reading: whether one does.
+        frames: puts the objects together.
+        ready: those that nobody has taken yet.
+        forgotten: long objects whose writers have died.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.is_reading = False
+        self.frames: frame.FrameReader[Any] = frame.FrameReader(_DECODE)
+        self.ready: deque[Any] = deque()
+        self.forgotten = 0
+
+    def forget_dead(self) -> None:
+        """Forget the unfinished objects of writers that have died. The queue is empty, so no part is still to come."""
+        if self.frames.incomplete():
+            self.forgotten += len(self.frames.drop_incomplete(lambda message: not fifo.is_alive(message.pid)))
+
+
+class _Pickled:
+    """An object that has arrived whole, and is not unpickled yet."""
+
+    def __init__(self, payload: bytes) -> None:
+        check_object(payload)
+        self._payload = payload
+
+    def load(self) -> Any:
+        return ForkingPickler.loads(memoryview(self._payload)[_CHECKSUM_SIZE:])
+
+
+def check_object(payload: bytes) -> None:
+    """Raise ValueError where the payload is not that of an object, without looking inside."""
+    if zlib.crc32(memoryview(payload)[_CHECKSUM_SIZE:]) != int.from_bytes(payload[:_CHECKSUM_SIZE], "little"):
         raise ValueError("an object whose checksum does not fit")
-    return ForkingPickler.loads(data)
 
 
-_DECODE = {frame.RECORD: record.decode, frame.OBJECT: _decode_object}
+def _seconds_until(deadline: float | None) -> float:
+    """Return what ``Lock.acquire`` takes for it."""
+    return -1 if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
+
+
+#: The queues of this process, by directory: two objects that read the same FIFO would tear its frames.
+_queues: weakref.WeakValueDictionary[str, LogQueue] = weakref.WeakValueDictionary()
+
+
+def _forget_closed_ends() -> None:
+    """Look after the descriptors of all queues: somebody closes them all, as daemons do.
+
+    All at once, before one of the numbers comes into use again for another queue.
+    """
+    for known in list(_queues.values()):
+        known._forget_closed_ends()
+
+
+_DECODE: dict[int, Callable[[bytes], Any]] = {frame.RECORD: record.decode, frame.OBJECT: _Pickled}
 
 
 def _ignore(payload: bytes) -> None:
@@ -428,9 +563,26 @@ def _ignore(payload: bytes) -> None:
 
 
 def _reopen(directory: str) -> LogQueue:
+    known = _queues.get(directory)
+    if known is not None and not known._closed:
+        return known
     opened = LogQueue.__new__(LogQueue)
     opened._setup(directory, is_owner=False)
     return opened
+
+
+def _finalizers(owner: LogQueue, directory: str) -> list[Any]:
+    """Have the directory removed when the queue is collected, and at the end of the process.
+
+    A child of multiprocessing or multiprocess runs no atexit functions, but those of its library. At the end, since
+    those children that this process waits for may not have opened the queue yet.
+    """
+    libraries = [multiprocessing.util, sys.modules.get("multiprocess.util")]
+    return [
+        library.Finalize(owner, _remove, (directory,), exitpriority=-100)
+        for library in libraries
+        if library is not None
+    ]
 
 
 def _remove(directory: str) -> None:
