@@ -480,6 +480,8 @@ class LogQueue(_Base):
             else:
                 os.close(fifo.open_writer(opened.path))
         except (NoReaderError, OSError) as error:
+            if type(error) is BrokenPipeError:
+                error = opened._no_reader()
             raise QueueNotFoundError(
                 f"there is no log queue in {directory!r}: {error} "
                 "Give the directory of a LogServer that runs (server.queue.directory, or MPLOG_QUEUE)."
