@@ -146,12 +146,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {what}", file=sys.stderr, flush=True)
 
     results = run(options.parts or PARTS, options.contenders or list(CONTENDERS), effort, progress)
-    results["about"]["options"] = " ".join(sys.argv[1:] if arguments is None else arguments)
+    results["about"]["options"] = _shown(options)
     if options.save:
         options.save.write_text(json.dumps(results, indent=1))
     print(report.page(results))
     if options.output:
         write(results, options.output)
+
+
+def _shown(options: argparse.Namespace) -> str:
+    """Return those options that change the figures, as they are given."""
+    words = [*options.parts]
+    for name in ("quick", "rounds", "records", "long_memory", "contenders"):
+        value = getattr(options, name)
+        if value:
+            words.append(f"--{name.replace('_', '-')}")
+        if value and value is not True:
+            words += value if isinstance(value, list) else [str(value)]
+    return " ".join(words)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

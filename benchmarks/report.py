@@ -102,8 +102,8 @@ def _rate(results: Mapping[str, Any]) -> str:
             heading("Rate and CPU time"),
             (
                 f"2 workers log {_number(results['records'])} records each (slow contenders a part of that), as fast "
-                "as they can, from a common start until everything is in the file. *CPU* is what all processes spend on a "
-                f"record: workers, parent, and those that write. {results['rounds']} rounds; the smallest and the "
+                "as they can, from a common start until everything is in the file. *CPU* is what all processes spend "
+                f"on a record: workers, parent, and those that write. {results['rounds']} rounds; the smallest and the "
                 "largest ratio of a round stand in brackets.\n"
             ),
             ".. image:: benchmark-rate.svg\n",
@@ -286,8 +286,8 @@ def _delivery(results: Mapping[str, Any]) -> str:
                 "What of the records whose logging call had returned was in the files in the end, whole. (Of a "
                 "killed worker, a record more may be there, whose call had not returned.) *left with Pool*: "
                 "the block of a ``multiprocessing.Pool`` is left, which terminates its workers, when all tasks are "
-                "done. *killed workers*: one worker after the other is killed (SIGKILL) while it logs 20 kB records, another "
-                "one goes on. *writer held up*: the process that writes stands still (SIGSTOP) for 1.5 seconds, the "
+                "done. *killed workers*: one worker after the other is killed (SIGKILL) while it logs 20 kB records, "
+                "another one goes on. *writer held up*: the process that writes stands still (SIGSTOP) for 1.5 seconds, the "
                 "workers go on logging. *spawn*: the workers are spawned.\n"
             ),
             table(["", *scenarios.values()], rows),
