@@ -287,8 +287,8 @@ def _delivery(results: Mapping[str, Any]) -> str:
                 "killed worker, a record more may be there, whose call had not returned.) *left with Pool*: "
                 "the block of a ``multiprocessing.Pool`` is left, which terminates its workers, when all tasks are "
                 "done. *killed workers*: one worker after the other is killed (SIGKILL) while it logs 20 kB records, "
-                "another one goes on. *writer held up*: the process that writes stands still (SIGSTOP) for 1.5 seconds, the "
-                "workers go on logging. *spawn*: the workers are spawned.\n"
+                "another one goes on. *writer held up*: the process that writes stands still (SIGSTOP) for 1.5 "
+                "seconds, the workers go on logging. *spawn*: the workers are spawned.\n"
             ),
             table(["", *scenarios.values()], rows),
         ]
