@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mplog.errors import SinkError as SinkError
     from mplog.errors import StartError as StartError
     from mplog.handler import QueueHandler as QueueHandler
+    from mplog.json_formatter import JSONFormatter as JSONFormatter
+    from mplog.logger import Logger as Logger
+    from mplog.logger import getLogger as getLogger
     from mplog.logging_process import Stats as Stats
     from mplog.pools import Pool as Pool
     from mplog.pools import Process as Process
@@ -48,6 +51,8 @@ _MODULES = {
         "StartError",
     ],
     "handler": ["QueueHandler"],
+    "json_formatter": ["JSONFormatter"],
+    "logger": ["Logger", "getLogger"],
     "logging_process": ["Stats"],
     "pools": ["Pool", "Process", "ProcessPoolExecutor"],
     "queue": ["LogQueue"],

@@ -6,6 +6,7 @@ of the connection closes with it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -54,7 +55,8 @@ class Control:
         self._numbers = itertools.count(1)
         self._replies: dict[int | None, Stats] = {}
         self._asking = threading.RLock()
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()
+        self._stop_request: int | None = None
         try:
             self.pid = self._handshake(configuration, directory, fd, timeout)
         except BaseException:
@@ -107,20 +109,45 @@ class Control:
         if not self._asking.acquire(timeout=timeout):
             raise self._too_slow(command, timeout)
         try:
-            number = next(self._numbers)
-            with self._sending:
-                self._connection.send((number, command))
+            number = self._send_request(command, deadline)
             # Another answer may come first: to a question that was given up, or to one that a signal handler asked.
-            while number not in self._replies:
-                if not self._connection.poll(max(0.0, deadline - time.monotonic())):
-                    raise self._too_slow(command, timeout)
-                answered, stats = self._connection.recv()
-                self._replies[answered] = stats
+            while number is not None and number not in self._replies:
+                if not self._receive(deadline):
+                    number = None
+            if number is None:
+                raise self._too_slow(command, timeout)
             return self._replies.pop(number)
-        except (EOFError, OSError):
-            raise self._died() from None
         finally:
             self._asking.release()
+
+    def _send_request(self, command: str, deadline: float) -> int | None:
+        """Return the number of the request, or None when there was no time to send it."""
+        if command == "stop" and self._stop_request is not None:
+            return self._stop_request  # asked before, and given up: the one answer to it is still to come
+        # Whoever sends records holds this while a sink is blocked.
+        if not self._sending.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return None
+        try:
+            number = next(self._numbers)
+            # Where it has ended, what it said before can still be received.
+            with contextlib.suppress(OSError):
+                self._connection.send((number, command))
+            if command == "stop":
+                self._stop_request = number
+            return number
+        finally:
+            self._sending.release()
+
+    def _receive(self, deadline: float) -> bool:
+        """Receive an answer; return whether one came before the deadline."""
+        try:
+            if not self._connection.poll(max(0.0, deadline - time.monotonic())):
+                return False
+            answered, stats = self._connection.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        self._replies[answered] = stats
+        return True
 
     @property
     def parting_words(self) -> Stats | None:
@@ -142,7 +169,7 @@ class Control:
 
     def _too_slow(self, command: str, timeout: float) -> DrainTimeoutError:
         return DrainTimeoutError(
-            f"the logging process (pid {self._process.pid}) has not answered {command}() within {timeout:g} seconds: "
+            f"the logging process (pid {self._process.pid}) has not answered {command}() within {timeout:.3g} seconds: "
             "a sink is slow or blocked. It goes on writing, and nothing is lost as long as it lives."
         )
 
@@ -175,15 +202,21 @@ def _spawn(connection: Any, fd: int | None) -> subprocess.Popen[Any]:
         options["startupinfo"] = subprocess.STARTUPINFO(lpAttributeList={"handle_list": [connection.fileno()]})
     else:
         options["pass_fds"] = [end for end in (connection.fileno(), fd) if end is not None]
-    return subprocess.Popen(
-        [
-            os.fsdecode(executable),
-            *util._args_from_interpreter_flags(),  # type: ignore[attr-defined]
-            "-c",
-            _BOOTSTRAP,
-            type(connection).__name__,
-            str(connection.fileno()),
-        ],
-        stdin=subprocess.DEVNULL,
-        **options,
-    )
+    try:
+        return subprocess.Popen(
+            [
+                os.fsdecode(executable),
+                *util._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+                "-c",
+                _BOOTSTRAP,
+                type(connection).__name__,
+                str(connection.fileno()),
+            ],
+            stdin=subprocess.DEVNULL,
+            **options,
+        )
+    except OSError as error:
+        raise StartError(
+            f"the logging process could not be started: {error}. "
+            "If this is no Python interpreter, name one with multiprocessing.set_executable()."
+        ) from error

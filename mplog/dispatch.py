@@ -2,7 +2,9 @@
 
 The rule of this file: **records are handled as in one process, and handlers cannot hurt each other.** A record goes up
 the hierarchy of loggers, to each handler whose level and filters let it through, just as ``Logger.callHandlers`` sends
-it. What a handler raises stays with that handler: it is counted, and said in the log once in a while.
+it, but a batch at a time: where all its handlers write texts, the batch is rendered in one pass and no LogRecord is
+made. A handler with a method ``handle_batch(records)`` gets its part of a batch at once, any other a record at a time.
+What a handler raises stays with that handler: it is counted, and said in the log once in a while.
 """
 
 from __future__ import annotations
@@ -11,10 +13,23 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from mplog.record import Record, decode, encode, safe_str
-from mplog.sinks import LogFileHandler
+from mplog.record import (
+    LEVELNO,
+    NAME,
+    PROCESS,
+    PROCESS_NAME,
+    SHOWN_VALUES,
+    Record,
+    Values,
+    decode_values,
+    encode,
+    safe_str,
+    to_record,
+)
+from mplog.sinks import TextHandler
 
 __all__ = ["Dispatcher"]
 
@@ -22,6 +37,7 @@ __all__ = ["Dispatcher"]
 REPORT_INTERVAL = 10.0
 
 # Names and pids come off the wire, so what is kept of them has a bound.
+
 _CACHED_NAMES = 10_000
 _COUNTED_PROCESSES = 10_000
 
@@ -40,7 +56,7 @@ class Dispatcher:
         self.failed: Counter[str] = Counter()
         self._troubles: dict[str, _Trouble] = {}
         self._clock = clock
-        self._loggers: dict[str, logging.Logger] = {}
+        self._plans: dict[str | None, tuple[logging.Handler, ...]] = {}
         self._saying = False
         self._unheard = 0
         self._handlers = list(handlers)
@@ -58,76 +74,101 @@ class Dispatcher:
 
         handler.handleError = handle_error  # type: ignore[method-assign]
 
-    def handle(self, record: Record) -> None:
-        """Send the record to the handlers of its logger and of those above it."""
-        sender = record.processName or "", record.process or 0
-        if len(self.received) >= _COUNTED_PROCESSES and sender not in self.received:
-            sender = "others", 0
-        self.received[sender] += 1
-        self._call_handlers(record)
+    def handle(self, batch: Sequence[Values]) -> None:
+        """Send a batch to the handlers of its records' loggers and of those above them.
 
-    def _call_handlers(self, record: logging.LogRecord) -> None:
-        logger: logging.Logger | None = self._loggers.get(record.name) or self._find_logger(record.name)
-        while logger is not None:
-            for handler in logger.handlers:
-                if record.levelno >= handler.level:
-                    try:
-                        handler.handle(record)
-                    except BaseException as error:  # SystemExit, too: a handler does not end the logging process
-                        self._note(handler, error)
-            if not logger.propagate:
-                break
-            logger = logger.parent
+        Each handler gets its records in the order in which they arrived.
+        """
+        for sender, count in Counter(
+            [(values[PROCESS_NAME], values[SHOWN_VALUES][PROCESS]) for values in batch]
+        ).items():
+            known = sender in self.received or len(self.received) < _COUNTED_PROCESSES
+            self.received[sender if known else ("others", 0)] += count
+        self._deliver(batch)
+        self.flush()
 
-    def _find_logger(self, name: str) -> logging.Logger:
-        """Return the logger of that name, or the nearest above it: names off the wire make no new loggers."""
-        if len(self._loggers) >= _CACHED_NAMES:
-            self._loggers.clear()
-        loggers = logging.Logger.manager.loggerDict
-        nearest = name
-        while nearest:
-            logger = loggers.get(nearest)
-            if isinstance(logger, logging.Logger):
-                break
-            nearest = nearest.rpartition(".")[0]
-        else:
-            logger = logging.getLogger()
-        assert isinstance(logger, logging.Logger)
-        self._loggers[name] = logger
-        return logger
+    def _deliver(self, batch: Sequence[Values]) -> None:
+        plans = {name: self._plan(name) for name in {values[SHOWN_VALUES][NAME] for values in batch}}
+        handlers = list(dict.fromkeys(handler for plan in plans.values() for handler in plan))
+        # A handler may change a record for those behind it, unless all of them only write it.
+        only_text = all(isinstance(handler, TextHandler) and not handler.filters for handler in handlers)
+        records = [] if only_text else self._to_records(batch)
+
+        def reaches(values: Values, handler: logging.Handler) -> bool:
+            shown = values[SHOWN_VALUES]
+            return (shown[LEVELNO] or 0) >= handler.level and handler in plans[shown[NAME]]
+
+        for handler in handlers:
+            if only_text:
+                everything = handler.level == logging.NOTSET and all(handler in plan for plan in plans.values())
+                chosen = batch if everything else [values for values in batch if reaches(values, handler)]
+                self._guard(handler, len(chosen), handler.handle_values, chosen)  # type: ignore[attr-defined]
+                continue
+            passed = [
+                record for values, record in zip(batch, records) if record is not None and reaches(values, handler)
+            ]
+            if hasattr(handler, "handle_batch"):
+                self._guard(handler, len(passed), handler.handle_batch, passed)
+            else:
+                for record in passed:
+                    self._guard(handler, 1, handler.handle, record)
+
+    def _guard(self, handler: logging.Handler, count: int, function: Callable[[Any], object], argument: Any) -> None:
+        try:
+            function(argument)
+        except BaseException as error:  # SystemExit, too: a handler does not end the logging process
+            self._note(handler, error, count)
+
+    def _to_records(self, batch: Sequence[Values]) -> list[Record | None]:
+        records: list[Record | None] = []
+        for values in batch:
+            try:
+                records.append(to_record(values))
+            except ValueError as error:
+                records.append(None)
+                self.warn("records could not be decoded", error)
+        return records
+
+    def _plan(self, name: str | None) -> tuple[logging.Handler, ...]:
+        """Return the handlers that a record of this logger reaches, whatever their levels are."""
+        plan = self._plans.get(name)
+        if plan is None:
+            if len(self._plans) >= _CACHED_NAMES:
+                self._plans.clear()
+            handlers: list[logging.Handler] = []
+            logger: logging.Logger | None = _find_logger(name or "")
+            while logger is not None:
+                handlers += logger.handlers
+                logger = logger.parent if logger.propagate else None
+            plan = self._plans[name] = tuple(handlers)
+        return plan
 
     def flush(self) -> None:
         """Have the batch written. Handlers that write each record by themselves have nothing to do."""
         for handler in self._handlers:
-            if isinstance(handler, LogFileHandler):
-                try:
-                    handler.flush()
-                except BaseException as error:
-                    self._note(handler, error)
+            if isinstance(handler, TextHandler):
+                self._guard(handler, 1, lambda handler: handler.flush(), handler)
 
     def close(self) -> None:
         """Say what has not been said yet, and close the handlers, each whatever the others do."""
         self.flush()
         self.report(everything=True)
         for handler in self._handlers:
-            for step in (handler.flush, handler.close):
-                try:
-                    step()
-                except BaseException as error:
-                    self._note(handler, error)
+            self._guard(handler, 1, lambda handler: handler.flush(), handler)
+            self._guard(handler, 1, lambda handler: handler.close(), handler)
         self._handlers = []
         self.report(everything=True)  # what happened meanwhile, to stderr
 
     # --- troubles ---
 
-    def _note(self, handler: logging.Handler, error: BaseException | None) -> None:
+    def _note(self, handler: logging.Handler, error: BaseException | None, count: int = 1) -> None:
         if self._saying:
             # A line of ours that cannot be written is no trouble to write about.
             self._unheard += 1
             return
         name = _describe(handler)
-        self.failed[name] += 1
-        self.warn(f"records could not be written by {name}", error)
+        self.failed[name] += count
+        self.warn(f"records could not be written by {name}", error, count)
 
     def warn(self, what: str, error: BaseException | None = None, count: int = 1) -> None:
         """Have something said in the log, but the same thing once an interval only.
@@ -160,12 +201,23 @@ class Dispatcher:
         self._unheard = 0
         self._saying = True
         try:
-            self._call_handlers(decode(encode(logging.LogRecord("mplog", level, __file__, 0, message, None, None))))
+            self._deliver([decode_values(encode(logging.LogRecord("mplog", level, __file__, 0, message, None, None)))])
             self.flush()
         finally:
             self._saying = False
         if self._unheard >= len(self._handlers) and sys.stderr is not None:
             print(message, file=sys.stderr, flush=True)
+
+
+def _find_logger(name: str) -> logging.Logger:
+    """Return the logger of that name, or the nearest above it: names off the wire make no new loggers."""
+    loggers = logging.Logger.manager.loggerDict
+    while name:
+        logger = loggers.get(name)
+        if isinstance(logger, logging.Logger):
+            return logger
+        name = name.rpartition(".")[0]
+    return logging.getLogger()
 
 
 class _Trouble:

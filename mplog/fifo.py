@@ -39,12 +39,23 @@ __all__ = [
 _F_SETPIPE_SZ = 1031
 _F_GETPIPE_SZ = 1032
 
-# Descriptors are numbered from below. Far above, ours are not numbers that come into use again for something else when
-# a program has closed them all, as daemons do; a write to such a number would end in another's file.
-_LOWEST_FD = 512
-
 # poll() counts milliseconds in a C int; a longer wait is several of them.
 _LONGEST_POLL = 86400.0
+
+
+# Descriptors of ours are out of the way of those that a program opens, which get the lowest free numbers. A daemon that
+# has closed all and opened its own must not find our records in its files, nor its files closed by us.
+_LOWEST_FD = 500
+
+
+def _open(path: str, flags: int) -> int:
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
+    except OSError:  # few descriptors are allowed, or left
+        return fd
+    os.close(fd)
+    return high
 
 
 def create(path: str) -> None:
@@ -54,7 +65,7 @@ def create(path: str) -> None:
 
 def open_reader(path: str) -> int:
     """Open the reading end without waiting for a writer."""
-    return _out_of_the_way(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    return _open(path, os.O_RDONLY | os.O_NONBLOCK)
 
 
 def open_writer(path: str) -> int:
@@ -64,7 +75,7 @@ def open_writer(path: str) -> int:
         BrokenPipeError: nobody reads it.
     """
     try:
-        return _out_of_the_way(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        return _open(path, os.O_WRONLY | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), path) from None
@@ -78,15 +89,6 @@ def is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _out_of_the_way(fd: int) -> int:
-    try:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
-    except OSError:
-        return fd  # the limit on descriptors is below
-    os.close(fd)
-    return high
 
 
 def set_size(fd: int, size: int) -> int:
@@ -132,7 +134,7 @@ def peek(fd: int) -> bytes:
 
 def open_lock(path: str) -> int:
     """Open a file to `try_lock`."""
-    return _out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return _open(path, os.O_RDWR | os.O_CREAT)
 
 
 def try_lock(fd: int) -> bool:

@@ -21,10 +21,22 @@ import os
 import select
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-__all__ = ["FRAME_SIZE", "OBJECT", "RECORD", "FrameReader", "Incomplete", "abandon", "frame", "frames"]
+__all__ = [
+    "FRAME_SIZE",
+    "HEADER",
+    "OBJECT",
+    "PAYLOAD_SIZE",
+    "RECORD",
+    "RECORD_TAG",
+    "FrameReader",
+    "Incomplete",
+    "abandon",
+    "frame",
+    "frames",
+]
 
 T = TypeVar("T")
 
@@ -42,14 +54,16 @@ PART = 3
 _MAGIC = b"\xffmp"
 _MAGIC_NUMBER = int.from_bytes(_MAGIC, "little")
 _MAGIC_MASK = 0xFFFFFF
-_HEADER = struct.Struct("<II")
-_HEADER_SIZE = _HEADER.size
-_PAYLOAD_SIZE = FRAME_SIZE - _HEADER_SIZE
+HEADER = struct.Struct("<II")
+HEADER_SIZE = HEADER.size
+PAYLOAD_SIZE = FRAME_SIZE - HEADER_SIZE
+RECORD_TAG = _MAGIC_NUMBER | RECORD << 24
+PART_TAG = _MAGIC_NUMBER | PART << 24
 
 # Message id, pid of the writer, index and number of parts (0 parts: the writer gave the message up), kind of the
 # whole, CRC-32 of the piece. The id is random, since pids repeat across PID namespaces and threads share one.
 _PART = struct.Struct("<16sIIIII")
-_PIECE_SIZE = _PAYLOAD_SIZE - _PART.size
+_PIECE_SIZE = PAYLOAD_SIZE - _PART.size
 
 # What a piece costs in memory beside its bytes, so that many short ones count as what they are.
 _PIECE_OVERHEAD = 128
@@ -63,9 +77,9 @@ UNFINISHED_LIMIT = 512 * 2**20
 def frame(kind: int, payload: bytes) -> bytes | None:
     """Return the message as one frame, or None where it needs `frames`."""
     length = len(payload)
-    if length > _PAYLOAD_SIZE:
+    if length > PAYLOAD_SIZE:
         return None
-    return _HEADER.pack(_MAGIC_NUMBER | kind << 24, length) + payload
+    return HEADER.pack(_MAGIC_NUMBER | kind << 24, length) + payload
 
 
 def frames(kind: int, payload: bytes, message_id: bytes) -> Iterator[bytes]:
@@ -91,7 +105,11 @@ def abandon(message_id: bytes) -> bytes:
 
 def _part(message_id: bytes, pid: int, index: int, count: int, kind: int, piece: bytes | memoryview) -> bytes:
     header = _PART.pack(message_id, pid, index, count, kind, zlib.crc32(piece))
-    return b"".join((_HEADER.pack(_MAGIC_NUMBER | PART << 24, len(header) + len(piece)), header, piece))
+    return b"".join((HEADER.pack(PART_TAG, len(header) + len(piece)), header, piece))
+
+
+# What decoding raises for what is no message: of an unknown kind, malformed, nested too deeply.
+_BROKEN = (KeyError, ValueError, RecursionError)
 
 
 class Incomplete:
@@ -117,8 +135,8 @@ class FrameReader(Generic[T]):
     """Turn a stream of bytes back into messages.
 
     Args:
-        decode: called with the kind and the payload of each message; returns it decoded, or raises ValueError
-            (msgspec's errors are ValueErrors) where it is none.
+        decode: by the kind of a message, what is called with its payload: returns it decoded, or raises ValueError
+            (msgspec's errors are ValueErrors) or RecursionError where it is none.
 
     Attributes:
         skipped: bytes that belonged to no frame.
@@ -126,7 +144,7 @@ class FrameReader(Generic[T]):
         given_up: long messages that were dropped because too much was unfinished.
     """
 
-    def __init__(self, decode: Callable[[int, bytes], T]) -> None:
+    def __init__(self, decode: Mapping[int, Callable[[bytes], T]]) -> None:
         self._decode = decode
         self._rest = b""
         self._in_garbage = False
@@ -140,10 +158,10 @@ class FrameReader(Generic[T]):
     def wanted(self) -> int:
         """How many bytes complete the next frame; a reader that shares the queue reads no further."""
         rest = self._rest
-        if len(rest) < _HEADER_SIZE:
-            return _HEADER_SIZE - len(rest)
-        length: int = _HEADER.unpack_from(rest)[1]
-        return _HEADER_SIZE + length - len(rest)
+        if len(rest) < HEADER_SIZE:
+            return HEADER_SIZE - len(rest)
+        length: int = HEADER.unpack_from(rest)[1]
+        return HEADER_SIZE + length - len(rest)
 
     @property
     def is_between_frames(self) -> bool:
@@ -161,14 +179,19 @@ class FrameReader(Generic[T]):
         buffer = self._rest + data if self._rest else data
         messages: list[T] = []
         position, end = 0, len(buffer)
-        while end - position >= _HEADER_SIZE:
-            tag, length = _HEADER.unpack_from(buffer, position)
-            if tag & _MAGIC_MASK == _MAGIC_NUMBER and length <= _PAYLOAD_SIZE:
-                stop = position + _HEADER_SIZE + length
+        unpack, decode, append = HEADER.unpack_from, self._decode, messages.append
+        while end - position >= HEADER_SIZE:
+            tag, length = unpack(buffer, position)
+            stop = position + HEADER_SIZE + length
+            if tag & _MAGIC_MASK == _MAGIC_NUMBER and length <= PAYLOAD_SIZE:
                 if stop <= end:
                     try:
-                        self._accept(tag >> 24, buffer[position + _HEADER_SIZE : stop], messages)
-                    except ValueError:
+                        payload = buffer[position + HEADER_SIZE : stop]
+                        if tag != PART_TAG:
+                            append(decode[tag >> 24](payload))
+                        else:
+                            self._accept_part(payload, messages)
+                    except _BROKEN:
                         pass
                     else:
                         self._in_garbage = False
@@ -183,17 +206,16 @@ class FrameReader(Generic[T]):
         self._rest = buffer[position:]
         return messages
 
-    def _accept(self, kind: int, payload: bytes, messages: list[T]) -> None:
-        if kind != PART:
-            messages.append(self._decode(kind, payload))
-            return
+    def _accept_part(self, payload: bytes, messages: list[T]) -> None:
         whole = self._assemble(payload)
-        if whole is not None:
-            try:
-                messages.append(self._decode(*whole))
-            except ValueError:
-                # Every piece had its checksum, so the stream is in step: there is nothing to search again.
-                self.broken += 1
+        if whole is None:
+            return
+        kind, message = whole
+        try:
+            messages.append(self._decode[kind](message))
+        except _BROKEN:
+            # Every piece had its checksum, so the stream is in step: there is nothing to search again.
+            self.broken += 1
 
     def _assemble(self, payload: bytes) -> tuple[int, bytes] | None:
         if len(payload) < _PART.size:

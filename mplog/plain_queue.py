@@ -7,9 +7,12 @@ process that made it takes the records out and passes them on to the logging pro
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
+from multiprocessing import reduction
 from typing import Any
 
 from mplog.record import encode
@@ -20,6 +23,8 @@ __all__ = ["Pump"]
 # program multiprocessing closes the queue before the last child has ended.
 _INTERVAL = 0.2
 _BATCH = 1000
+# The logging process counts it in place of what is no record, and must not unpickle.
+_GARBAGE = b""
 
 
 class Pump(threading.Thread):
@@ -32,7 +37,7 @@ class Pump(threading.Thread):
 
     def __init__(self, source: Any, deliver: Callable[[list[bytes]], object]) -> None:
         super().__init__(name="mplog-pump", daemon=True)
-        self._source = source
+        self._source = _with_own_reader(source)
         self._deliver = deliver
         self._stopping = threading.Event()
 
@@ -44,25 +49,54 @@ class Pump(threading.Thread):
                 if self._stopping.is_set():
                     return
                 continue
-            except (OSError, ValueError, EOFError):
-                return  # the queue is closed
+            except (OSError, EOFError):
+                return  # the queue is broken
             try:
                 self._deliver(batch)
             except Exception:
                 return  # the logging process has ended; whoever asks the server learns of it
 
     def _take(self) -> list[bytes]:
-        batch = [self._source.get(timeout=_INTERVAL)]
+        batch: list[bytes] = []
         try:
             while len(batch) < _BATCH:
-                batch.append(self._source.get_nowait())
-        except queue.Empty:
-            pass
-        # LogRecords come from a QueueHandler of the stdlib's.
-        return [encode(item) if isinstance(item, logging.LogRecord) else item for item in batch]
+                batch.append(_encoded(self._source.get_nowait() if batch else self._source.get(timeout=_INTERVAL)))
+        except (queue.Empty, OSError, EOFError):
+            if not batch:
+                raise
+        except Exception:
+            batch.append(_GARBAGE)  # it does not unpickle
+        return batch
 
     def stop(self, timeout: float) -> bool:
         """Pass on the rest; return whether that was done within `timeout` seconds."""
         self._stopping.set()
         self.join(timeout)
         return not self.is_alive()
+
+
+def _encoded(item: object) -> bytes:
+    if isinstance(item, logging.LogRecord):  # from a QueueHandler of the stdlib's
+        return encode(item)
+    return item if isinstance(item, bytes) else _GARBAGE
+
+
+def _with_own_reader(source: Any) -> Any:
+    """Return the queue with a reading end of its own.
+
+    A process that has put something into the queue closes the queue's reading end at the end of the program, before
+    the last child has ended, which would then wait for ever (``reader_close`` in ``multiprocessing.queues``).
+    """
+    reader = getattr(source, "_reader", None)
+    if reader is None:
+        return source
+    if sys.platform == "win32":
+        handle = reduction.duplicate(reader.fileno())
+    else:
+        handle = os.dup(reader.fileno())
+    kind: Any = type(source)
+    own = kind.__new__(kind)
+    own.__dict__.update(source.__dict__)
+    own._reader = type(reader)(handle, writable=False)
+    own._poll, own._recv_bytes = own._reader.poll, own._reader.recv_bytes
+    return own

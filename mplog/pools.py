@@ -63,6 +63,9 @@ class Pool(multiprocessing.pool.Pool):
         log: or a path: the pool has a server of its own, which stops with it.
     """
 
+    # What __del__ of the base class looks at, also where __init__ has failed.
+    _state = multiprocessing.pool.INIT
+
     def __init__(
         self,
         processes: int | None = None,
@@ -96,31 +99,55 @@ class Pool(multiprocessing.pool.Pool):
     def _portable(self, func: Callable[..., T]) -> Callable[..., T]:
         return Portable(func, forked=self._forked)
 
-    # Each as in the base class, with a function that may be anything callable.
+    # Each as in the base class, with a function that may be anything callable. apply() calls apply_async().
 
-    def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> T:
-        return super().apply(self._portable(func), args, kwds)
+    def apply_async(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> multiprocessing.pool.AsyncResult[T]:
+        return super().apply_async(self._portable(func), args, kwds, callback, error_callback)
 
-    def apply_async(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> multiprocessing.pool.AsyncResult[T]:
-        return super().apply_async(self._portable(func), *args, **kwargs)
+    def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
+        return super().map(self._portable(func), iterable, chunksize)
 
-    def map(self, func: Callable[[Any], T], *args: Any, **kwargs: Any) -> list[T]:
-        return super().map(self._portable(func), *args, **kwargs)
+    def map_async(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> multiprocessing.pool.MapResult[T]:
+        return super().map_async(self._portable(func), iterable, chunksize, callback, error_callback)
 
-    def map_async(self, func: Callable[[Any], T], *args: Any, **kwargs: Any) -> Any:
-        return super().map_async(self._portable(func), *args, **kwargs)
+    def imap(
+        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = 1
+    ) -> multiprocessing.pool.IMapIterator[T]:
+        return super().imap(self._portable(func), iterable, chunksize)
 
-    def imap(self, func: Callable[[Any], T], *args: Any, **kwargs: Any) -> Any:
-        return super().imap(self._portable(func), *args, **kwargs)
+    def imap_unordered(
+        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = 1
+    ) -> multiprocessing.pool.IMapIterator[T]:
+        return super().imap_unordered(self._portable(func), iterable, chunksize)
 
-    def imap_unordered(self, func: Callable[[Any], T], *args: Any, **kwargs: Any) -> Any:
-        return super().imap_unordered(self._portable(func), *args, **kwargs)
+    def starmap(
+        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[T]:
+        return super().starmap(self._portable(func), iterable, chunksize)
 
-    def starmap(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
-        return super().starmap(self._portable(func), *args, **kwargs)
-
-    def starmap_async(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> Any:
-        return super().starmap_async(self._portable(func), *args, **kwargs)
+    def starmap_async(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> multiprocessing.pool.AsyncResult[list[T]]:
+        return super().starmap_async(self._portable(func), iterable, chunksize, callback, error_callback)
 
 
 class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
@@ -153,6 +180,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
                 f"ProcessPoolExecutor works with a context of multiprocessing, not with {mp_context!r}. "
                 "For multiprocess there is mplog.Pool(context=...)."
             )
+        self._left_to_itself = False
         options: dict[str, Any] = {}
         if max_tasks_per_child is not None:
             options["max_tasks_per_child"] = max_tasks_per_child
@@ -173,14 +201,19 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As in the base class. A server of its own stops, too, unless `wait` is off: then it ends with the program."""
         super().shutdown(wait, cancel_futures=cancel_futures)
-        if wait:
+        # Behind shutdown(wait=False), the base class never waits, and the workers may still log.
+        self._left_to_itself |= not wait
+        if not self._left_to_itself:
             self._logging.stop()
 
 
 class _ProcessMixin:
     """What `Process` adds to the class of either library."""
 
+    _library: Any = multiprocessing
     _logging: _Logging | None = None
+    _Popen: Any
+    _start_method: Any
 
     def __init__(
         self,
@@ -195,14 +228,26 @@ class _ProcessMixin:
         server: LogServer | None = None,
         log: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._logging = _Logging(server, log)
-        self._initializer = self._logging.initializer(None, ())
         if context is not None:
-            self._start_method = context.Process._start_method
-            self._Popen = context.Process._Popen
-        forked = (context or multiprocessing).get_start_method() == "fork"
+            self._take_context(context)
+        forked = (context or self._library).get_start_method() == "fork"
         portable = None if target is None else Portable(target, forked=forked)
         super().__init__(group, portable, name, args, kwargs, daemon=daemon)  # type: ignore[call-arg]
+        # Last, so that a server of its own is not left running where an argument is wrong.
+        self._logging = _Logging(server, log)
+        self._initializer = self._logging.initializer(None, ())
+
+    def _take_context(self, context: Any) -> None:
+        if not isinstance(context, self._library.context.BaseContext):
+            if type(self) is not Process:
+                raise TypeError(
+                    f"{type(self).__name__} is a process of another library than {context!r}. For multiprocessing, "
+                    "derive it from mplog.Process; for multiprocess, from mplog.pools.MultiprocessProcess."
+                )
+            # Not a __new__, which would hide the signature.
+            self.__class__ = _multiprocess_class()
+        self._start_method = context.Process._start_method
+        self._Popen = context.Process._Popen
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_logging": None}
@@ -213,10 +258,27 @@ class _ProcessMixin:
         self._initializer()
         return super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
 
+    def start(self) -> None:
+        """Start the process."""
+        try:
+            super().start()  # type: ignore[misc]
+        except BaseException:
+            self._stop_own_server()
+            raise
+
     def join(self, timeout: float | None = None) -> None:
         """Wait for the process to end; a server of its own then stops."""
         super().join(timeout)  # type: ignore[misc]
-        if self._logging is not None and self.exitcode is not None:  # type: ignore[attr-defined]
+        if self.exitcode is not None:  # type: ignore[attr-defined]
+            self._stop_own_server()
+
+    def close(self) -> None:
+        """Release what the object holds of a process that has ended; a server of its own stops."""
+        super().close()  # type: ignore[misc]
+        self._stop_own_server()
+
+    def _stop_own_server(self) -> None:
+        if self._logging is not None:
             self._logging.stop()
 
 
@@ -231,18 +293,13 @@ class Process(_ProcessMixin, multiprocessing.Process):
         log: or a path: the process has a server of its own, which stops when it is joined.
     """
 
-    def __new__(cls, *args: Any, context: Any = None, **kwargs: Any) -> Any:
-        if context is not None and not isinstance(context, multiprocessing.context.BaseContext):
-            return _multiprocess_class()(*args, context=context, **kwargs)
-        return super().__new__(cls)
-
 
 @functools.lru_cache(maxsize=1)
 def _multiprocess_class() -> type[Any]:
     import multiprocess
 
     # A spawned process finds it in this module by its __qualname__; processes are named after its __name__.
-    members = {"__module__": __name__, "__qualname__": "MultiprocessProcess"}
+    members = {"__module__": __name__, "__qualname__": "MultiprocessProcess", "_library": multiprocess}
     return type("Process", (_ProcessMixin, multiprocess.Process), members)
 
 

@@ -8,8 +8,10 @@ an initializer keeps its meaning. What cannot be imported goes by value, with cl
 from __future__ import annotations
 
 import functools
+import io
 import pickle
 import sys
+import types
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -33,7 +35,7 @@ class Portable:
         self._data = b""
         functools.update_wrapper(self, function, updated=())
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if self._function is None:
             self._function = _load(self._data)
         return self._function(*args, **kwargs)
@@ -52,28 +54,83 @@ def _unpickled(data: bytes) -> Portable:
     return portable
 
 
+_BY_VALUE = b"V"
+_BY_REFERENCE = b"R"
+
+
 def _dump(function: Callable[..., Any], *, forked: bool) -> bytes:
-    if forked or not _is_in_unimportable_main(function):
-        try:
-            return bytes(ForkingPickler.dumps(function))
-        except (pickle.PicklingError, AttributeError, TypeError):
-            pass  # a lambda, a closure, or something that holds one
+    pickler = ForkingPickler if forked else _ReferencePickler
+    try:
+        return _BY_REFERENCE + bytes(pickler.dumps(function))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        # A lambda, a closure, something of a notebook, or something that holds one.
+        return _BY_VALUE + _dump_by_value(function)
+
+
+class _ReferencePickler(ForkingPickler):
+    """Refuses what the other process could not import."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if _is_of_main(obj) and not _is_importable(obj):
+            raise pickle.PicklingError(f"{obj!r} is not where another process could import it")
+        return NotImplemented
+
+
+def _dump_by_value(function: Callable[..., Any]) -> bytes:
     import cloudpickle
 
-    data: bytes = cloudpickle.dumps(function)
-    return data
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            # cloudpickle would send all of __main__ by value: a lambda would call copies of the script's functions,
+            # which do not see what an initializer has set.
+            if _is_of_main(obj) and _is_importable(obj):
+                return obj.__qualname__
+            return super().reducer_override(obj)
+
+    file = io.BytesIO()
+    Pickler(file).dump(function)
+    return file.getvalue()
 
 
-def _is_in_unimportable_main(function: object) -> bool:
-    """Whether it is defined where no other process can import it: a notebook, ``python -c``, a prompt."""
-    if getattr(function, "__module__", None) != "__main__":
-        return False
+def _is_of_main(obj: Any) -> bool:
+    return isinstance(obj, (types.FunctionType, type)) and obj.__module__ == "__main__"
+
+
+def _is_importable(obj: Any) -> bool:
+    """Whether another process finds it in the ``__main__`` that it imports, if any: not for a notebook, or a prompt."""
     main = sys.modules["__main__"]
-    return getattr(main, "__spec__", None) is None and getattr(main, "__file__", None) is None
+    path = getattr(main, "__file__", None)
+    if path is None and getattr(main, "__spec__", None) is None:
+        return False
+    name = obj.__qualname__.partition(".")[0]
+    return hasattr(main, name) and name not in _names_under_guard(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _names_under_guard(path: str | None) -> frozenset[str]:
+    """Return what a script defines under ``if __name__ == "__main__":``, where its workers do not come."""
+    import ast
+
+    try:
+        with open(path or "", "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return frozenset()
+    guarded = [node for node in tree.body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return frozenset(node.name for block in guarded for node in ast.walk(block) if isinstance(node, definitions))
+
+
+def _load(data: bytes) -> Callable[..., Any]:
+    if data.startswith(_BY_VALUE):
+        return _load_once(data)
+    # Anew each time, as the stdlib does: an object's state is not to go from one task to the next.
+    function: Callable[..., Any] = pickle.loads(memoryview(data)[1:])
+    return function
 
 
 @functools.lru_cache(maxsize=64)
-def _load(data: bytes) -> Callable[..., Any]:
-    # Cached, so that a function that went by value is one function in its worker, however often it is called.
-    function: Callable[..., Any] = pickle.loads(data)
+def _load_once(data: bytes) -> Callable[..., Any]:
+    # So that a function that went by value is one function in its worker, however often it is called.
+    function: Callable[..., Any] = pickle.loads(memoryview(data)[1:])
     return function

@@ -42,6 +42,9 @@ if sys.platform != "win32":
 
 __all__ = ["LogQueue"]
 
+_write = os.write
+_pack_header = frame.HEADER.pack
+
 if TYPE_CHECKING:
     _Base = multiprocessing.queues.Queue[Any]
 else:
@@ -150,7 +153,7 @@ class LogQueue(_Base):
             MessageTooLongError: the object is over 256 MiB.
         """
         if isinstance(obj, logging.LogRecord):
-            self.send(frame.RECORD, record.encode(obj), block, timeout)
+            self._send(frame.RECORD, record.encode(obj), block, timeout)
             return
         # As bytes: dumps() returns a view of a BytesIO, and where an exception keeps that in a reference cycle, the
         # garbage collector of CPython raises BufferError or crashes (seen in 3.12.1 and 3.13.0).
@@ -162,14 +165,30 @@ class LogQueue(_Base):
                 length=len(data),
             )
         checksum = zlib.crc32(data).to_bytes(_CHECKSUM_SIZE, "little")
-        self.send(frame.OBJECT, b"".join((checksum, data)), block, timeout)
+        self._send(frame.OBJECT, b"".join((checksum, data)), block, timeout)
 
     def put_nowait(self, obj: Any) -> None:
         """Put an object into the queue, or raise ``queue.Full`` at once."""
         self.put(obj, False)
 
-    def send(self, kind: int, payload: bytes, block: bool = True, timeout: float | None = None) -> None:
-        """Put a message that is encoded already; `put` says what is raised."""
+    def put_record(self, payload: bytes) -> None:
+        """Put a record that `mplog.record.encode` has encoded, and wait while the queue is full.
+
+        Raises:
+            ValueError: the queue is closed in this process.
+            NoReaderError: nobody reads the queue any more.
+        """
+        # The way of nearly every record: one frame, room for it, nothing to catch up on. All else is below.
+        if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned:
+            try:
+                _write(self._write_fd, _pack_header(frame.RECORD_TAG, len(payload)) + payload)
+            except OSError:
+                pass
+            else:
+                return
+        self._send(frame.RECORD, payload, True, None)
+
+    def _send(self, kind: int, payload: bytes, block: bool, timeout: float | None) -> None:
         if self._closed:
             raise ValueError(f"Queue {self!r} is closed")
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -367,7 +386,7 @@ class LogQueue(_Base):
         """
         self._pending()
         self._open_ends()
-        waiting: frame.FrameReader[None] = frame.FrameReader(lambda kind, payload: None)
+        waiting: frame.FrameReader[None] = frame.FrameReader(dict.fromkeys(_DECODE, _ignore))
         return len(self._reader_here().ready) + len(waiting.feed(fifo.peek(self._read_fd), drained=True))
 
     @property
@@ -433,6 +452,15 @@ class LogQueue(_Base):
             finalizer.cancel()
         return fd
 
+    def connect(self) -> None:
+        """Open the writing end: the reader then waits for this process, also before its first record.
+
+        Raises:
+            BrokenPipeError: nobody reads the queue any more.
+        """
+        if self._write_fd < 0:
+            self._open_writer()
+
     def remove(self) -> None:
         """Remove the directory of the queue; processes that have it open keep it."""
         _remove(self.directory)
@@ -477,7 +505,7 @@ class _Reader:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.is_reading = False
-        self.frames: frame.FrameReader[Any] = frame.FrameReader(_decode)
+        self.frames: frame.FrameReader[Any] = frame.FrameReader(_DECODE)
         self.ready: deque[Any] = deque()
         self.forgotten = 0
 
@@ -496,14 +524,6 @@ class _Pickled:
 
     def load(self) -> Any:
         return ForkingPickler.loads(memoryview(self._payload)[_CHECKSUM_SIZE:])
-
-
-def _decode(kind: int, payload: bytes) -> record.Record | _Pickled:
-    if kind == frame.RECORD:
-        return record.decode(payload)
-    if kind == frame.OBJECT:
-        return _Pickled(payload)
-    raise ValueError(f"an unknown kind of message: {kind}")
 
 
 def check_object(payload: bytes) -> None:
@@ -532,6 +552,13 @@ def _forget_closed_ends() -> None:
     """
     for known in list(_queues.values()):
         known._forget_closed_ends()
+
+
+_DECODE = {frame.RECORD: record.decode, frame.OBJECT: _Pickled}
+
+
+def _ignore(payload: bytes) -> None:
+    pass
 
 
 def _reopen(directory: str) -> LogQueue:

@@ -4,9 +4,8 @@ The rule of this file: **a record always travels, and what arrives is data.** En
 objects bring (``__str__``, ``__repr__``) in the program itself, at the moment of the call, and answers a failure with a
 placeholder. Decoding reads msgpack with msgspec, which checks types and cannot run code.
 
-A message on the wire is one msgpack array: the attributes of `_ATTRIBUTES` in their order, then the exception's type
-and message, then the extra attributes. The text of the message is formatted by the sender, because its arguments may
-have changed a moment later.
+On the wire a record is one msgpack array, `Values`. The text of the message is formatted by the sender, because its
+arguments may have changed a moment later.
 
 Values of ``extra`` keep their type where they are plain data: None, bool, int, float, str, bytes, and lists, tuples,
 sets and dicts of these, dates, times, decimals, UUIDs. Anything else arrives as a `ForeignValue`.
@@ -20,16 +19,31 @@ import functools
 import logging
 import operator
 import signal
+import struct
 import sys
 import traceback
 import types
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
-__all__ = ["MAX_RECORD_SIZE", "ForeignValue", "Record", "decode", "encode"]
+__all__ = [
+    "MAX_RECORD_SIZE",
+    "ForeignValue",
+    "Record",
+    "Values",
+    "decode",
+    "decode_rest",
+    "decode_values",
+    "encode",
+    "encode_call",
+    "encode_ending",
+    "plain_fields",
+    "to_record",
+    "unless_signal",
+]
 
 #: Bytes of an encoded record above which its long texts are cut, with a marker that gives their true length. One such
 #: record costs the logging process a few times its size while it is written.
@@ -38,45 +52,55 @@ MAX_RECORD_SIZE = 128 * 2**20
 _CUT_TEXT = 2**20
 _MAX_EXTRA = 1000  # attributes in `extra` of such a record
 
-_ATTRIBUTES: tuple[tuple[str, type], ...] = (
-    ("name", str),
-    ("levelno", int),
-    ("levelname", str),
-    ("pathname", str),
-    ("filename", str),
-    ("module", str),
-    ("lineno", int),
-    ("funcName", str),
-    ("msg", str),
-    ("created", float),
-    ("msecs", float),
-    ("relativeCreated", float),
-    ("thread", int),
-    ("threadName", str),
-    ("process", int),
-    ("processName", str),
-    ("taskName", str),
-    ("exc_text", str),
-    ("stack_info", str),
-)
-_NAMES = tuple(name for name, _ in _ATTRIBUTES)
-_KINDS = dict(_ATTRIBUTES)
-_LEVELNO = _NAMES.index("levelno")
+_KEPT_FRAMES = 50
+
+# What a record is on the wire. The parts are as they are because a tuple of many attributes is fastest got from, and
+# put into, a record's dictionary at once. Within them, what differs from call to call comes first, so that `Logger` can
+# keep the rest ready as bytes.
+
+#: The attributes that it takes as they are, and that nearly every format or filter looks at.
+SHOWN: dict[str, type] = {
+    "created": float,
+    "msecs": float,
+    "relativeCreated": float,
+    "stack_info": str,
+    "process": int,
+    "name": str,
+    "levelno": int,
+    "levelname": str,
+}
+#: Those that it takes as they are, and that are decoded only where they are needed.
+HIDDEN: dict[str, type] = {
+    "thread": int,
+    "threadName": str,
+    "pathname": str,
+    "filename": str,
+    "module": str,
+    "lineno": int,
+    "funcName": str,
+}
+#: A record off the wire: the message, the extra attributes, the traceback, a tuple of the values of SHOWN, the name of
+#: the process, and a msgspec.Raw of the values of HIDDEN, the name of the task, and the type, message and frames of the
+#: exception. Any may be None but the level.
+Values = tuple[Any, ...]
+MSG, EXTRA, EXC_TEXT, SHOWN_VALUES, PROCESS_NAME, REST = range(6)
+PROCESS, NAME, LEVELNO = 4, 5, 6
+
+# The level is compared, so it is always there.
+_shown_types: Any = tuple(kind if name == "levelno" else kind | None for name, kind in SHOWN.items())
+_WireShown: Any = tuple[_shown_types]
+_Wire: Any = tuple[str | None, dict[str, Any] | None, str | None, _WireShown, str | None, msgspec.Raw]
+_WireException = tuple[str, str, list[tuple[str, int, str]]]
+_rest_types: Any = (*(kind | None for kind in HIDDEN.values()), str | None, _WireException | None)
+_WireRest: Any = tuple[_rest_types]
+
 # Not from makeLogRecord(), which asks the program's own record factory.
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 #: What formatters leave in a record, and what travels under other names.
 _NOT_EXTRA = _STANDARD | {"taskName", "message", "asctime"}
 #: What an extra attribute must not set, but where a text has given its place up (`_repaired`).
-_RESERVED = frozenset(_NAMES) | {"args", "exc_info"}
-_HAS_TASK_NAME = "taskName" in _STANDARD
-
-_wire_types: Any = (
-    # The level is compared, so it is always there.
-    *(kind if name == "levelno" else kind | None for name, kind in _ATTRIBUTES),
-    tuple[str, str] | None,
-    dict[str, Any] | None,
-)
-_Wire = tuple[_wire_types]
+_RESERVED = frozenset((*SHOWN, *HIDDEN, "msg", "exc_text", "processName", "args", "exc_info"))
+HAS_TASK_NAME = "taskName" in _STANDARD
 
 
 class Record(logging.LogRecord):
@@ -89,11 +113,14 @@ class Record(logging.LogRecord):
         exc_type: the exception's type, as ``module.qualname``; None without an exception. It and `exc_message` are
             slots, so formatters that write all of ``__dict__`` write what they would have written without mplog.
         exc_message: ``str()`` of the exception.
+        exc_frames: where it was raised: file, line and function, the innermost last; of more than 100, the first and
+            the last 50.
     """
 
-    __slots__ = ("exc_message", "exc_type")
+    __slots__ = ("exc_frames", "exc_message", "exc_type")
     exc_type: str | None
     exc_message: str | None
+    exc_frames: list[tuple[str, int, str]]
 
     def getMessage(self) -> str:
         """Return the message. Never a template: a ``%`` in it is a ``%``."""
@@ -178,57 +205,76 @@ def encode(record: logging.LogRecord) -> bytes:
         if attributes["exc_info"]:
             exc_text, exception = _exception(record)
         elif type(record) is Record and record.exc_type is not None:
-            exception = record.exc_type, record.exc_message or ""
+            exception = record.exc_type, record.exc_message or "", record.exc_frames
     except KeyError:
         has_extra = True
     try:
-        payload = _encode(
-            (
-                record.name,
-                record.levelno,
-                record.levelname,
-                record.pathname,
-                record.filename,
-                record.module,
-                record.lineno,
-                record.funcName,
-                message,
-                record.created,
-                record.msecs,
-                record.relativeCreated,
-                record.thread,
-                record.threadName,
-                record.process,
-                _process_name(record),
-                record.taskName if _HAS_TASK_NAME else attributes.get("taskName"),  # type: ignore[attr-defined]
-                exc_text,
-                record.stack_info,
-                exception,
-                _extra(attributes) if has_extra else None,
-            )
-        )
+        process_name = record.processName
+        if process_name == "MainProcess":
+            process_name = _process_name(record)
+        extra = _extra(attributes) if has_extra else None
+        rest = (*_get_hidden(attributes), attributes.get("taskName"), exception)
+        payload = _encode((message, extra, exc_text, _get_shown(attributes), process_name, rest))
     except Exception:
         # An attribute that is missing or of an unexpected type, a str subclass, a surrogate, an int beyond 64 bits.
         payload = b""
     if payload and len(payload) <= MAX_RECORD_SIZE:
         return payload
     values = _repaired(record, message, exc_text, exception)
-    if not payload and max(map(_length, values)) <= MAX_RECORD_SIZE:
+    if not payload and max(map(_length, (message, exc_text, *values[SHOWN_VALUES]))) <= MAX_RECORD_SIZE:
         payload = _encode(values)
         if len(payload) <= MAX_RECORD_SIZE:
             return payload
     return _encode(_cut(values))
 
 
-def _extra(attributes: dict[str, Any]) -> dict[str, Any] | None:
-    return {
-        name if type(name) is str else safe_str(name): _plain(value)
-        for name, value in list(attributes.items())  # a copy, since a __repr__ may set an attribute
-        if name not in _NOT_EXTRA
-    } or None
+def encode_ending(
+    process: int,
+    name: str,
+    level: int,
+    level_name: str,
+    process_name: str,
+    hidden: tuple[Any, ...],
+    task_name: str | None,
+) -> bytes:
+    """Return the end of a record without an exception or a stack: what does not differ from call to call.
+
+    Args:
+        process, name, level, level_name, process_name, task_name: attributes of the record.
+        hidden: the values of HIDDEN.
+    """
+    items = (None, process, name, level, level_name, process_name, (*hidden, task_name, None))
+    return _encode(items)[1:]  # the array's own header is one byte
 
 
+def encode_call(
+    message: str,
+    extra: dict[str, Any] | None,
+    created: float,
+    milliseconds: float,
+    relative: float,
+    ending: bytes,
+) -> bytes:
+    """Return a record, from what differs from call to call and the ending of `encode_ending`."""
+    # The headers of arrays of 6 and of 8, and of doubles (the MessagePack specification).
+    times = _pack_times(0x98, 0xCB, created, 0xCB, milliseconds, 0xCB, relative)
+    return b"\x96" + _encode((message, extra, None))[1:] + times + ending
+
+
+_pack_times = struct.Struct(">BBdBdBd").pack
 _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
+_get_shown = operator.itemgetter(*SHOWN)
+_get_hidden = operator.itemgetter(*HIDDEN)
+
+
+def _extra(attributes: dict[str, Any]) -> dict[str, Any] | None:
+    # A copy, since a __repr__ may set an attribute.
+    return plain_fields((name, value) for name, value in list(attributes.items()) if name not in _NOT_EXTRA)
+
+
+def plain_fields(fields: Iterable[tuple[str, Any]]) -> dict[str, Any] | None:
+    """Return the fields with values that msgpack carries; None where there are none."""
+    return {name if type(name) is str else safe_str(name): _plain(value) for name, value in fields} or None
 
 
 def _attribute(record: logging.LogRecord, name: str) -> Any:
@@ -240,17 +286,15 @@ def _attribute(record: logging.LogRecord, name: str) -> Any:
 
 
 def _process_name(record: logging.LogRecord) -> str | None:
-    """Return the name of the process, also where it is a child of multiprocess, which logging does not know."""
-    name = record.processName
-    if name == "MainProcess":
-        other = sys.modules.get("multiprocess.process")
-        if other is not None and record.process == other.current_process().ident:
-            return str(other.current_process().name)
-    return name
+    """Return the name of the main process, or of a child of multiprocess, which logging takes for one."""
+    other = sys.modules.get("multiprocess.process")
+    if other is not None and record.process == other.current_process().ident:
+        return str(other.current_process().name)
+    return record.processName
 
 
-def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str] | None]:
-    """Return the traceback as text, and the exception's type and message."""
+def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str, list[Any]] | None]:
+    """Return the traceback as text, and the exception's type, message and frames."""
     info: Any = record.__dict__["exc_info"]
     if info is True:
         info = sys.exc_info()
@@ -266,11 +310,19 @@ def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str] |
             text = f"<mplog: this traceback could not be formatted: {_describe(error)}>"
         except (SystemExit, GeneratorExit) as error:
             text = f"<mplog: this traceback could not be formatted: {_describe(unless_signal(error))}>"
-    kind, value, _ = info
+    kind, value, trace = info
     if kind is None:
         return text, None
     module, name = getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)
-    return text, (f"{safe_str(module)}.{safe_str(name)}".removeprefix("builtins."), safe_str(value))
+    where = f"{safe_str(module)}.{safe_str(name)}".removeprefix("builtins.")
+    return text, (where, safe_str(value), _frames(trace))
+
+
+def _frames(trace: types.TracebackType | None) -> list[tuple[str, int, str]]:
+    if not isinstance(trace, types.TracebackType):
+        return []
+    frames = [(frame.f_code.co_filename, line or 0, frame.f_code.co_name) for frame, line in traceback.walk_tb(trace)]
+    return frames if len(frames) <= 2 * _KEPT_FRAMES else frames[:_KEPT_FRAMES] + frames[-_KEPT_FRAMES:]
 
 
 _formatter = logging.Formatter()
@@ -423,30 +475,36 @@ def _number(value: Any) -> int | float | None:
 
 
 def _repaired(
-    record: logging.LogRecord, message: object, exc_text: object, exception: tuple[str, str] | None
+    record: logging.LogRecord, message: object, exc_text: object, exception: tuple[str, str, list[Any]] | None
 ) -> tuple[Any, ...]:
     """Return the values of a record with every attribute of the type that it must have.
 
     A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
     """
-    known = {"msg": message, "exc_text": exc_text}
     try:
-        known["processName"] = _process_name(record)
+        process_name = _process_name(record)
     except Exception:
-        known["processName"] = None
+        process_name = None
     elsewhere = {_readable(name): value for name, value in (_extra(record.__dict__) or {}).items()}
-    attributes = []
-    for name, kind in _ATTRIBUTES:
-        value = _of_kind(known[name] if name in known else _attribute(record, name), kind)
+
+    def repaired(name: str, kind: type, value: Any) -> Any:
+        value = _of_kind(value, kind)
         if kind is str and value is not None:
             text = _text(value)
             if type(text) is not str:
                 value, elsewhere[name] = None, text
-        attributes.append(value)
-    attributes[_LEVELNO] = attributes[_LEVELNO] or logging.NOTSET
+        return value
+
+    message, exc_text = repaired("msg", str, message), repaired("exc_text", str, exc_text)
+    process_name = repaired("processName", str, process_name)
+    shown = [repaired(name, kind, _attribute(record, name)) for name, kind in SHOWN.items()]
+    shown[LEVELNO] = shown[LEVELNO] or logging.NOTSET
+    rest = [repaired(name, kind, _attribute(record, name)) for name, kind in (*HIDDEN.items(), ("taskName", str))]
     if exception is not None:
-        exception = (_readable(exception[0]), _readable(exception[1]))
-    return (*attributes, exception, elsewhere or None)
+        kind, text, frames = exception
+        frames = [(_readable(file), line, _readable(function)) for file, line, function in frames]
+        exception = (_readable(kind), _readable(text), frames)
+    return (message, elsewhere or None, exc_text, tuple(shown), process_name, (*rest, exception))
 
 
 _NUMBERS = (int, float, types.NoneType)
@@ -467,10 +525,11 @@ def _of_kind(value: Any, kind: type) -> Any:
 
 def _cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Shorten the texts of a record that is too long, and say how long they are."""
-    *attributes, exception, extra = values
-    attributes = [_cut_text(value) if type(value) is str else value for value in attributes]
+    message, extra, exc_text, shown, process_name, (*rest, exception) = values
+    shown = tuple(map(_cut_text, shown))
+    rest = list(map(_cut_text, rest))
     if exception is not None:
-        exception = tuple(map(_cut_text, exception))
+        exception = (_cut_text(exception[0]), _cut_text(exception[1]), exception[2])
     if extra is not None:
         sizes = {name: len(name) + len(_encode(value)) for name, value in extra.items()}
         if sum(sizes.values()) > _CUT_TEXT:
@@ -483,11 +542,13 @@ def _cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
                     kept["mplog"] = f"[cut by mplog: {len(sizes)} attributes]"
                     break
             extra = kept
-    return (*attributes, exception, extra)
+    return (_cut_text(message), extra, _cut_text(exc_text), shown, _cut_text(process_name), (*rest, exception))
 
 
-def _cut_text(text: str) -> str:
-    return text if len(text) <= _CUT_TEXT else f"{text[:_CUT_TEXT]}... [cut by mplog: {len(text)} characters]"
+def _cut_text(value: Any) -> Any:
+    if type(value) is not str or len(value) <= _CUT_TEXT:
+        return value
+    return f"{value[:_CUT_TEXT]}... [cut by mplog: {len(value)} characters]"
 
 
 def _length(value: Any) -> int:
@@ -497,28 +558,39 @@ def _length(value: Any) -> int:
 # --- decoding: runs in the process that reads ---
 
 
-def decode(payload: bytes) -> Record:
-    """Return the record that `encode` made.
+def decode_values(payload: bytes) -> Values:
+    """Return what `encode` made, the last part still encoded.
 
     Raises:
         ValueError: the payload is not a record (msgspec's errors are ValueErrors).
     """
     try:
-        try:
-            values = _decode(payload)
-        except msgspec.ValidationError:
-            values = _decode_loosely(payload)
+        return _decode(payload)
+    except msgspec.ValidationError:
+        return _decode_loosely(payload)
     except RecursionError:
         raise ValueError("a record nested too deeply") from None
+
+
+def to_record(values: Values) -> Record:
+    """Return the values as a log record.
+
+    Raises:
+        ValueError: the part that is decoded only now does not decode.
+    """
+    message, extra, exc_text, shown, process_name, _ = values
+    *hidden, task_name, exception = decode_rest(values)
     record = Record.__new__(Record)
     attributes = record.__dict__
-    attributes.update(zip(_NAMES, values))
-    attributes["args"] = None
-    attributes["exc_info"] = None
-    if attributes["taskName"] is None and not _HAS_TASK_NAME:
-        del attributes["taskName"]
-    exception, extra = values[-2:]
-    record.exc_type, record.exc_message = exception if exception is not None else (None, None)
+    attributes.update(zip(SHOWN, shown))
+    attributes.update(zip(HIDDEN, hidden))
+    attributes["msg"] = message
+    attributes["args"] = attributes["exc_info"] = None
+    attributes["exc_text"] = exc_text
+    attributes["processName"] = process_name
+    if HAS_TASK_NAME or task_name is not None:
+        attributes["taskName"] = task_name
+    record.exc_type, record.exc_message, record.exc_frames = exception or (None, None, [])
     if extra is not None:
         if not _RESERVED.isdisjoint(extra):
             _check_reserved(attributes, extra)
@@ -526,22 +598,54 @@ def decode(payload: bytes) -> Record:
     return record
 
 
-def _decode_loosely(payload: bytes) -> Any:
+def decode_rest(values: Values) -> tuple[Any, ...]:
+    """Return the values of `HIDDEN`, the task's name, and the exception's type, message and frames or None.
+
+    Raises:
+        ValueError: they do not decode.
+    """
+    rest: tuple[Any, ...] = _decode_rest(values[REST])
+    return rest
+
+
+def decode(payload: bytes) -> Record:
+    """Return the record that `encode` made.
+
+    Raises:
+        ValueError: the payload is not a record.
+    """
+    return to_record(decode_values(payload))
+
+
+def _decode_loosely(payload: bytes) -> Values:
     """Return the values of a record of which an attribute was set to something else: a line number as a text, say."""
-    values = _decode_list(payload)
-    if len(values) != len(_ATTRIBUTES) + 2:
-        raise ValueError(f"a record with {len(values)} values")
-    *attributes, exception, extra = values
-    attributes = [_of_kind(value, kind) for value, (_, kind) in zip(attributes, _ATTRIBUTES)]
-    attributes[_LEVELNO] = attributes[_LEVELNO] or logging.NOTSET
-    if exception is not None:
-        exception = msgspec.convert(exception, tuple[str, str])
-    return (*attributes, exception, msgspec.convert(extra, dict[str, Any] | None))
+    try:
+        message, extra, exc_text, shown, process_name, rest = _decode_list(payload)
+        *hidden, task_name, exception = rest
+        shown = [_of_kind(value, kind) for value, kind in zip(shown, SHOWN.values(), strict=True)]
+        hidden = [_of_kind(value, kind) for value, kind in zip(hidden, HIDDEN.values(), strict=True)]
+        shown[LEVELNO] = shown[LEVELNO] or logging.NOTSET
+        texts = [_of_kind(value, str) for value in (message, exc_text, process_name, task_name)]
+        extra = msgspec.convert(extra, dict[str, Any] | None)
+        exception = msgspec.convert(exception, _WireException | None)
+    except TypeError as error:
+        raise ValueError(f"not a record: {error}") from error
+    except RecursionError:
+        raise ValueError("a record nested too deeply") from None
+    rest = msgspec.Raw(_encode((*hidden, texts[3], exception)))
+    return texts[0], extra, texts[1], tuple(shown), texts[2], rest
+
+
+_TEXTS = frozenset(name for name, kind in (*SHOWN.items(), *HIDDEN.items()) if kind is str) | {
+    "msg",
+    "exc_text",
+    "processName",
+}
 
 
 def _check_reserved(attributes: dict[str, Any], extra: dict[str, Any]) -> None:
     for name in _RESERVED.intersection(extra):
-        if _KINDS.get(name) is not str or attributes.get(name) is not None or type(extra[name]) is not str:
+        if name not in _TEXTS or attributes.get(name) is not None or type(extra[name]) is not str:
             raise ValueError(f"an extra attribute in the place of {name!r}")
 
 
@@ -577,4 +681,5 @@ def _foreign_value(text: Any, representation: Any, number: Any, formatted: Any =
 
 
 _decode_list = msgspec.msgpack.Decoder(list[Any], ext_hook=_from_ext).decode
-_decode = msgspec.msgpack.Decoder(_Wire, ext_hook=_from_ext).decode
+_decode: Callable[[bytes], Values] = msgspec.msgpack.Decoder(_Wire, ext_hook=_from_ext).decode
+_decode_rest = msgspec.msgpack.Decoder(_WireRest).decode

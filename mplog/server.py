@@ -22,13 +22,15 @@ import os
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 
 from mplog.control import Control
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, ServerStateError, StartError
+from mplog.logger import Logger, set_logger_class
 from mplog.logging_process import Configuration, Stats
 from mplog.plain_queue import Pump
 from mplog.queue import LogQueue
@@ -62,6 +64,8 @@ class LogServer:
         queue: a `LogQueue` of your own; or a plain ``Queue`` of ``multiprocessing`` or ``multiprocess``, which works
             everywhere but loses what a worker has not sent when it dies, and may wedge when one is killed. None (the
             default) makes a `LogQueue`.
+        logger_class: ``mplog.Logger`` makes all loggers of this process and of the workers loggers of that class, those
+            too that modules have got already. ``logging.Logger`` (the default) leaves them as they are.
 
     Raises:
         ValueError, TypeError: an argument is wrong.
@@ -73,6 +77,7 @@ class LogServer:
         level: int | str | None = None,
         format: str | logging.Formatter = DEFAULT_FORMAT,
         queue: Any = None,
+        logger_class: type[logging.Logger] = logging.Logger,
     ) -> None:
         if not sinks:
             raise TypeError("LogServer needs somewhere to write: LogServer('app.log'), or LogServer(ConsoleSink())")
@@ -81,13 +86,17 @@ class LogServer:
         to_formatter(format)
         self._format = format
         self._level = None if level is None else logging.Handler(level).level
+        if logger_class not in (logging.Logger, Logger):
+            raise ValueError(f"logger_class is logging.Logger or mplog.Logger, not {logger_class!r}")
         self._given_queue = queue
+        self._logger_class = logger_class
         self._lock = threading.RLock()
         self._owner = 0
         self._queue: Any = None
         self._control: Control | None = None
         self._pump: Pump | None = None
         self._stopping: Control | None = None
+        self._is_ending = False
         self._takeover: _Takeover | None = None
         self._finalizer: Any = None
         self._last_stats = Stats()
@@ -115,17 +124,21 @@ class LogServer:
                     f"{self!r} was started before, by pid {self._owner}. Make a LogServer for each use."
                 )
             _check_not_importing_main()
+            if self._logger_class is Logger and logging.getLoggerClass() not in (logging.Logger, Logger):
+                raise ServerStateError(
+                    f"logger_class=mplog.Logger would take the place of {logging.getLoggerClass()!r}, which the "
+                    "program has given to logging.setLoggerClass(). Leave one of the two out."
+                )
             configuration = self._pickled_configuration()
             self._queue = self._given_queue if self._given_queue is not None else _new_queue()
-            try:
-                self._control = self._start_process(configuration)
-            except BaseException:
-                if isinstance(self._queue, LogQueue):
-                    self._queue.remove()
-                self._queue = None
-                raise
+            self._control = self._start_process(configuration)
             self._owner = os.getpid()
-            self._takeover = _Takeover(self._queue, self._level)
+            self._takeover = _Takeover(self._queue)
+            try:
+                self._takeover.apply(self._level, self._logger_class)
+            except BaseException:
+                self.stop()
+                raise
             # Behind multiprocessing's own exit function, which waits for the children: they may still log.
             self._finalizer = multiprocessing.util.Finalize(None, self._at_exit, exitpriority=-100)
             return self
@@ -149,8 +162,19 @@ class LogServer:
         fd = self._queue.release_reader()
         try:
             return Control(configuration, self._queue.directory, fd, START_TIMEOUT)
+        except BaseException:
+            self._clear_up()
+            raise
         finally:
             os.close(fd)
+
+    def _clear_up(self) -> None:
+        """Remove what a logging process that has died could not remove itself."""
+        if isinstance(self._queue, LogQueue):
+            self._queue.remove()
+        for sink in self._sinks:
+            if isinstance(sink, FileSink):
+                sink.clear_up()
 
     def __enter__(self) -> LogServer:
         return self.start() if self._control is None else self
@@ -259,9 +283,15 @@ class LogServer:
         if not self._lock.acquire(timeout=timeout):
             raise DrainTimeoutError(f"another thread has been stopping {self!r} for {timeout:g} seconds")
         try:
-            control, self._control = self._control, None
-            if control is not None:
-                self._end(control, deadline)
+            control = self._control or self._stopping
+            if control is not None and not self._is_ending:  # a signal handler stops what is being stopped
+                self._is_ending = True
+                # Ctrl-C, or the end of the time, leaves it in here, and the end of the program waits for it.
+                self._stopping, self._control = control, None
+                try:
+                    self._end(control, deadline)
+                finally:
+                    self._is_ending = False
             return self._last_stats
         finally:
             self._lock.release()
@@ -274,17 +304,18 @@ class LogServer:
                 raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
             self._last_stats = control.ask("stop", max(0.0, deadline - time.monotonic()))
         except LoggingProcessDiedError:
-            if isinstance(self._queue, LogQueue):
-                self._queue.remove()
+            self._clear_up()
             if control.parting_words is None:
+                self._forget()
                 raise
             self._last_stats = control.parting_words
-        except BaseException:
-            # The time is over, or Ctrl-C: it has been told to stop, and the end of the program waits for it.
-            self._stopping = control
-            raise
         control.wait(max(1.0, deadline - time.monotonic()))
-        self._finalizer.cancel()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._stopping = None
+        if self._finalizer is not None:
+            self._finalizer.cancel()
 
     def _at_exit(self) -> None:
         """Have everything written that was logged so far, at the end of a program that has not called `stop`.
@@ -296,12 +327,14 @@ class LogServer:
         if control is None:
             return
         try:
-            if control is self._stopping:
-                control.wait(STOP_TIMEOUT)
-            elif self._pump is not None:
+            if self._pump is not None:
                 self.stop()
+            elif control is self._stopping:
+                control.wait(STOP_TIMEOUT)
             else:
                 control.ask("flush", STOP_TIMEOUT)
+        except KeyboardInterrupt:
+            pass  # whoever presses Ctrl-C once more does not want to wait; the logging process goes on alone
         except MplogError as error:
             if sys.stderr is not None:
                 print(f"mplog: at the end of the program, {error}", file=sys.stderr)
@@ -309,34 +342,87 @@ class LogServer:
 
 
 class _Takeover:
-    """The logging of the process that starts a server, as it was before, and what it is meanwhile."""
+    """The logging of the process that starts a server, as it was before, and what it is meanwhile.
 
-    def __init__(self, queue: Any, level: int | None) -> None:
-        root = logging.getLogger()
-        self._handlers = root.handlers
-        self._level = root.level if level is not None else None
-        self._environment = os.environ.get(MPLOG_QUEUE)
-        self._directory: str | None = None
-        self._handler = install(queue)
-        if level is not None:
-            root.setLevel(level)
-        if isinstance(queue, LogQueue):
-            self._directory = os.environ[MPLOG_QUEUE] = queue.directory
-            LoggingState.capture().save(queue.directory)
+    What the program itself changes meanwhile stays when it is undone. Servers may stop in another order than they
+    started: one that stops below another hands on what it has found.
+    """
+
+    #: Those that are not undone, the latest last.
+    _active: ClassVar[list[_Takeover]] = []
+    _lock = threading.RLock()
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self._handler: logging.Handler | None = None
+        self._before = self._ours = _Logging.now()
+
+    def apply(self, level: int | None, logger_class: type[logging.Logger]) -> None:
+        """Take over."""
+        with self._lock:
+            self._active.append(self)
+            self._handler = install(self._queue)
+            if level is not None:
+                logging.getLogger().setLevel(level)
+            if logger_class is Logger:
+                set_logger_class(Logger)
+            if isinstance(self._queue, LogQueue):
+                os.environ[MPLOG_QUEUE] = self._queue.directory
+            self._ours = _Logging.now()
+            if isinstance(self._queue, LogQueue):
+                LoggingState.capture().save(self._queue.directory)
 
     def undo(self) -> None:
-        """Put everything back, and leave alone what the program has changed itself in the meantime."""
-        root = logging.getLogger()
-        added = [handler for handler in root.handlers if handler is not self._handler]
-        root.handlers = [handler for handler in self._handlers if handler not in added] + added
-        if self._level is not None:
-            root.setLevel(self._level)
-        if self._directory is not None and os.environ.get(MPLOG_QUEUE) == self._directory:
-            if self._environment is None:
-                del os.environ[MPLOG_QUEUE]
+        """Put everything back."""
+        with self._lock:
+            if self not in self._active:
+                return
+            index = self._active.index(self)
+            self._active.remove(self)
+            if index < len(self._active):
+                above = self._active[index]
+                above._before = self._without(above._before)
             else:
-                os.environ[MPLOG_QUEUE] = self._environment
-        self._handler.close()
+                self._without(_Logging.now()).restore()
+
+    def _without(self, state: _Logging) -> _Logging:
+        """Return the state without what this has changed."""
+        handlers = state.handlers
+        if self._handler in handlers:
+            added = [handler for handler in handlers if handler is not self._handler]
+            handlers = [handler for handler in self._before.handlers if handler not in added] + added
+        return _Logging(
+            handlers,
+            self._before.level if state.level == self._ours.level else state.level,
+            self._before.logger_class if state.logger_class is self._ours.logger_class else state.logger_class,
+            self._before.environment if state.environment == self._ours.environment else state.environment,
+        )
+
+
+@dataclass
+class _Logging:
+    """What a server changes in its process: the root logger, the class of loggers, and the environment variable."""
+
+    handlers: list[logging.Handler]
+    level: int
+    logger_class: type[logging.Logger]
+    environment: str | None
+
+    @classmethod
+    def now(cls) -> _Logging:
+        root = logging.getLogger()
+        return cls(root.handlers[:], root.level, logging.getLoggerClass(), os.environ.get(MPLOG_QUEUE))
+
+    def restore(self) -> None:
+        root = logging.getLogger()
+        root.handlers = self.handlers
+        root.setLevel(self.level)
+        if self.logger_class is not logging.getLoggerClass():
+            set_logger_class(self.logger_class)
+        if self.environment is None:
+            os.environ.pop(MPLOG_QUEUE, None)
+        else:
+            os.environ[MPLOG_QUEUE] = self.environment
 
 
 def _to_sink(sink: Sink | str | os.PathLike[str]) -> Sink:
@@ -364,9 +450,11 @@ def _new_queue() -> Any:
 
 
 def _check_not_importing_main() -> None:
-    # What multiprocessing itself looks at when it refuses to start a process at this point.
-    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-        raise StartError(
-            "LogServer.start() was reached in a worker that is just importing the main module, as every spawned worker "
-            'does. Put what starts the server and the workers under  if __name__ == "__main__":'
-        )
+    # What multiprocessing and multiprocess look at when they refuse to start a process at this point.
+    for library in ("multiprocessing.process", "multiprocess.process"):
+        module = sys.modules.get(library)
+        if module is not None and getattr(module.current_process(), "_inheriting", False):
+            raise StartError(
+                "LogServer.start() was reached in a worker that is just importing the main module, as every spawned "
+                'worker does. Put what starts the server and the workers under  if __name__ == "__main__":'
+            )

@@ -6,6 +6,7 @@ pickle; the handler that ``open()`` makes never leaves the logging process, and 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import datetime
 import errno
@@ -15,13 +16,16 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TextIO
-
-import filelock
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mplog.errors import LogFileLockedError
+from mplog.formatters import Renderer, renderer
+from mplog.record import Values, to_record
 
-__all__ = ["DEFAULT_FORMAT", "ConsoleSink", "FileSink", "HandlerSink", "LogFileHandler", "Sink"]
+if TYPE_CHECKING:
+    import filelock
+
+__all__ = ["DEFAULT_FORMAT", "ConsoleSink", "FileSink", "HandlerSink", "LogFileHandler", "Sink", "TextHandler"]
 
 #: Who logged what, where and when: the process is what a log of several processes is read for.
 DEFAULT_FORMAT = "%(asctime)s %(levelname)-8s %(processName)s %(name)s | %(message)s"
@@ -51,6 +55,9 @@ class Sink:
         logging.Handler(level)
         if format is not None:
             to_formatter(format)
+        for filter in self.filters:
+            if not callable(filter) and not callable(getattr(filter, "filter", None)):
+                raise TypeError(f"a filter is a function, or an object with a filter() method, not {filter!r}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.describe()})"
@@ -86,8 +93,13 @@ def to_formatter(format: str | logging.Formatter) -> logging.Formatter:
 
     Raises:
         ValueError: it is not a valid ``%``-style format.
+        TypeError: it is neither a format nor a formatter.
     """
-    return logging.Formatter(format) if isinstance(format, str) else format
+    if isinstance(format, str):
+        return logging.Formatter(format)
+    if not callable(getattr(format, "format", None)):
+        raise TypeError(f"a format is a %-style format or a logging.Formatter, not {format!r}")
+    return format
 
 
 class HandlerSink(Sink):
@@ -149,7 +161,7 @@ class ConsoleSink(Sink):
         # What cannot be shown is shown as an escape; a console is no place for an exception.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
         color = _wants_color(stream) if self.color is None else self.color
-        return ColorHandler(stream) if color else logging.StreamHandler(stream)
+        return ConsoleHandler(stream, color=color)
 
 
 def _wants_color(stream: TextIO) -> bool:
@@ -161,17 +173,106 @@ def _wants_color(stream: TextIO) -> bool:
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
-class ColorHandler(logging.StreamHandler[TextIO]):
-    """A StreamHandler that colours each record by its level."""
+class TextHandler(logging.Handler):
+    """A handler that writes a batch of texts at a time. Runs in the logging process.
+
+    `handle_values` takes a batch as it comes off the wire; `emit` takes a single record. Both collect, and `flush`,
+    which the logging process calls behind each batch, writes. A record that could not be written goes to `handleError`.
+    Override `write`.
+    """
+
+    terminator = "\n"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sources: list[Values | logging.LogRecord] = []
+        self._texts: list[str] = []
+        self._renderer: tuple[logging.Formatter | None, Renderer] | None = None
+
+    def createLock(self) -> None:
+        """Have no lock: one thread handles records."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Filter and render the record for the next `flush`, without the lock that the base class takes."""
+        passed: Any = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return passed
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Render the record for the next `flush`."""
+        try:
+            self._texts.append(self.format(record) + self.terminator)
+        except Exception:
+            self.handleError(record)
+        else:
+            self._sources.append(record)
+
+    def handle_values(self, batch: Sequence[Values]) -> None:
+        """Render a batch for the next `flush`."""
+        if self._renderer is None or self._renderer[0] is not self.formatter:
+            self._renderer = self.formatter, renderer(self.formatter or logging.Formatter(), self.terminator)
+        self._texts += self._renderer[1](batch, self._fail)
+        self._sources += batch
+
+    def _fail(self, values: Values, error: Exception) -> None:
+        # In the except clause of the renderer, as handleError() expects it.
+        self.handleError(to_record(values))
+
+    def flush(self) -> None:
+        """Write what has been rendered."""
+        if not self._texts:
+            return
+        sources, texts = self._sources, self._texts
+        self._sources, self._texts = [], []
+        self.written = 0
+        try:
+            self.write(texts)
+        except Exception:
+            for source in sources[self.written :]:
+                self.handleError(source if isinstance(source, logging.LogRecord) else to_record(source))
+
+    def write(self, texts: list[str]) -> None:
+        """Write the texts; where that fails, set ``written`` to the number of those that are written, and raise."""
+        raise NotImplementedError
+
+
+class ConsoleHandler(TextHandler):
+    """Writes to a stream.
+
+    Args:
+        stream: where to.
+        color: colour each record by its level.
+    """
 
     _COLORS = ((logging.CRITICAL, "1;31"), (logging.ERROR, "31"), (logging.WARNING, "33"), (logging.INFO, "32"))
 
+    def __init__(self, stream: TextIO, *, color: bool) -> None:
+        super().__init__()
+        self._stream = stream
+        self._color = color
+
+    def __repr__(self) -> str:
+        return f"<ConsoleHandler {getattr(self._stream, 'name', self._stream)}>"
+
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        for level, color in self._COLORS:
-            if record.levelno >= level:
-                return f"\x1b[{color}m{text}\x1b[0m"
-        return f"\x1b[2m{text}\x1b[0m"
+        if not self._color:
+            return text
+        code = next((code for level, code in self._COLORS if record.levelno >= level), "2")
+        return f"\x1b[{code}m{text}\x1b[0m"
+
+    def handle_values(self, batch: Sequence[Values]) -> None:
+        if not self._color:
+            super().handle_values(batch)
+            return
+        for values in batch:
+            self.emit(to_record(values))
+
+    def write(self, texts: list[str]) -> None:
+        self._stream.write("".join(texts))
+        self._stream.flush()
 
 
 class FileSink(Sink):
@@ -205,17 +306,25 @@ class FileSink(Sink):
     def describe(self) -> str:
         return repr(self.path)
 
+    def clear_up(self) -> None:
+        """Remove the lock file of a logging process that has died."""
+        path = os.path.realpath(self.path) if self.follow_symlinks else self.path
+        with contextlib.suppress(OSError):
+            if os.path.exists(_lock_path(path)):
+                lock = _lock(path)
+                os.unlink(lock.lock_file)
+                lock.release()
+
     def make_handler(self) -> logging.Handler:
         return LogFileHandler(
             self.path, encoding=self.encoding, permissions=self.mode, follow_symlinks=self.follow_symlinks
         )
 
 
-class LogFileHandler(logging.FileHandler):
-    """A FileHandler that writes a batch at a time, and holds the lock of its file. Runs in the logging process.
+class LogFileHandler(TextHandler):
+    """Writes to a file, and holds its lock.
 
-    `emit` collects; `flush`, which the logging process calls behind each batch, writes. A record that could not be
-    written goes to `handleError`, and what was written of it is taken back.
+    What was written of a record whose rest could not be written is taken back.
 
     Raises:
         LogFileLockedError: another logging process writes the file.
@@ -223,53 +332,50 @@ class LogFileHandler(logging.FileHandler):
     """
 
     def __init__(self, path: str, *, encoding: str, permissions: int, follow_symlinks: bool) -> None:
-        self._batch: list[tuple[logging.LogRecord, str]] = []
+        super().__init__()
+        self._path = path
         self._fd = -1
-        self._owner_lock = _lock(os.path.realpath(path) if follow_symlinks else path)
+        self._owner_lock: filelock.BaseFileLock | None = None
         try:
+            self._owner_lock = _lock(os.path.realpath(path) if follow_symlinks else path)
             self._fd = _open_regular(path, permissions, follow_symlinks=follow_symlinks)
-            super().__init__(path, encoding=encoding, errors="backslashreplace", delay=True)
+            self._encoder = codecs.getincrementalencoder(encoding)("backslashreplace")
+            if os.fstat(self._fd).st_size:
+                self._encoder.setstate(0)  # no byte order mark but at the beginning of the file
         except BaseException:
-            self._release()
+            self.close()
             raise
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Render the record for the next `flush`."""
-        try:
-            self._batch.append((record, self.format(record) + self.terminator))
-        except Exception:
-            self.handleError(record)
+    def __repr__(self) -> str:
+        return f"<LogFileHandler {self._path}>"
 
-    def flush(self) -> None:
-        """Write what has been rendered."""
-        if not self._batch:
-            return
-        batch, self._batch = self._batch, []
-        data = memoryview(self._encode("".join([text for _, text in batch])))
+    def write(self, texts: list[str]) -> None:
+        state = self._encoder.getstate()
+        data = memoryview(self._encoder.encode("".join(texts)))
         written = 0
         try:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
         except OSError:
-            self._take_back(batch, written)
+            self._encoder.setstate(state)
+            self._take_back(texts, written)
+            raise
 
-    def _take_back(self, batch: list[tuple[logging.LogRecord, str]], written: int) -> None:
-        """Cut off the record that was written in part, and report it and those behind it."""
+    def _take_back(self, texts: list[str], written: int) -> None:
+        """Cut off the record that was written in part."""
         whole = count = 0
-        for _, text in batch:
-            size = len(self._encode(text))
+        for text in texts:
+            state = self._encoder.getstate()
+            size = len(self._encoder.encode(text))
             if whole + size > written:
+                self._encoder.setstate(state)
                 break
             whole += size
             count += 1
         if whole < written:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - (written - whole))
-        for record, _ in batch[count:]:
-            self.handleError(record)
-
-    def _encode(self, text: str) -> bytes:
-        return text.encode(self.encoding or "utf-8", "backslashreplace")
+        self.written = count
 
     def close(self) -> None:
         """Write the rest, and let go of the file."""
@@ -283,7 +389,7 @@ class LogFileHandler(logging.FileHandler):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        if self._owner_lock.is_locked:
+        if self._owner_lock is not None and self._owner_lock.is_locked:
             # While it is still held: whoever waits for it sees that the file has gone, and makes a new one.
             with contextlib.suppress(OSError):
                 os.unlink(self._owner_lock.lock_file)
@@ -330,15 +436,24 @@ def _not_a_file() -> OSError:
     )
 
 
-def _lock(path: str) -> filelock.BaseFileLock:
-    """Become the one process that writes the file."""
-    directory, name = os.path.split(os.path.realpath(os.path.dirname(path)) + os.sep + os.path.basename(path))
+def _lock_path(path: str) -> str:
+    """Return the path of the lock file, which is the same by whatever way its directory is reached."""
+    directory, name = os.path.realpath(os.path.dirname(path)), os.path.basename(path)
     if not os.path.isdir(directory):
         raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
     place = os.path.join(directory, f".{name}.lock")
     if not os.access(directory, os.W_OK):
         # As with /var/log, where an administrator has made the file.
         place = os.path.join(tempfile.gettempdir(), f"mplog{place.replace(os.sep, '%')}")
+    return place
+
+
+def _lock(path: str) -> filelock.BaseFileLock:
+    """Become the one process that writes the file."""
+    # Here, because it costs as much as everything else that a program loads to start a server.
+    import filelock
+
+    place = _lock_path(path)
     lock = filelock.FileLock(place, thread_local=False)
     try:
         lock.acquire(blocking=False)

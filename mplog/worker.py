@@ -37,6 +37,7 @@ class LoggingState(msgspec.Struct, frozen=True):
         disabled: the loggers that are disabled.
         disable: what ``logging.disable()`` has set.
         level_names: the names that ``logging.addLevelName()`` has set.
+        fast: whether the loggers are of `mplog.Logger`.
     """
 
     level: int
@@ -45,6 +46,7 @@ class LoggingState(msgspec.Struct, frozen=True):
     disabled: list[str]
     disable: int
     level_names: dict[int, str]
+    fast: bool
 
     @classmethod
     def capture(cls) -> LoggingState:
@@ -58,6 +60,7 @@ class LoggingState(msgspec.Struct, frozen=True):
             disabled=[logger.name for logger in loggers if logger.disabled],
             disable=int(manager.disable),
             level_names={number: name for number, name in _level_names().items() if isinstance(number, int)},
+            fast=logging.getLoggerClass().__module__ == "mplog.logger",
         )
 
     def apply(self) -> None:
@@ -73,6 +76,10 @@ class LoggingState(msgspec.Struct, frozen=True):
         for name in self.disabled:
             logging.getLogger(name).disabled = True
         logging.disable(self.disable)
+        if self.fast:
+            from mplog.logger import Logger, set_logger_class
+
+            set_logger_class(Logger)
 
     def save(self, directory: str) -> None:
         """Write it where `attach` finds it."""
@@ -140,6 +147,9 @@ def install(queue: Any, state: LoggingState | None = None) -> QueueHandler:
 
     A handler on the same queue that is there already, after a fork or a second call, stays.
     """
+    if isinstance(queue, LogQueue):
+        with contextlib.suppress(OSError):  # which the first record tells
+            queue.connect()
     root = logging.getLogger()
     present = [handler for handler in root.handlers if isinstance(handler, QueueHandler) and _sends_to(handler, queue)]
     handler = present[0] if present else QueueHandler(queue)
@@ -163,7 +173,8 @@ def attach(directory: str | os.PathLike[str] | None = None, *, level: int | str 
         directory: the directory of the server's queue (``server.queue.directory``). None (the default) takes it from
             the environment variable ``MPLOG_QUEUE``, which a running server sets for the processes that its own
             process starts.
-        level: the root logger's level; None (the default) takes all levels from the process of the server.
+        level: the root logger's level; None (the default) takes all levels as they were in the process of the server
+            when that started.
 
     Returns:
         The handler, now the only one of the root logger.

@@ -63,21 +63,25 @@ def server(log: Path) -> Iterator[mplog.LogServer]:
 
 
 @pytest.fixture(autouse=True)
-def root_logger() -> Iterator[None]:
-    """Put the root logger back as it was, whatever a test does to it."""
-    root = logging.getLogger()
-    handlers, level, disable = root.handlers[:], root.level, root.manager.disable
+def loggers() -> Iterator[None]:
+    """Put all loggers back as they were, whatever a test does to them; some libraries (dill) have set theirs up."""
+    before = {logger: _state(logger) for logger in _all_loggers()}
+    disable = logging.Logger.manager.disable
     yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
     logging.disable(disable)
-    for logger in list(logging.Logger.manager.loggerDict.values()):
-        if isinstance(logger, logging.Logger):
-            logger.propagate = True
-            logger.disabled = False
-            logger.setLevel(logging.NOTSET)
-            logger.handlers.clear()
-            logger.filters.clear()
+    for logger in _all_loggers():
+        handlers, filters, level, propagate, disabled = before.get(logger, ([], [], logging.NOTSET, True, False))
+        logger.handlers, logger.filters, logger.propagate, logger.disabled = handlers, filters, propagate, disabled
+        logger.setLevel(level)
+
+
+def _all_loggers() -> list[logging.Logger]:
+    known = list(logging.Logger.manager.loggerDict.values())
+    return [logging.getLogger(), *(logger for logger in known if isinstance(logger, logging.Logger))]
+
+
+def _state(logger: logging.Logger) -> tuple[list[Any], list[Any], int, bool, bool]:
+    return logger.handlers[:], logger.filters[:], logger.level, logger.propagate, logger.disabled
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
 import random
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 from oracle import Producer, acknowledged, verdict, wait_until
 
@@ -70,3 +73,71 @@ def test_thousand_killed_workers_lose_nothing(
     result = verdict(log, tmp_path)
     print(f"{result.written} records written, {result.acknowledged} acknowledged")
     assert result.clean, result
+
+
+# --- pools that end ---
+
+RECORDS = 2000
+
+
+def pool_of(kind: str, context: Any, server: mplog.LogServer, **options: Any) -> Any:
+    """Return a Pool: the library's with our initializer, or ours."""
+    if kind == "plain":
+        return context.Pool(2, initializer=server.initializer, **options)
+    return mplog.Pool(2, context=context, server=server, **options)
+
+
+@pytest.mark.parametrize("kind", ["plain", "mplog"])
+def test_leaving_a_pool_loses_nothing(
+    context: Any, server: mplog.LogServer, log: Path, tmp_path: Path, kind: str
+) -> None:
+    """The end of `with Pool` terminates its workers: all that they had logged is there, and the next pool logs."""
+    for _ in range(2):
+        with pool_of(kind, context, server) as pool:
+            pool.map(functools.partial(jobs.log_lines, str(tmp_path), 1), range(RECORDS))
+    server.stop()
+    result = verdict(log, tmp_path)
+    assert result.clean, result
+    assert result.written == result.acknowledged == 2 * RECORDS
+
+
+@pytest.mark.parametrize(("start_method", "tasks"), [("fork", 100), ("forkserver", 10)])
+def test_workers_of_one_task_lose_nothing(
+    start_method: str, tasks: int, server: mplog.LogServer, log: Path, tmp_path: Path
+) -> None:
+    """With maxtasksperchild=1, each worker logs in its one task and ends: all is there, and the next pool logs."""
+    context = multiprocessing.get_context(start_method)
+    with warnings.catch_warnings():
+        # The stdlib's: a Pool forks new workers while its own threads run.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        with pool_of("plain", context, server, maxtasksperchild=1) as pool:
+            pool.map(functools.partial(jobs.log_lines, str(tmp_path), RECORDS // tasks), range(tasks), chunksize=1)
+        with pool_of("mplog", context, server, maxtasksperchild=1) as pool:
+            pool.map(functools.partial(jobs.log_lines, str(tmp_path), 1), range(5), chunksize=1)
+    server.stop()
+    result = verdict(log, tmp_path)
+    assert result.clean, result
+    assert result.written == result.acknowledged == RECORDS + 5
+
+
+# --- every way to end ---
+
+
+def test_a_record_just_before_the_end_is_there(
+    context: Any, server: mplog.LogServer, log: Path, tmp_path: Path
+) -> None:
+    """However a worker ends, what it logged a moment before is in the log, and the others log on."""
+    processes = {
+        way: context.Process(target=jobs.log_and_end, args=(server.initializer, str(tmp_path), way))
+        for way in jobs.ENDS
+    }
+    for process in processes.values():
+        process.start()
+    for process in processes.values():
+        process.join(60)
+    assert {way: process.exitcode for way, process in processes.items()} == jobs.ENDS
+    Producer(tmp_path, "parent").log()
+    server.stop()
+    result = verdict(log, tmp_path)
+    assert result.clean, result
+    assert result.written == len(jobs.ENDS) + 1

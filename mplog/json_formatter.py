@@ -1,0 +1,162 @@
+"""`JSONFormatter`: one JSON object a line.
+
+The rule of this file: **a line is always valid JSON, whatever was logged.** A value that JSON has no word for is
+written as its text; a text that UTF-8 does not take, with escapes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from mplog.formatters import Renderer, compile_loop, expression
+from mplog.record import Record, safe_str
+
+__all__ = ["JSONFormatter"]
+
+#: What is written by default, in this order: the names in the output, and the attributes of the record.
+DEFAULT_FIELDS = {
+    "time": "created",
+    "level": "levelname",
+    "logger": "name",
+    "message": "message",
+    "process": "processName",
+    "pid": "process",
+}
+
+_STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"taskName", "message", "asctime"}
+_UTC = datetime.timezone.utc
+
+
+class JSONFormatter(logging.Formatter):
+    """Write each record as one JSON object on one line.
+
+    Extra attributes follow the fields, with their types; one that is called like a field gets a trailing underscore. An
+    exception is the field ``exception``, a stack the field ``stack``.
+
+    >>> FileSink("app.jsonl", format=JSONFormatter(time="epoch"))                       # doctest: +SKIP
+
+    Args:
+        fields: what is written: names in the output, and the attributes that they show (any of a record's).
+            None (the default) takes `DEFAULT_FIELDS`.
+        time: how ``created`` is written: ``"rfc3339"`` (the default; UTC, microseconds), or ``"epoch"``, in seconds.
+        exceptions: ``"text"`` (the default) writes the traceback as it would stand in a text log, ``"frames"`` an
+            object with ``type``, ``message``, ``frames`` (of ``file``, ``line``, ``function``) and ``text``.
+
+    Raises:
+        ValueError: `time` or `exceptions` is none of these.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, str] | None = None,
+        *,
+        time: Literal["rfc3339", "epoch"] = "rfc3339",
+        exceptions: Literal["text", "frames"] = "text",
+    ) -> None:
+        super().__init__()
+        if time not in ("rfc3339", "epoch"):
+            raise ValueError(f"time is written as 'rfc3339' or 'epoch', not as {time!r}")
+        if exceptions not in ("text", "frames"):
+            raise ValueError(f"exceptions are written as 'text' or 'frames', not as {exceptions!r}")
+        self.fields = dict(DEFAULT_FIELDS if fields is None else fields)
+        self.time = time
+        self.exceptions = exceptions
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON."""
+        line = {name: self._attribute(record, attribute) for name, attribute in self.fields.items()}
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            line["exception"] = self._exception(record) if self.exceptions == "frames" else record.exc_text
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        _add(line, ((name, value) for name, value in record.__dict__.items() if name not in _STANDARD))
+        return _to_json(line)
+
+    def _attribute(self, record: logging.LogRecord, attribute: str) -> Any:
+        if attribute == "message":
+            return record.getMessage()
+        if attribute == "created":
+            return self._time(record.created)
+        if attribute == "asctime":
+            return self.formatTime(record, self.datefmt)
+        return getattr(record, attribute, None)
+
+    def _exception(self, record: logging.LogRecord) -> dict[str, Any]:
+        if isinstance(record, Record):
+            kind, message, frames = record.exc_type, record.exc_message, record.exc_frames
+        else:
+            kind = message = None
+            frames = []
+        return {
+            "type": kind,
+            "message": message,
+            "frames": [{"file": file, "line": line, "function": function} for file, line, function in frames],
+            "text": record.exc_text,
+        }
+
+    def _time(self, created: float) -> str | float:
+        return created if self.time == "epoch" else f"{_date(created // 1)}{_fraction(created)}"
+
+    def renderer(self, terminator: str) -> Renderer | None:
+        """Return the fast way to format a batch, as `mplog.formatters.renderer` asks for it; None for a subclass."""
+        if type(self) is not JSONFormatter:
+            return None
+        items = ", ".join(f"{name!r}: {self._expression(attribute)}" for name, attribute in self.fields.items())
+        body = [
+            # Exceptions, stacks and what is not standard are rare, and go the long way.
+            "if exc_text or stack_info: raise LookupError",
+            "if created // 1 != second: second = created // 1; stamp = date(second)",
+            f"line = {{{items}}}",
+            "if extra: add(line, extra.items())",
+            "text = to_json(line)",
+        ]
+        names = {"date": _date, "fraction": _fraction, "add": _add, "to_json": _to_json}
+        return compile_loop(body, self.fields.values(), names, self, terminator)
+
+    def _expression(self, attribute: str) -> str:
+        if attribute == "created":
+            return "created" if self.time == "epoch" else "stamp + fraction(created)"
+        return expression(attribute) if attribute != "asctime" else "no_such_thing"
+
+
+def _date(second: float) -> str:
+    return datetime.datetime.fromtimestamp(second, _UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _fraction(created: float) -> str:
+    return f".{int(created % 1 * 1e6):06d}Z"
+
+
+def _add(line: dict[str, Any], extra: Iterable[tuple[str, Any]]) -> None:
+    for name, value in extra:
+        line[f"{name}_" if name in line else name] = value
+
+
+def _to_json(line: dict[str, Any]) -> str:
+    try:
+        return _encode(line).decode()
+    except (TypeError, ValueError, RecursionError):
+        # A text that UTF-8 does not take, a key that is no text, an endless nesting.
+        return _encode({_readable(name): _plain(value) for name, value in line.items()}).decode()
+
+
+def _plain(value: Any) -> Any:
+    try:
+        _encode(value)
+    except (TypeError, ValueError, RecursionError):
+        return _readable(safe_str(value))
+    return value
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+_encode = msgspec.json.Encoder(enc_hook=safe_str).encode

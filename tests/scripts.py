@@ -1,0 +1,149 @@
+"""Whole programs, run as a user runs them, and handlers that the tests can hold up or break."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+from oracle import wait_until
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    """Return this process's environment, with mplog and the tests importable, and these changes; None takes one out."""
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH"))))
+    merged = {**os.environ, "PYTHONPATH": path, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def write_script(directory: Path, text: str, name: str = "program.py") -> Path:
+    """Write a program, and return its path."""
+    script = directory / name
+    script.write_text(textwrap.dedent(text), encoding="utf-8")
+    return script
+
+
+def run_script(
+    directory: Path, text: str, *arguments: object, timeout: float = 60, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in `directory`, to its end and to that of everybody who has inherited its output.
+
+    So what a logging process that outlives the program says is in the result, too, and the log is complete.
+    """
+    return run([str(write_script(directory, text)), *map(str, arguments)], cwd=directory, timeout=timeout, **options)
+
+
+def run(arguments: list[str], *, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments, and capture what it says."""
+    options.setdefault("env", environment())
+    if "input" not in options:
+        options["stdin"] = subprocess.DEVNULL
+    return subprocess.run(
+        [sys.executable, "-B", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
+    )
+
+
+def drop_privileges() -> None:
+    """As `preexec_fn`: take from root what lets it ignore the permissions of files. For others, do nothing."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None)
+        cap_dac_override, cap_dac_read_search, pr_capbset_drop = 1, 2, 24
+        for capability in (cap_dac_override, cap_dac_read_search):
+            libc.prctl(pr_capbset_drop, capability, 0, 0, 0)
+
+
+class Gate:
+    """A gate between processes: who waits there is seen, and stands until it is opened, which it then stays."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        os.mkfifo(self.path)
+
+    def wait(self) -> None:
+        """Say that somebody is here, and wait until the gate is open."""
+        with open(self.path + ".reached", "w"):
+            pass
+        with open(self.path, "rb"):
+            pass
+
+    def wait_until_reached(self) -> None:
+        """Wait until somebody stands at the gate."""
+        wait_until(lambda: os.path.exists(self.path + ".reached"), f"somebody stands at {self.path}")
+
+    def open(self) -> None:
+        """Let everybody through, from now on."""
+        self.fd = os.open(self.path, os.O_RDWR)
+
+
+class BlockedHandler(logging.FileHandler):
+    """Stands at a gate at each record, and then writes it to a file."""
+
+    def __init__(self, gate: Gate, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self.gate = gate
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Wait at the gate."""
+        self.gate.wait()
+        super().emit(record)
+
+
+class BadHandler(logging.Handler):
+    """Does `what` with each record: raise, exit, interrupt, recurse, or log itself."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def __repr__(self) -> str:
+        return f"<BadHandler {self.what}>"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Do it."""
+        if self.what == "raise":
+            raise ZeroDivisionError("as planned")
+        if self.what == "handleError":
+            try:
+                raise ZeroDivisionError("as planned")
+            except ZeroDivisionError:
+                self.handleError(record)
+        if self.what == "exit":
+            sys.exit("as planned")
+        if self.what == "interrupt":
+            raise KeyboardInterrupt("as planned")
+        if self.what == "recurse":
+            self.emit(record)
+        if self.what == "log":
+            logging.getLogger("bad").warning("logged by the handler itself")
+
+
+def lines(path: str | os.PathLike[str]) -> list[str]:
+    """Return the lines of a file, without their ends."""
+    return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+def process_has_ended(pid: int) -> bool:
+    """Whether there is no such process any more, or only what its parent has not yet asked for."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+def elapsed(since: float) -> float:
+    """Return the seconds since a time of ``time.monotonic()``."""
+    return time.monotonic() - since

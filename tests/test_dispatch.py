@@ -1,0 +1,335 @@
+"""From records to handlers: hierarchy, isolation, reports, full disks (parts of faults 10, 17 and 23)."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracle import wait_until
+from scripts import BadHandler, BlockedHandler, Gate, lines
+
+import mplog
+from mplog.dispatch import REPORT_INTERVAL, Dispatcher
+from mplog.record import Values, decode_values, encode
+from mplog.sinks import LogFileHandler
+
+
+class Memory(logging.Handler):
+    """Keeps the messages."""
+
+    def __init__(self, level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        self.messages.append(record.getMessage())
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def record(message: str = "x", level: int = logging.INFO, name: str = "a.b", process: int = 1) -> Values:
+    """Return a record as it arrives."""
+    sent = logging.LogRecord(name, level, "file.py", 1, message, None, None)
+    sent.process = process
+    return decode_values(encode(sent))
+
+
+@pytest.fixture
+def root() -> logging.Logger:
+    """The root logger, without any handler; conftest.py puts it back."""
+    root = logging.getLogger()
+    root.handlers = []
+    return root
+
+
+Dispatch = Callable[..., Dispatcher]
+
+
+@pytest.fixture
+def dispatch(root: logging.Logger) -> Iterator[Dispatch]:
+    """Make a dispatcher to handlers on the root logger."""
+
+    def make(*handlers: logging.Handler, **options: Any) -> Dispatcher:
+        root.handlers = list(handlers)
+        return Dispatcher(handlers, **options)
+
+    return make
+
+
+# --- the hierarchy ---
+
+
+def test_record_goes_up_the_hierarchy(root: logging.Logger) -> None:
+    """A record reaches the handlers of its logger and of all above it, up to one that does not propagate."""
+    handlers = {name: Memory() for name in ("", "a", "a.b", "c")}
+    for name, handler in handlers.items():
+        logging.getLogger(name).addHandler(handler)
+    logging.getLogger("c").propagate = False
+    dispatcher = Dispatcher(handlers.values())
+    for name in ("a.b", "a.b.unknown", "a.other", "c.d", "unknown", "ab", "root"):
+        dispatcher.handle([record(name, name=name)])
+    assert handlers[""].messages == ["a.b", "a.b.unknown", "a.other", "unknown", "ab", "root"]
+    assert handlers["a"].messages == ["a.b", "a.b.unknown", "a.other"]
+    assert handlers["a.b"].messages == ["a.b", "a.b.unknown"]
+    assert handlers["c"].messages == ["c.d"]
+
+
+def test_handler_levels_and_filters_hold(dispatch: Dispatch) -> None:
+    """Levels and filters of handlers let through what they do in one process; levels of loggers were the sender's."""
+    errors, filtered, everything = Memory(logging.ERROR), Memory(), Memory()
+    filtered.addFilter(lambda record: "no" not in record.getMessage())
+    dispatcher = dispatch(errors, filtered, everything)
+    logging.getLogger("a").setLevel(logging.CRITICAL)
+    for message, level in (("debug", logging.DEBUG), ("no error", logging.ERROR)):
+        dispatcher.handle([record(message, level)])
+    assert (errors.messages, filtered.messages) == (["no error"], ["debug"])
+    assert everything.messages == ["debug", "no error"]
+
+
+def test_names_off_the_wire_make_no_loggers(dispatch: Dispatch) -> None:
+    """However many logger names arrive, the logging process does not grow loggers, nor counters without bound."""
+    memory = Memory()
+    dispatcher = dispatch(memory)
+    before = len(logging.Logger.manager.loggerDict)
+    for number in range(20_000):
+        dispatcher.handle([record(name=f"evil.{number}", process=number)])
+    assert len(logging.Logger.manager.loggerDict) == before
+    assert len(dispatcher.received) <= 10_001
+    assert dispatcher.received.total() == len(memory.messages) == 20_000
+
+
+# --- handlers that misbehave ---
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["before", "behind"])
+@pytest.mark.parametrize("what", ["raise", "handleError", "exit", "interrupt", "recurse"])
+def test_bad_handler_is_isolated_and_reported(
+    dispatch: Dispatch, what: str, position: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a handler does to itself reaches no other one; it is counted, and said once an interval."""
+    good, bad, clock = Memory(), BadHandler(what), Clock()
+    dispatcher = dispatch(*((bad, good) if position == 0 else (good, bad)), clock=clock)
+    for number in range(5):
+        dispatcher.handle([record(str(number))])
+        dispatcher.report()
+    assert [message for message in good.messages if "mplog" not in message] == ["0", "1", "2", "3", "4"]
+    said = [message for message in good.messages if "mplog" in message]
+    assert len(said) == 1 and said[0].startswith(f"mplog: 1 records could not be written by <BadHandler {what}>: ")
+    assert dispatcher.failed == {f"<BadHandler {what}>": 5}
+    assert dispatcher.has_unsaid
+    clock.now += REPORT_INTERVAL
+    dispatcher.report()
+    dispatcher.report()
+    assert good.messages[-1].startswith("mplog: 4 records could not be written by")
+    assert len(good.messages) == 7 and not dispatcher.has_unsaid
+    assert capsys.readouterr() == ("", "")
+
+
+def test_handler_that_logs_itself_is_isolated(tmp_path: Path) -> None:
+    """A handler that logs with each record it gets recurses, as in one process; the others lose nothing by it."""
+    sinks = [mplog.FileSink(tmp_path / "app.log", format="%(message)s"), mplog.HandlerSink(lambda: BadHandler("log"))]
+    with mplog.LogServer(*sinks, level="INFO") as server:
+        for number in range(5):
+            logging.info("%d", number)
+    written = lines(tmp_path / "app.log")
+    assert [line for line in written if line.isdigit()] == ["0", "1", "2", "3", "4"]
+    assert any("could not be written" in line and "RecursionError" in line for line in written)
+    assert (server.stats().received, list(server.stats().failed.values())) == (5, [5])
+
+
+def test_trouble_that_nobody_can_write_goes_to_stderr(dispatch: Dispatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """When all handlers fail, the report goes to stderr, and is no trouble of its own."""
+    dispatcher = dispatch(BadHandler("raise"), BadHandler("handleError"))
+    dispatcher.handle([record()])
+    dispatcher.report()
+    dispatcher.close()
+    assert capsys.readouterr().err.splitlines() == [
+        f"mplog: 1 records could not be written by <BadHandler {what}>: ZeroDivisionError: as planned"
+        for what in ("raise", "handleError")
+    ]
+    assert dispatcher.failed.total() == 2
+
+
+def test_handler_that_overrides_handle_error_is_asked_too(dispatch: Dispatch) -> None:
+    """A handler's own handleError still runs; its failures are counted all the same."""
+    seen: list[logging.LogRecord] = []
+
+    class Own(BadHandler):
+        def handleError(self, record: logging.LogRecord) -> None:
+            seen.append(record)
+
+    dispatcher = dispatch(Own("handleError"))
+    dispatcher.handle([record()])
+    assert len(seen) == 1 and dispatcher.failed.total() == 1
+
+
+def test_bad_repr_of_a_handler_does_no_harm(dispatch: Dispatch) -> None:
+    """A handler that cannot even be named is named by its class."""
+
+    class Nameless(BadHandler):
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    dispatcher = dispatch(Nameless("raise"))
+    dispatcher.handle([record()])
+    assert dispatcher.failed == {"Nameless": 1}
+
+
+@pytest.mark.parametrize("what", ["flush", "close"])
+def test_close_closes_every_handler(dispatch: Dispatch, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A handler that fails at the end is reported, and the others are closed."""
+    closed: list[int] = []
+
+    class Closing(Memory):
+        def close(self) -> None:
+            closed.append(1)
+            super().close()
+
+    def fail() -> None:
+        raise OSError("as planned")
+
+    bad = Memory()
+    setattr(bad, what, fail)
+    dispatcher = dispatch(bad, Closing())
+    dispatcher.close()
+    assert closed == [1]
+    assert "as planned" in capsys.readouterr().err
+    delattr(bad, what)
+
+
+@pytest.mark.parametrize("what", ["raise", "exit", "interrupt"])
+def test_bad_formatter_or_filter_is_isolated(tmp_path: Path, what: str) -> None:
+    """A formatter or filter that raises, or wants to end the process, costs its own sink the record, nobody else."""
+
+    def bad(record: logging.LogRecord) -> Any:
+        if record.getMessage() == "bad":
+            raise {"raise": ValueError, "exit": SystemExit, "interrupt": KeyboardInterrupt}[what]("as planned")
+        return True
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            bad(record)
+            return super().format(record)
+
+    sinks = [
+        mplog.FileSink(tmp_path / "format", format=Formatter("%(message)s")),
+        mplog.FileSink(tmp_path / "filter", filters=[bad]),
+        mplog.FileSink(tmp_path / "all"),
+    ]
+    with mplog.LogServer(*sinks, level="INFO", format="%(message)s") as server:
+        for message in ("good", "bad", "good"):
+            logging.info(message)
+    assert list(server.stats().failed.values()) == [1, 1]
+    for name in ("format", "filter", "all"):
+        written = lines(tmp_path / name)
+        expected = ["good", "bad", "good"] if name == "all" else ["good", "good"]
+        assert [line for line in written if "mplog" not in line] == expected
+        assert sum("could not be written" in line for line in written) == 2
+
+
+def test_blocked_sink_does_not_stop_the_workers(tmp_path: Path) -> None:
+    """While one sink blocks, those who log go on as long as the queue has room, and all is written afterwards."""
+    gate = Gate(tmp_path / "gate")
+    log, slow = tmp_path / "app.log", tmp_path / "slow.log"
+    sinks = [log, mplog.HandlerSink(lambda: BlockedHandler(gate, slow))]
+    with mplog.LogServer(*sinks, level="INFO", format="%(message)s") as server:
+        logging.info("0")
+        gate.wait_until_reached()
+        for number in range(1, 2000):
+            logging.info("%d", number)
+        gate.open()
+        server.stop()
+    os.close(gate.fd)
+    assert lines(log) == lines(slow) == [str(number) for number in range(2000)]
+
+
+# --- files that cannot be written ---
+
+
+@pytest.fixture
+def file_handler(tmp_path: Path) -> Iterator[LogFileHandler]:
+    """The handler of a FileSink, as it is in the logging process."""
+    handler = LogFileHandler(
+        os.fspath(tmp_path / "app.log"), encoding="utf-8", permissions=0o640, follow_symlinks=False
+    )
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    yield handler
+    handler.close()
+
+
+def test_short_writes_tear_nothing(
+    dispatch: Dispatch, file_handler: LogFileHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the system writes a few bytes only, the rest follows."""
+    dispatcher = dispatch(file_handler)
+    write, sizes = os.write, itertools.cycle([1, 7, 100])
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data[: next(sizes)])))
+    dispatcher.handle([record(f"number {number} ü") for number in range(100)])
+    assert lines(tmp_path / "app.log") == [f"number {number} ü" for number in range(100)]
+    assert not dispatcher.failed
+
+
+@pytest.mark.parametrize("room", [0, 1, 7, 8, 9, 15, 16, 17, 79])
+def test_full_disk_tears_nothing(
+    dispatch: Dispatch, file_handler: LogFileHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Where there is room for some bytes only, whole records are there, the rest is counted; afterwards it goes on."""
+    dispatcher = dispatch(file_handler)
+    write, left = os.write, [room]
+
+    def bounded(fd: int, data: bytes) -> int:
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        size = min(left[0], len(data))
+        left[0] -= size
+        return write(fd, bytes(data[:size]))
+
+    monkeypatch.setattr(os, "write", bounded)
+    dispatcher.handle([record(f"numbr {number}") for number in range(10)])  # 8 bytes with the end of the line
+    monkeypatch.undo()
+    assert lines(tmp_path / "app.log") == [f"numbr {number}" for number in range(room // 8)]
+    assert dispatcher.failed.total() == 10 - room // 8
+    dispatcher.handle([record("afterwards")])
+    dispatcher.report()
+    assert lines(tmp_path / "app.log")[room // 8] == "afterwards"
+    assert "No space left on device" in lines(tmp_path / "app.log")[-1]
+
+
+def test_file_size_limit_tears_nothing(tmp_path: Path) -> None:
+    """At the limit of the file size of a real process, the file ends with a whole line, and the rest is counted."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The logging process inherits the limit. This one gets its own back before it writes anything.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        server = mplog.LogServer(tmp_path / "app.log", level="INFO", format="%(message)s").start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for number in range(3000):
+        logging.info("%019d", number)
+    stats = server.stop()
+    data = (tmp_path / "app.log").read_bytes()
+    assert data == b"".join(b"%019d\n" % number for number in range(2500))
+    assert sum(stats.failed.values()) == 500
+
+
+def test_reports_come_while_nobody_logs(tmp_path: Path) -> None:
+    """What could not be written is said soon, though no further record arrives."""
+    sinks = [mplog.FileSink(tmp_path / "app.log"), mplog.HandlerSink(lambda: BadHandler("raise"))]
+    with mplog.LogServer(*sinks, level="INFO", format="%(message)s"):
+        logging.info("x")
+        wait_until(lambda: "could not be written" in (tmp_path / "app.log").read_text(), "the trouble is said", 5)

@@ -1,0 +1,725 @@
+"""`mplog.Pool`, `mplog.ProcessPoolExecutor`, `mplog.Process`: the stdlib's, with a server."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import inspect
+import logging
+import multiprocessing
+import multiprocessing.pool
+import operator
+import os
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jobs
+import multiprocess
+import pytest
+from conftest import START_METHODS
+from oracle import wait_until
+from process_classes import Job, MultiprocessJob
+
+import mplog
+
+OURS = ["server", "log"]
+
+
+# --- signatures ---
+
+
+def parameters(function: Callable[..., object]) -> dict[str, tuple[Any, Any]]:
+    """Return name, kind and default of each parameter."""
+    return {name: (each.kind, each.default) for name, each in inspect.signature(function).parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "more"),
+    [
+        (mplog.Pool, multiprocessing.pool.Pool, OURS),
+        # max_tasks_per_child is there from Python 3.11 on; with 3.10 it is accepted here, and refused by the stdlib.
+        (
+            mplog.ProcessPoolExecutor,
+            concurrent.futures.ProcessPoolExecutor,
+            (["max_tasks_per_child"] if sys.version_info < (3, 11) else []) + OURS,
+        ),
+        # The stdlib has its context not as a parameter but as a class of each context.
+        (mplog.Process, multiprocessing.Process, ["context", *OURS]),
+    ],
+)
+def test_the_signature_is_the_stdlib_s(ours: Any, theirs: Any, more: list[str]) -> None:
+    """A class has the parameters of the stdlib's in their order, and further ones by keyword only."""
+    own, stdlib = parameters(ours), parameters(theirs)
+    assert [name for name in own if name not in stdlib] == more
+    assert {name: own[name] for name in stdlib} == stdlib
+    assert [name for name in own if name in stdlib] == list(stdlib)
+    assert all(own[name][0] is inspect.Parameter.KEYWORD_ONLY for name in more)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (mplog.Pool, multiprocessing.pool.Pool),
+        (mplog.ProcessPoolExecutor, concurrent.futures.ProcessPoolExecutor),
+        (mplog.Process, multiprocessing.Process),
+    ],
+)
+def test_every_method_has_the_stdlib_s_signature(ours: Any, theirs: Any) -> None:
+    """A method that is overridden takes what the stdlib's takes."""
+    for name, method in inspect.getmembers(theirs, inspect.isfunction):
+        if not name.startswith("_"):
+            assert parameters(getattr(ours, name)) == parameters(method), name
+
+
+def test_an_argument_that_this_python_does_not_know_is_refused_as_by_the_stdlib(server: mplog.LogServer) -> None:
+    """max_tasks_per_child works where the stdlib has it, and is a TypeError elsewhere."""
+    if sys.version_info < (3, 11):
+        with pytest.raises(TypeError, match="max_tasks_per_child"):
+            mplog.ProcessPoolExecutor(1, max_tasks_per_child=1, server=server)
+    else:
+        context = multiprocessing.get_context("spawn")
+        with mplog.ProcessPoolExecutor(1, context, max_tasks_per_child=1, server=server) as executor:
+            assert executor.submit(os.getpid).result(60) != executor.submit(os.getpid).result(60)
+
+
+# --- which server ---
+
+MAKERS = [mplog.Pool, mplog.ProcessPoolExecutor, mplog.Process]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_neither_server_nor_log_is_an_error(make: Any) -> None:
+    """Where to log to must be said."""
+    with pytest.raises(TypeError, match="give either server=, a running LogServer, or log=, a path"):
+        make()
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_server_and_log_is_an_error(make: Any, server: mplog.LogServer, tmp_path: Path) -> None:
+    """Where to log to must be said once; nothing is started for the second place."""
+    with pytest.raises(TypeError, match="give either"):
+        make(server=server, log=tmp_path / "other.log")
+    assert not (tmp_path / "other.log").exists()
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_server_that_does_not_run_is_an_error(make: Any, tmp_path: Path) -> None:
+    """A server that was given must run."""
+    with pytest.raises(mplog.ServerStateError, match="not running"):
+        make(server=mplog.LogServer(tmp_path / "app.log"))
+
+
+def test_an_executor_refuses_a_context_of_multiprocess(server: mplog.LogServer) -> None:
+    """The stdlib's executor does not work with multiprocess; the error says what does."""
+    with pytest.raises(TypeError, match=r"mplog\.Pool\(context="):
+        mplog.ProcessPoolExecutor(1, multiprocess.get_context("spawn"), server=server)
+
+
+@pytest.mark.parametrize(("subclass", "library"), [(Job, multiprocess), (MultiprocessJob, multiprocessing)])
+def test_a_process_class_of_one_library_refuses_a_context_of_the_other(
+    subclass: Any, library: Any, server: mplog.LogServer
+) -> None:
+    """A subclass cannot change libraries; the error says what to derive it from."""
+    with pytest.raises(TypeError, match=r"derive it from mplog\.Process; for multiprocess, from mplog\.pools\.Multi"):
+        subclass("", context=library.get_context("spawn"), server=server)
+
+
+def test_a_process_is_one_of_its_context_s_library(context: Any, library: Any, server: mplog.LogServer) -> None:
+    """The object is a Process of the library of its context, named as that library names it."""
+    process = mplog.Process(context=context, server=server)
+    assert isinstance(process, library.process.BaseProcess)
+    assert process.name.startswith("Process-")
+    assert repr(process).startswith("<Process name='Process-")
+    assert process._start_method == context.get_start_method()
+
+
+# --- a server of its own ---
+
+
+def stopped(log: Path) -> bool:
+    """Whether the logging process of this file has ended, and let go of it."""
+    return log.exists() and not list(log.parent.glob(".*.lock"))
+
+
+def warn(message: str) -> None:
+    """Runs in a worker."""
+    logging.getLogger("job").warning(message)
+
+
+def test_a_pool_with_log_stops_its_server_at_the_end_of_with(log: Path) -> None:
+    """Leaving the `with` block stops the server, and all is written."""
+    root_handlers = logging.getLogger().handlers[:]
+    with mplog.Pool(1, log=log) as pool:
+        pool.map(warn, ["a", "b"])
+        assert not stopped(log)
+    assert stopped(log)
+    assert [line.split(" | ")[1] for line in log.read_text().splitlines()] == ["a", "b"]
+    assert logging.getLogger().handlers == root_handlers
+
+
+def test_a_pool_with_log_stops_its_server_with_close_and_join(log: Path) -> None:
+    """close() and join() stop the server once the workers have ended; what they log last is there."""
+    pool = mplog.Pool(1, log=log)
+    pool.apply_async(warn, ["a"])
+    pool.close()
+    assert not stopped(log)
+    pool.join()
+    assert stopped(log)
+    assert log.read_text().endswith("| a\n")
+
+
+def test_a_pool_with_log_stops_its_server_with_terminate(log: Path) -> None:
+    """terminate() stops the server; join() behind it finds nothing left to do."""
+    pool = mplog.Pool(1, log=log)
+    pool.apply(warn, ["a"])
+    pool.terminate()
+    assert stopped(log)
+    pool.join()
+    assert log.read_text().endswith("| a\n")
+
+
+def test_a_pool_with_log_stops_its_server_when_an_exception_leaves_it(log: Path) -> None:
+    """An exception in the `with` block stops the server, too."""
+    with pytest.raises(ZeroDivisionError), mplog.Pool(1, log=log) as pool:
+        pool.apply(operator.truediv, (1, 0))
+    assert stopped(log)
+
+
+def test_an_executor_with_log_stops_its_server_at_the_end_of_with(log: Path) -> None:
+    """Leaving the `with` block stops the server, and all is written."""
+    with pytest.raises(ZeroDivisionError), mplog.ProcessPoolExecutor(1, log=log) as executor:
+        executor.submit(warn, "a").result(60)
+        executor.submit(operator.truediv, 1, 0).result(60)
+    assert stopped(log)
+    assert log.read_text().endswith("| a\n")
+
+
+def test_an_executor_with_log_stops_its_server_with_shutdown(log: Path) -> None:
+    """shutdown() stops the server once the workers have ended; what they log last is there."""
+    executor = mplog.ProcessPoolExecutor(1, log=log)
+    executor.submit(warn, "a")
+    executor.shutdown()
+    assert stopped(log)
+    assert log.read_text().endswith("| a\n")
+
+
+def test_an_executor_that_nobody_waits_for_has_its_server_until_the_end_of_the_program(log: Path) -> None:
+    """Behind shutdown(wait=False), tasks go on, and what they log is written, also when shutdown() is called again."""
+    program = """
+        import sys, time
+        import mplog
+        import test_pools
+
+        with mplog.ProcessPoolExecutor(1, log=sys.argv[1]) as executor:
+            futures = [executor.submit(test_pools.warn, str(number)) for number in range(100)]
+            executor.shutdown(wait=False)
+        """
+    done = jobs.run_python(["-c", textwrap.dedent(program), str(log)])
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_until(lambda: stopped(log), "the logging process has ended")
+    assert jobs.messages_in(log) == [str(number) for number in range(100)]
+
+
+def test_a_process_with_log_stops_its_server_when_it_is_joined(context: Any, log: Path) -> None:
+    """join() stops the server of a process that has ended, and not of one that has not."""
+    gate = context.Event()
+    process = mplog.Process(target=jobs.wait_and_warn, args=(gate, "a"), context=context, log=log)
+    process.start()
+    process.join(0.01)
+    assert process.is_alive()
+    assert not stopped(log)
+    gate.set()
+    process.join(60)
+    assert stopped(log)
+    assert log.read_text().endswith("| a\n")
+
+
+def test_a_process_with_log_stops_its_server_when_it_is_closed(log: Path) -> None:
+    """close() stops the server of a process that was never joined."""
+    process = mplog.Process(target=warn, args=["a"], log=log)
+    process.start()
+    wait_until(lambda: process.exitcode is not None, "the process has ended")
+    process.close()
+    assert stopped(log)
+
+
+def test_a_process_with_log_that_cannot_start_stops_its_server(log: Path) -> None:
+    """Where the process does not start, its server does not stay."""
+    context = multiprocessing.get_context("spawn")
+    process = mplog.Process(target=warn, args=[threading.Lock()], context=context, log=log)
+    with pytest.raises(TypeError, match="pickle"):
+        process.start()
+    assert stopped(log)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (mplog.Pool, {"processes": 0}),
+        (mplog.Pool, {"initargs": 5, "initializer": print}),
+        (mplog.ProcessPoolExecutor, {"max_workers": 0}),
+        (mplog.ProcessPoolExecutor, {"initargs": 5, "initializer": print}),
+        (mplog.Process, {"group": 1}),
+        (mplog.Process, {"daemon": True, "context": object()}),
+    ],
+)
+def test_a_constructor_that_fails_leaves_no_server_behind(make: Any, wrong: dict[str, Any], log: Path) -> None:
+    """A wrong argument is an error as in the stdlib, and no logging process stays."""
+    handlers = logging.getLogger().handlers[:]
+    with pytest.raises((ValueError, TypeError, AssertionError, AttributeError)):
+        make(log=log, **wrong)
+    assert not list(log.parent.glob(".*.lock"))
+    assert logging.getLogger().handlers == handlers
+
+
+def test_a_server_that_was_given_goes_on(server: mplog.LogServer, log: Path) -> None:
+    """A server that was given with server= is not stopped by pools, executors and processes that end."""
+    with mplog.Pool(1, server=server) as pool:
+        pool.apply(warn, ["pool"])
+    with mplog.ProcessPoolExecutor(1, server=server) as executor:
+        executor.submit(warn, "executor").result(60)
+    process = mplog.Process(target=warn, args=["process"], server=server)
+    process.start()
+    process.join(60)
+    process.close()
+    logging.getLogger("parent").warning("parent")
+    server.flush()
+    assert [line.split(" | ")[1] for line in log.read_text().splitlines()] == ["pool", "executor", "process", "parent"]
+
+
+# --- tasks ---
+
+
+class Counter:
+    """A callable with a state."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, number: int) -> int:
+        self.count += 1
+        return self.count
+
+    def add(self, number: int) -> int:
+        self.count += number
+        return self.count
+
+
+def test_tasks_of_a_pool_may_be_anything_callable(context: Any, server: mplog.LogServer) -> None:
+    """Every method of a Pool takes lambdas, closures, partials, methods and objects under every start method."""
+    offset = 10
+
+    def closure(number: int, more: int = 0) -> int:
+        return number + offset + more
+
+    with mplog.Pool(1, context=context, server=server) as pool:
+        assert pool.apply(lambda: 5) == 5
+        assert pool.apply(closure, (1,), {"more": 2}) == 13
+        assert pool.map(lambda number: number * offset, range(5), chunksize=2) == [0, 10, 20, 30, 40]
+        assert list(pool.imap(closure, range(3))) == [10, 11, 12]
+        assert list(pool.imap(closure, range(3), chunksize=2)) == [10, 11, 12]
+        assert sorted(pool.imap_unordered(closure, range(3))) == [10, 11, 12]
+        assert pool.starmap(closure, [(1, 2), (3, 4)]) == [13, 17]
+        assert pool.starmap_async(lambda a, b: a * b, [(1, 2), (3, 4)]).get(60) == [2, 12]
+        assert pool.map_async(functools.partial(closure, more=5), [1]).get(60) == [16]
+        assert pool.map(Counter(), range(3), 3) == [1, 2, 3]
+        assert pool.map(Counter().add, [1, 2], 2) == [1, 3]
+        assert pool.map(abs, [-1]) == [1]
+        assert pool.map("{:>3}".format, [1]) == ["  1"]
+
+
+def test_tasks_of_an_executor_may_be_anything_callable(stdlib_context: Any, server: mplog.LogServer) -> None:
+    """submit() and map() take lambdas, closures, partials, methods and objects under every start method."""
+    offset = 10
+    with mplog.ProcessPoolExecutor(1, stdlib_context, server=server) as executor:
+        assert executor.submit(lambda number, *, more: number + offset + more, 1, more=2).result(60) == 13
+        assert list(executor.map(lambda a, b: a * b + offset, [1, 2], [3, 4])) == [13, 18]
+        assert list(executor.map(lambda a: a + offset, range(4), chunksize=3)) == [10, 11, 12, 13]
+        assert executor.submit(Counter(), 1).result(60) == 1
+        # Named as submit()'s own, and as its wrapper's.
+        assert executor.submit(lambda **named: sorted(named), fn=1, self=2, function=3).result(60) == [
+            "fn",
+            "function",
+            "self",
+        ]
+
+
+def test_the_target_of_a_process_may_be_anything_callable(context: Any, server: mplog.LogServer, log: Path) -> None:
+    """A Process runs a lambda or a closure under every start method."""
+    word = "closure"
+    process = mplog.Process(
+        target=lambda *args, **named: logging.getLogger("job").info("%s %s %s", word, args, named),
+        args=(1, 2),
+        kwargs={"three": 3},
+        context=context,
+        server=server,
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    server.flush()
+    assert log.read_text().endswith("| closure (1, 2) {'three': 3}\n")
+
+
+@pytest.mark.parametrize("make", [multiprocessing.pool.Pool, mplog.Pool])
+def test_each_task_has_a_function_object_of_its_own(make: Any, server: mplog.LogServer) -> None:
+    """What a task does to the object that it calls is not seen by the next task, as in the stdlib."""
+    options = {"server": server} if make is mplog.Pool else {}
+    with make(1, **options) as pool:
+        assert pool.map(Counter(), range(3), 1) == [1, 1, 1]
+        counter = Counter()
+        assert [pool.apply(counter.add, (1,)) for _ in range(3)] == [1, 1, 1]
+
+
+def test_a_function_that_goes_by_value_is_one_function_in_its_worker(server: mplog.LogServer) -> None:
+    """A closure is loaded once per worker, so that a cache on it works."""
+    loads: list[int] = []
+
+    def remember(number: int) -> int:
+        loads.append(number)
+        return len(loads)
+
+    context = multiprocessing.get_context("spawn")
+    with mplog.Pool(1, context=context, server=server) as pool:
+        assert pool.map(remember, range(3), 1) == [1, 2, 3]
+    assert loads == []
+
+
+def raise_it(error: BaseException) -> None:
+    """Runs in a worker."""
+    raise error
+
+
+def raise_unpicklable() -> None:
+    """Runs in a worker."""
+
+    class LocalError(Exception):
+        pass
+
+    raise LocalError("local")
+
+
+def test_exceptions_in_tasks_arrive(context: Any, server: mplog.LogServer) -> None:
+    """What a task raises is raised where its result is asked for, with the worker's traceback as its cause."""
+    with mplog.Pool(1, context=context, server=server) as pool:
+        with pytest.raises(KeyError, match="lost") as caught:
+            pool.apply(raise_it, [KeyError("lost")])
+        assert "in raise_it" in str(caught.value.__cause__)
+        with pytest.raises(ZeroDivisionError):
+            pool.map(lambda number: 1 // number, [1, 0])
+        with pytest.raises(Exception, match=r"LocalError|local"):
+            pool.apply(raise_unpicklable)
+        assert pool.apply(abs, [-1]) == 1
+
+
+class Unloadable:
+    """Pickles, and does not unpickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return raise_it, (LookupError("not here"),)
+
+    def __call__(self) -> None:
+        """Never reached."""
+
+
+@pytest.mark.parametrize("make", [mplog.Pool, mplog.ProcessPoolExecutor])
+def test_a_task_that_cannot_be_loaded_in_the_worker_fails_alone(make: Any, server: mplog.LogServer) -> None:
+    """A function that its worker cannot load is the failure of that task; the worker goes on."""
+    with make(1, server=server) as pool:
+        submit = pool.submit if make is mplog.ProcessPoolExecutor else pool.apply_async
+        task = submit(Unloadable())
+        with pytest.raises(LookupError, match="not here"):
+            task.result(60) if make is mplog.ProcessPoolExecutor else task.get(60)
+        assert pool.submit(abs, -1).result(60) == 1 if make is mplog.ProcessPoolExecutor else pool.apply(abs, [-1])
+
+
+@pytest.mark.parametrize("make", [mplog.Pool, mplog.ProcessPoolExecutor])
+def test_a_task_that_cannot_be_pickled_fails_alone(make: Any, server: mplog.LogServer) -> None:
+    """A closure over something that cannot travel is the failure of that task, which says why."""
+    lock = threading.Lock()
+    with make(1, server=server) as pool:
+        task = (pool.submit if make is mplog.ProcessPoolExecutor else pool.apply_async)(lambda: lock)
+        with pytest.raises(TypeError, match="pickle"):
+            task.result(60) if make is mplog.ProcessPoolExecutor else task.get(60)
+
+
+def test_callbacks_are_called(server: mplog.LogServer) -> None:
+    """Callbacks and error callbacks get results and errors."""
+    results: list[Any] = []
+    with mplog.Pool(1, server=server) as pool:
+        pool.apply_async(lambda: 1, callback=results.append).wait(60)
+        pool.map_async(abs, [-2], None, results.append).wait(60)
+        pool.apply_async(raise_it, [KeyError()], {}, None, lambda error: results.append(type(error))).wait(60)
+    assert results == [1, [2], KeyError]
+
+
+def test_new_workers_of_a_pool_log(server: mplog.LogServer, log: Path) -> None:
+    """With maxtasksperchild=1 each task has a worker of its own, and each logs."""
+    with mplog.Pool(2, maxtasksperchild=1, context=multiprocessing.get_context("forkserver"), server=server) as pool:
+        pool.map(warn, map(str, range(8)), 1)
+    server.flush()
+    lines = [line.split(" | ") for line in log.read_text().splitlines()]
+    assert sorted(message for _, message in lines) == sorted(map(str, range(8)))
+    assert len({sender for sender, _ in lines}) == 8
+
+
+# --- initializers ---
+
+connection: Any = None
+
+
+def connect(*arguments: Any) -> None:
+    """Runs in a worker: the usual idiom."""
+    global connection
+    connection = arguments
+    logging.getLogger("job").info("connected %s", arguments)
+
+
+def use(_: object) -> Any:
+    """Runs in a worker: use what `connect` has set."""
+    return connection
+
+
+def test_a_pool_chains_the_user_s_initializer(context: Any, server: mplog.LogServer, log: Path) -> None:
+    """The initializer gets its arguments, may log, and sets globals that the tasks see."""
+    with mplog.Pool(1, connect, ("db", 5), context=context, server=server) as pool:
+        assert pool.map(use, [None]) == [("db", 5)]
+    server.flush()
+    assert log.read_text().endswith("| connected ('db', 5)\n")
+    assert connection is None
+
+
+def test_an_executor_chains_the_user_s_initializer(stdlib_context: Any, server: mplog.LogServer, log: Path) -> None:
+    """The same for an executor, whose initializer is a closure, too."""
+    text = "closed over"
+    with mplog.ProcessPoolExecutor(1, stdlib_context, connect, ("db", 5), server=server) as executor:
+        assert executor.submit(use, None).result(60) == ("db", 5)
+    first = mplog.ProcessPoolExecutor(
+        1, stdlib_context, lambda more: logging.getLogger("job").info(text + more), ("!",), server=server
+    )
+    with first as executor:
+        executor.submit(abs, -1).result(60)
+    server.flush()
+    assert [line.split(" | ")[1] for line in log.read_text().splitlines()] == ["connected ('db', 5)", "closed over!"]
+
+
+def test_an_initializer_that_fails_is_in_the_log(server: mplog.LogServer, log: Path) -> None:
+    """An executor whose initializer raises is broken, as the stdlib's; what the stdlib logs of it is in the log."""
+    with mplog.ProcessPoolExecutor(1, initializer=raise_it, initargs=(KeyError("x"),), server=server) as executor:
+        future = executor.submit(abs, -1)
+        with pytest.raises(concurrent.futures.process.BrokenProcessPool):
+            future.result(60)
+    server.flush()
+    assert "concurrent.futures | Exception in initializer:\nTraceback" in log.read_text()
+
+
+# --- scripts, prompts, notebooks ---
+
+PROGRAM = """
+import functools, logging, multiprocessing, sys
+import mplog
+
+offset = 10
+current = None
+
+class Task:
+    def __init__(self, number):
+        self.number = number
+    def __call__(self, _):
+        return self.number + offset
+
+def initialize(value):
+    global current
+    current = value
+    logging.getLogger("init").info("initialized")
+
+def work(number, more=0):
+    logging.getLogger("work").info("number %d", number)
+    return number + offset + more
+
+if __name__ == "__main__":
+    factor = 3
+
+    def guarded(number):
+        return work(number) * factor
+
+    class Guarded(Task):
+        pass
+
+    path, start_method = sys.argv[1:]
+    context = multiprocessing.get_context(start_method)
+    with mplog.LogServer(path, level="INFO", format="%(processName)s | %(message)s") as server:
+        with mplog.Pool(1, initialize, (1000,), context=context, server=server) as pool:
+            assert pool.map(work, [1, 2]) == [11, 12]
+            assert pool.map(guarded, [1, 2]) == [33, 36]
+            assert pool.map(lambda number: work(number) + factor, [1]) == [14]
+            assert pool.map(functools.partial(guarded), [1]) == [33]
+            assert pool.map(functools.partial(work, more=1), [1]) == [12]
+            assert pool.map(Task(5), [0]) == [15]
+            assert pool.map(Guarded(5), [0]) == [15]
+            factor = 4
+            assert pool.map(lambda number: number * factor, [1]) == [4]
+        with mplog.ProcessPoolExecutor(1, context, lambda: initialize(1), server=server) as executor:
+            assert list(executor.map(guarded, [1])) == [44]
+            assert executor.submit(lambda: work(1)).result(60) == 11
+        process = mplog.Process(target=lambda: logging.info("in a process"), context=context, server=server)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        initializer = server.initializer.then(lambda: logging.info("first")).then(initialize, 5).then(guarded, 8)
+        with context.Pool(1, initializer) as pool:
+            assert pool.map(abs, [-1]) == [1]
+    print("done")
+"""
+
+WRITTEN_BY_PROGRAM = [
+    *("initialized", "number 1", "number 2", "number 1", "number 2", "number 1", "number 1", "number 1"),
+    *("initialized", "number 1", "number 1"),
+    "in a process",
+    *("first", "initialized", "number 8"),
+]
+
+
+@pytest.mark.parametrize("how", ["script", "command"])
+def test_functions_of_the_main_program_work_in_workers(how: str, start_method: str, log: Path, tmp_path: Path) -> None:
+    """Functions and classes of a script, under its main guard, too, and of `python -c` are tasks and initializers."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    done = jobs.run_python([*([str(script)] if how == "script" else ["-c", PROGRAM]), str(log), start_method])
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "done\n")
+    assert jobs.messages_in(log) == WRITTEN_BY_PROGRAM
+
+
+def test_functions_of_a_program_from_stdin_work_in_workers(log: Path) -> None:
+    """The same for a program that is read from a pipe; with fork, since the stdlib cannot spawn from one."""
+    done = jobs.run_python(["-", str(log), "fork"], PROGRAM)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "done\n")
+    assert jobs.messages_in(log) == WRITTEN_BY_PROGRAM
+
+
+PROMPT = """
+import logging, multiprocessing, sys, mplog
+context = multiprocessing.get_context(sys.argv[2])
+server = mplog.LogServer(sys.argv[1], level="INFO", format="%(processName)s | %(message)s").start()
+offset = 10
+def work(number):
+    logging.info("number %d", number)
+    return number + offset
+
+pool = mplog.Pool(1, lambda word: logging.info(word), ("initialized",), context=context, server=server)
+print(pool.map(work, [1, 2]))
+print(pool.map(lambda number: work(number) + 1, [1, 2]))
+pool.close(); pool.join()
+stats = server.stop()
+"""
+
+
+def test_functions_of_a_prompt_work_in_workers(start_method: str, log: Path) -> None:
+    """What was typed at an interactive prompt works in workers of every start method."""
+    done = jobs.run_python(["-i", "-q", "-", str(log), start_method], PROMPT)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == "[11, 12]\n[12, 13]\n"
+    assert jobs.messages_in(log) == ["initialized", "number 1", "number 2", "number 1", "number 2"]
+
+
+GLOBALS = """
+import multiprocessing, sys
+import mplog
+
+connection = None
+
+def connect(where):
+    global connection
+    connection = where
+
+def use(_):
+    return connection
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[2])
+    with mplog.LogServer(sys.argv[1]) as server:
+        with mplog.Pool(1, connect, ("db",), context=context, server=server) as pool:
+            print(pool.map(use, [0]), pool.map(lambda number: use(number), [0]))
+        with context.Pool(1, server.initializer.then(connect, "db")) as pool:
+            print(pool.map(use, [0]))
+"""
+
+
+def test_a_global_that_an_initializer_sets_is_there_in_tasks(start_method: str, log: Path, tmp_path: Path) -> None:
+    """`global connection` in an initializer of a script is seen by its functions, also when a lambda calls them."""
+    script = tmp_path / "program.py"
+    script.write_text(GLOBALS)
+    done = jobs.run_python([str(script), str(log), start_method])
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "['db'] ['db']\n['db']\n")
+
+
+def test_forking_warns_of_no_thread_of_ours(tmp_path: Path) -> None:
+    """A program with a server forks workers without the DeprecationWarning of Python 3.12 on forks with threads."""
+    program = """
+        import logging, multiprocessing, os, sys
+        import mplog
+
+        with mplog.LogServer(sys.argv[1], level="INFO") as server:
+            logging.info("here")
+            server.flush()
+            server.stats()
+            process = mplog.Process(target=logging.info, args=["there"], server=server)
+            process.start()
+            process.join()
+            with mplog.ProcessPoolExecutor(2, server=server) as executor:
+                executor.submit(logging.info, "there").result()
+            with mplog.Pool(2, server=server) as pool:
+                pool.map(logging.info, ["there"])
+            pid = os.fork()
+            if pid == 0:
+                logging.info("and there")
+                os._exit(0)
+            os.waitpid(pid, 0)
+    """
+    done = jobs.run_python(["-W", "always", "-c", textwrap.dedent(program), str(tmp_path / "app.log")])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len((tmp_path / "app.log").read_text().splitlines()) == 5
+
+
+the_server: Any = None
+
+
+def start_daemon() -> str:
+    """Runs in a daemonic worker: start a process, which the stdlib forbids."""
+    try:
+        multiprocessing.Process(target=abs, args=[-1]).start()
+    except AssertionError as error:
+        expected = str(error)
+    try:
+        mplog.Process(target=abs, args=[-1], server=the_server).start()
+    except AssertionError as error:
+        assert str(error) == expected
+        return expected
+    return "started"
+
+
+def test_a_daemonic_worker_starts_no_process(server: mplog.LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemonic worker that starts an mplog.Process fails as in the stdlib."""
+    monkeypatch.setattr(sys.modules[__name__], "the_server", server)
+    context = multiprocessing.get_context("fork")
+    with mplog.Pool(1, context=context, server=server) as pool:
+        assert pool.apply(start_daemon) == "daemonic processes are not allowed to have children"
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_workers_that_share_a_lock_and_a_value_work(start_method: str, server: mplog.LogServer) -> None:
+    """What may only be inherited (locks, values) still goes through initargs, args and closures over nothing else."""
+    context = multiprocessing.get_context(start_method)
+    value = context.Value("i", 0)
+    with mplog.Pool(1, jobs.share, (value,), context=context, server=server) as pool:
+        pool.apply(jobs.increment)
+    process = mplog.Process(target=jobs.increment_value, args=(value,), context=context, server=server)
+    process.start()
+    process.join(60)
+    with mplog.ProcessPoolExecutor(1, context, jobs.share, (value,), server=server) as executor:
+        executor.submit(jobs.increment).result(60)
+    assert value.value == 3

@@ -1,0 +1,144 @@
+"""Only mypy reads this: the public API, used as users use it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import logging.handlers
+import multiprocessing
+import multiprocessing.pool
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import assert_type
+
+import mplog
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def connect(url: str, *, retry: bool = False) -> None: ...
+
+
+# --- the server ---
+
+with mplog.LogServer("app.log", level="INFO") as server:
+    assert_type(server, mplog.LogServer)
+    assert_type(server.pid, int)
+    assert_type(server.initializer, mplog.Initializer)
+    assert_type(server.initializer.then(connect, "db://"), mplog.Initializer)
+    assert_type(server.flush(), None)
+    assert_type(server.flush(timeout=5), None)
+    assert_type(server.stats(), mplog.Stats)
+    assert_type(server.stats().by_process, dict[tuple[str, int], int])
+    assert_type(server.stats().failed, dict[str, int])
+    assert_type(server.stats().received, int)
+    assert_type(server.stop(timeout=5), mplog.Stats)
+
+assert_type(mplog.LogServer(Path("app.log")).start(), mplog.LogServer)
+mplog.LogServer(
+    "app.log",
+    mplog.FileSink("errors.log", level="ERROR", mode=0o600, encoding="latin-1", follow_symlinks=True),
+    mplog.ConsoleSink(level=logging.INFO, format="%(message)s", filters=[lambda record: True]),
+    mplog.HandlerSink(lambda: logging.handlers.SysLogHandler("/dev/log"), format=logging.Formatter("{msg}", style="{")),
+    level=logging.DEBUG,
+    format="%(asctime)s %(message)s",
+    queue=mplog.LogQueue(2**20),
+)
+mplog.LogServer("app.log", queue=multiprocessing.Queue(1000))
+mplog.LogServer(5)  # type: ignore[arg-type]
+mplog.LogServer("app.log", level=1.5)  # type: ignore[arg-type]
+mplog.HandlerSink(lambda: "not a handler")  # type: ignore[arg-type,return-value]
+
+
+class OwnSink(mplog.Sink):
+    def make_handler(self) -> logging.Handler:
+        return logging.NullHandler()
+
+
+mplog.LogServer(OwnSink(level="INFO"))
+
+# --- workers ---
+
+server = mplog.LogServer("app.log")
+
+with multiprocessing.Pool(4, initializer=server.initializer) as stdlib_pool:
+    assert_type(stdlib_pool.map(square, range(10)), list[int])
+
+with concurrent.futures.ProcessPoolExecutor(4, initializer=server.initializer) as stdlib_executor:
+    assert_type(stdlib_executor.submit(square, 1), concurrent.futures.Future[int])
+
+with mplog.Pool(4, connect, ("db://",), server=server, context=multiprocessing.get_context("spawn")) as pool:
+    assert_type(pool, mplog.Pool)
+    assert_type(pool.map(square, range(10)), list[int])
+    assert_type(pool.map(lambda number: str(number), range(10), chunksize=5), list[str])
+    assert_type(pool.starmap(square, [(1,)]), list[int])
+    assert_type(pool.apply(square, (1,)), int)
+    assert_type(pool.apply_async(square, (1,)).get(timeout=5), int)
+    assert_type(pool.map_async(square, [1], callback=print).get(), list[int])
+    assert_type(pool.starmap_async(square, [(1,)]).get(), list[int])
+    for number in pool.imap(square, [1], 10):
+        assert_type(number, int)
+    for number in pool.imap_unordered(square, [1]):
+        assert_type(number, int)
+    plain: multiprocessing.pool.Pool = pool
+
+with mplog.ProcessPoolExecutor(4, log="app.log", initializer=connect, initargs=("db://",)) as executor:
+    assert_type(executor, mplog.ProcessPoolExecutor)
+    assert_type(executor.submit(square, 1).result(), int)
+    assert_type(list(executor.map(square, [1, 2], chunksize=2)), list[int])
+    plain_executor: concurrent.futures.Executor = executor
+
+process = mplog.Process(target=square, args=(1,), kwargs={}, name="worker", daemon=True, server=server)
+assert_type(process, mplog.Process)
+assert_type(process.start(), None)
+assert_type(process.join(5), None)
+assert_type(process.exitcode, int | None)
+plain_process: multiprocessing.Process = process
+
+
+class OwnProcess(mplog.Process):
+    def run(self) -> None:
+        logging.info("here")
+
+
+OwnProcess(log=Path("app.log")).start()
+
+mplog.Pool(4, sever=server)  # type: ignore[call-arg]
+mplog.Process(square, server=server)  # type: ignore[arg-type]
+
+# --- handler, queue, attach ---
+
+queue = mplog.LogQueue()
+stdlib_queue: Queue[Any] = queue
+handler: logging.handlers.QueueHandler = mplog.QueueHandler(queue)
+assert_type(mplog.attach(), mplog.QueueHandler)
+assert_type(mplog.attach(Path("/tmp/queue"), level="INFO"), mplog.QueueHandler)
+assert_type(queue.directory, str)
+assert_type(queue.full(), bool)
+logging.handlers.QueueListener(queue, logging.StreamHandler())
+mplog.attach(5)  # type: ignore[arg-type]
+
+# --- errors ---
+
+try:
+    server.stop()
+except mplog.DrainTimeoutError as error:
+    assert_type(error.pending, int)
+except mplog.LoggingProcessDiedError as error:
+    assert_type(error.exitcode, int | None)
+
+try:
+    server.start()
+except mplog.LogFileLockedError as error:
+    assert_type(error.pid, int | None)
+    as_os_error: OSError = error
+except mplog.SinkError as error:
+    assert_type(error.details, str)
+except mplog.StartError as error:
+    as_runtime_error: RuntimeError = error
+except mplog.MplogError:
+    pass
