@@ -288,7 +288,7 @@ def _attribute(record: logging.LogRecord, name: str) -> Any:
 def _process_name(record: logging.LogRecord) -> str | None:
     """Return the name of the main process, or of a child of multiprocess, which logging takes for one."""
     other = sys.modules.get("multiprocess.process")
-    if other is not None and record.process == other.current_process().ident:
+    if other is not None and _attribute(record, "process") == other.current_process().ident:
         return str(other.current_process().name)
     return record.processName
 
@@ -481,10 +481,9 @@ def _repaired(
 
     A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
     """
-    try:
+    process_name = _attribute(record, "processName")
+    if process_name == "MainProcess":
         process_name = _process_name(record)
-    except Exception:
-        process_name = None
     elsewhere = {_readable(name): value for name, value in (_extra(record.__dict__) or {}).items()}
 
     def repaired(name: str, kind: type, value: Any) -> Any:
@@ -604,7 +603,10 @@ def decode_rest(values: Values) -> tuple[Any, ...]:
     Raises:
         ValueError: they do not decode.
     """
-    rest: tuple[Any, ...] = _decode_rest(values[REST])
+    try:
+        rest: tuple[Any, ...] = _decode_rest(values[REST])
+    except msgspec.ValidationError:
+        rest = _rest_loosely(values[REST])
     return rest
 
 
@@ -621,19 +623,25 @@ def _decode_loosely(payload: bytes) -> Values:
     """Return the values of a record of which an attribute was set to something else: a line number as a text, say."""
     try:
         message, extra, exc_text, shown, process_name, rest = _decode_list(payload)
-        *hidden, task_name, exception = rest
         shown = [_of_kind(value, kind) for value, kind in zip(shown, SHOWN.values(), strict=True)]
-        hidden = [_of_kind(value, kind) for value, kind in zip(hidden, HIDDEN.values(), strict=True)]
         shown[LEVELNO] = shown[LEVELNO] or logging.NOTSET
-        texts = [_of_kind(value, str) for value in (message, exc_text, process_name, task_name)]
+        texts = [_of_kind(value, str) for value in (message, exc_text, process_name)]
         extra = msgspec.convert(extra, dict[str, Any] | None)
-        exception = msgspec.convert(exception, _WireException | None)
+        rest = msgspec.Raw(_encode(_rest_loosely(_encode(rest))))
     except TypeError as error:
         raise ValueError(f"not a record: {error}") from error
     except RecursionError:
         raise ValueError("a record nested too deeply") from None
-    rest = msgspec.Raw(_encode((*hidden, texts[3], exception)))
     return texts[0], extra, texts[1], tuple(shown), texts[2], rest
+
+
+def _rest_loosely(payload: bytes | msgspec.Raw) -> tuple[Any, ...]:
+    try:
+        *hidden, task_name, exception = _decode_list(payload)
+        values = [_of_kind(value, kind) for value, kind in zip(hidden, HIDDEN.values(), strict=True)]
+        return (*values, _of_kind(task_name, str), msgspec.convert(exception, _WireException | None))
+    except RecursionError:
+        raise ValueError("a record nested too deeply") from None
 
 
 _TEXTS = frozenset(name for name, kind in (*SHOWN.items(), *HIDDEN.items()) if kind is str) | {
