@@ -43,21 +43,6 @@ _F_GETPIPE_SZ = 1032
 _LONGEST_POLL = 86400.0
 
 
-# Descriptors of ours are out of the way of those that a program opens, which get the lowest free numbers. A daemon that
-# has closed all and opened its own must not find our records in its files, nor its files closed by us.
-_LOWEST_FD = 500
-
-
-def _open(path: str, flags: int) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
-    except OSError:  # few descriptors are allowed, or left
-        return fd
-    os.close(fd)
-    return high
-
-
 def create(path: str) -> None:
     """Make a FIFO that only its owner can open."""
     os.mkfifo(path, 0o600)
@@ -65,7 +50,7 @@ def create(path: str) -> None:
 
 def open_reader(path: str) -> int:
     """Open the reading end without waiting for a writer."""
-    return _open(path, os.O_RDONLY | os.O_NONBLOCK)
+    return _out_of_the_way(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def open_writer(path: str) -> int:
@@ -75,7 +60,7 @@ def open_writer(path: str) -> int:
         BrokenPipeError: nobody reads it.
     """
     try:
-        return _open(path, os.O_WRONLY | os.O_NONBLOCK)
+        return _out_of_the_way(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), path) from None
@@ -134,7 +119,7 @@ def peek(fd: int) -> bytes:
 
 def open_lock(path: str) -> int:
     """Open a file to `try_lock`."""
-    return _open(path, os.O_RDWR | os.O_CREAT)
+    return _out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def try_lock(fd: int) -> bool:

@@ -73,6 +73,10 @@ class QueueHandler(logging.handlers.QueueHandler):
             self.send_encoded(self._prepare(record))
         except NoReaderError as error:
             self._fall_back(record, error)
+        except RecursionError:
+            # As the stdlib's StreamHandler does: there is no room left even to report it. Where a __repr__ logs itself
+            # for ever, the call that began it sends a placeholder.
+            raise
         except Exception:
             self.handleError(record)
 

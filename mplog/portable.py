@@ -98,6 +98,8 @@ def _is_of_main(obj: Any) -> bool:
 
 def _is_importable(obj: Any) -> bool:
     """Whether another process finds it in the ``__main__`` that it imports, if any: not for a notebook, or a prompt."""
+    if "<" in obj.__qualname__:  # a lambda, or defined in a function
+        return False
     main = sys.modules["__main__"]
     path = getattr(main, "__file__", None)
     if path is None and getattr(main, "__spec__", None) is None:

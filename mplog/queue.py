@@ -29,6 +29,7 @@ import time
 import weakref
 import zlib
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
@@ -479,6 +480,8 @@ class LogQueue(_Base):
             else:
                 os.close(fifo.open_writer(opened.path))
         except (NoReaderError, OSError) as error:
+            if type(error) is BrokenPipeError:
+                error = opened._no_reader()
             raise QueueNotFoundError(
                 f"there is no log queue in {directory!r}: {error} "
                 "Give the directory of a LogServer that runs (server.queue.directory, or MPLOG_QUEUE)."
@@ -554,7 +557,7 @@ def _forget_closed_ends() -> None:
         known._forget_closed_ends()
 
 
-_DECODE = {frame.RECORD: record.decode, frame.OBJECT: _Pickled}
+_DECODE: dict[int, Callable[[bytes], Any]] = {frame.RECORD: record.decode, frame.OBJECT: _Pickled}
 
 
 def _ignore(payload: bytes) -> None:

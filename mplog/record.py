@@ -286,11 +286,12 @@ def _attribute(record: logging.LogRecord, name: str) -> Any:
 
 
 def _process_name(record: logging.LogRecord) -> str | None:
-    """Return the name of the main process, or of a child of multiprocess, which logging takes for one."""
-    other = sys.modules.get("multiprocess.process")
-    if other is not None and _attribute(record, "process") == other.current_process().ident:
+    """Return the name of the process, also of a child of multiprocess, which logging takes for the main process."""
+    name = record.processName
+    other = sys.modules.get("multiprocess.process") if name == "MainProcess" else None
+    if other is not None and record.process == other.current_process().ident:
         return str(other.current_process().name)
-    return record.processName
+    return name
 
 
 def _exception(record: logging.LogRecord) -> tuple[str | None, tuple[str, str, list[Any]] | None]:
@@ -603,10 +604,11 @@ def decode_rest(values: Values) -> tuple[Any, ...]:
     Raises:
         ValueError: they do not decode.
     """
+    rest: tuple[Any, ...]
     try:
-        rest: tuple[Any, ...] = _decode_rest(values[REST])
+        rest = _decode_rest(values[REST])
     except msgspec.ValidationError:
-        rest = _rest_loosely(values[REST])
+        rest = _loose_rest(_decode_list(values[REST]))
     return rest
 
 
@@ -625,14 +627,21 @@ def _decode_loosely(payload: bytes) -> Values:
         message, extra, exc_text, shown, process_name, rest = _decode_list(payload)
         shown = [_of_kind(value, kind) for value, kind in zip(shown, SHOWN.values(), strict=True)]
         shown[LEVELNO] = shown[LEVELNO] or logging.NOTSET
-        texts = [_of_kind(value, str) for value in (message, exc_text, process_name)]
+        message, exc_text, process_name = (_of_kind(value, str) for value in (message, exc_text, process_name))
         extra = msgspec.convert(extra, dict[str, Any] | None)
-        rest = msgspec.Raw(_encode(_rest_loosely(_encode(rest))))
+        rest = msgspec.Raw(_encode(_loose_rest(rest)))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not a record: {error}") from error
+    return message, extra, exc_text, tuple(shown), process_name, rest
+
+
+def _loose_rest(rest: Any) -> tuple[Any, ...]:
+    try:
+        *hidden, task_name, exception = rest
+        hidden = [_of_kind(value, kind) for value, kind in zip(hidden, HIDDEN.values(), strict=True)]
+        return (*hidden, _of_kind(task_name, str), msgspec.convert(exception, _WireException | None))
     except TypeError as error:
         raise ValueError(f"not a record: {error}") from error
-    except RecursionError:
-        raise ValueError("a record nested too deeply") from None
-    return texts[0], extra, texts[1], tuple(shown), texts[2], rest
 
 
 def _rest_loosely(payload: bytes | msgspec.Raw) -> tuple[Any, ...]:

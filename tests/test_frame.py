@@ -35,7 +35,9 @@ def decode(kind: int, data: bytes) -> tuple[int, bytes]:
     return kind, data[4:]
 
 
-DECODE = {kind: functools.partial(decode, kind) for kind in (RECORD, OBJECT)}
+def new_reader() -> FrameReader[tuple[int, bytes]]:
+    """Return a reader of what `payload` made, of both kinds."""
+    return FrameReader({kind: functools.partial(decode, kind) for kind in (RECORD, OBJECT)})
 
 
 def message_id() -> bytes:
@@ -60,7 +62,7 @@ def test_every_size_comes_back(kind: int, size: int) -> None:
     parts = written(kind, data)
     assert all(len(part) <= FRAME_SIZE for part in parts)
     assert (len(parts) == 1) == (size + 4 <= ROOM)
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     assert reader.feed(b"".join(parts), drained=True) == [(kind, data)]
     assert (reader.skipped, reader.broken, reader.incomplete()) == (0, 0, [])
 
@@ -69,7 +71,7 @@ def test_empty_payload_is_a_frame() -> None:
     """A frame may be a header alone."""
     alone = frame.frame(RECORD, b"")
     assert alone is not None and len(alone) == HEADER
-    assert FrameReader({RECORD: bytes}).feed(alone * 3, drained=True) == [b""] * 3
+    assert FrameReader(dict.fromkeys((RECORD, OBJECT), bytes)).feed(alone * 3, drained=True) == [b""] * 3
 
 
 # --- any stream ---
@@ -162,7 +164,7 @@ def streams(draw: st.DrawFn) -> list[Unit]:
 @given(streams(), st.randoms(use_true_random=False), st.sampled_from([1, 7, 100, 5000, 10**6]))
 def test_garbage_is_skipped_and_counted(units: list[Unit], dice: random.Random, largest: int) -> None:
     """Each valid message comes out once, in order, in whatever pieces the stream arrives; all else is counted."""
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     arrived = []
     stream = b"".join(unit.data for unit in units)
     ends = {sum(len(unit.data) for unit in units[: number + 1]) for number in range(len(units))}
@@ -186,7 +188,7 @@ def test_garbage_is_skipped_and_counted(units: list[Unit], dice: random.Random, 
 @given(st.lists(st.binary(max_size=200), max_size=20), st.booleans())
 def test_arbitrary_bytes_raise_nothing(chunks: list[bytes], drained: bool) -> None:
     """Arbitrary bytes raise nothing, and every one of them is counted."""
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     for chunk in chunks:
         reader.feed(chunk, drained=drained)
     reader.feed(b"", drained=True)
@@ -199,7 +201,7 @@ def test_arbitrary_bytes_raise_nothing(chunks: list[bytes], drained: bool) -> No
 def test_false_length_swallows_nothing(claim: int, kind: int) -> None:
     """A header with a false length does not take the frames behind it along."""
     good = [written(RECORD, b"%d" % number)[0] for number in range(500)]
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     false = MAGIC + bytes([kind]) + struct.pack("<I", claim)
     expected = [(RECORD, b"%d" % number) for number in range(500)]
     assert reader.feed(false + b"".join(good), drained=True) == expected
@@ -209,7 +211,7 @@ def test_false_length_swallows_nothing(claim: int, kind: int) -> None:
 def test_unfinished_frame_waits_unless_the_queue_is_drained() -> None:
     """Half a frame waits for its other half; where nothing is left in the queue, it is garbage at once."""
     whole = written(RECORD, b"x" * 100)[0]
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     assert reader.feed(whole[:50], drained=False) == []
     assert not reader.is_between_frames
     assert reader.feed(whole[50:], drained=True) == [(RECORD, b"x" * 100)]
@@ -236,7 +238,7 @@ def test_parts_that_went_elsewhere_break_one_message() -> None:
             parts.insert(1, parts[1])
         else:
             parts[1], parts[2] = parts[2], parts[1]
-        reader = FrameReader(DECODE)
+        reader = new_reader()
         stream = [*other[:2], *parts, *other[2:]]
         assert reader.feed(b"".join(stream), drained=True) == [(OBJECT, LONG)]
         assert reader.broken >= 1
@@ -246,7 +248,7 @@ def test_parts_that_went_elsewhere_break_one_message() -> None:
 def test_parts_that_disagree_break_the_message() -> None:
     """Parts of one id that claim another count, no parts at all, or a kind that there is not, are counted."""
     identity = message_id()
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     reader.feed(
         frame._part(identity, 1, 0, 3, RECORD, b"x") + frame._part(identity, 1, 1, 4, RECORD, b"y"), drained=True
     )
@@ -262,7 +264,7 @@ def test_abandoned_message_is_forgotten() -> None:
     """The notice that a message was given up frees what has arrived of it, and is no error."""
     identity = message_id()
     parts = list(frame.frames(RECORD, payload(LONG), identity))
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     reader.feed(b"".join(parts[:2]), drained=True)
     (unfinished,) = reader.incomplete()
     assert (unfinished.pid, unfinished.count, len(unfinished.pieces)) == (os.getpid(), len(parts), 2)
@@ -272,7 +274,7 @@ def test_abandoned_message_is_forgotten() -> None:
 
 def test_lost_messages_are_dropped_by_choice() -> None:
     """Unfinished messages are dropped by what the caller says of them, and the others stay."""
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     for pid in (1, 2, 3):
         reader.feed(frame._part(message_id(), pid, 0, 2, RECORD, b"x"), drained=True)
     dropped = reader.drop_incomplete(lambda message: message.pid == 2)
@@ -286,7 +288,7 @@ def test_unfinished_messages_are_bounded(parts: list[tuple[int, int]]) -> None:
     """Unfinished messages never take more than the limit; the oldest one goes first, and is counted."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(frame, "UNFINISHED_LIMIT", 50_000)
-        reader = FrameReader(DECODE)
+        reader = new_reader()
         for identity, size in parts:
             known = {message.pid: len(message.pieces) for message in reader.incomplete()}
             piece = frame._part(b"%016d" % identity, identity, known.get(identity, 0), 10**6, RECORD, bytes(size))
@@ -304,7 +306,7 @@ def test_unfinished_messages_are_bounded(parts: list[tuple[int, int]]) -> None:
 def test_many_tiny_unfinished_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts without content count, too, so that a flood of them takes no memory without end."""
     monkeypatch.setattr(frame, "UNFINISHED_LIMIT", 100_000)
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     for number in range(10_000):
         reader.feed(frame._part(b"%016d" % number, 1, 0, 2, RECORD, b""), drained=True)
     assert len(reader.incomplete()) < 200
@@ -332,7 +334,7 @@ def test_wanted_never_reads_past_a_frame(writers: list[list[Unit]], junk: bytes,
     junk = junk.replace(MAGIC[:1], b"")
     stream = junk + b"".join(unit.data for unit in units)
     ends = [len(junk) + sum(len(unit.data) for unit in units[: number + 1]) for number in range(len(units))]
-    reader = FrameReader(DECODE)
+    reader = new_reader()
     position, arrived = 0, []
     while position < len(stream):
         end = next(end for end in ends if end > position)

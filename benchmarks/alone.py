@@ -1,0 +1,120 @@
+"""The logging process by itself: a queue that is full already, and nobody else who wants the CPU.
+
+The rule of this file: **what is timed is what the logging process does with a full queue**: read it, take the frames
+apart, decode them, render the text and write it. Filling the queue is not timed. Beside it stand the machine's own
+rates in the same run: of `os.write` with the same text, and of msgspec with the same records.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import mplog
+from benchmarks import isolated
+from benchmarks.contender import FORMAT, LOGGER
+from benchmarks.throughput import Progress
+from mplog.dispatch import Dispatcher
+from mplog.frame import RECORD, FrameReader
+from mplog.record import decode_values, encode
+
+__all__ = ["compare", "measure"]
+
+_READ_SIZE = 2**20
+
+
+def compare(rounds: int, records: int, progress: Progress) -> dict[str, Any]:
+    """Measure text and JSON, in turn."""
+    rows: dict[str, Any] = {}
+    for kind in ("text", "json"):
+        done = []
+        for _ in range(rounds):
+            progress(f"the logging process alone: {kind}")
+            done.append(isolated.run("alone:measure", timeout=120, kind=kind, records=records))
+        good = [outcome for outcome in done if "error" not in outcome]
+        rows[kind] = {key: statistics.median(outcome[key] for outcome in good) for key in good[0]} if good else done[0]
+    return {"rounds": rounds, "records": records, "rows": rows}
+
+
+def measure(kind: str, records: int, directory: str) -> dict[str, Any]:
+    """Return rates, in records a second. Runs in a process of its own."""
+    path = os.path.join(directory, "app.log")
+    formatter = mplog.JSONFormatter() if kind == "json" else logging.Formatter(FORMAT)
+    handler = mplog.FileSink(path).open(formatter)
+    logging.getLogger().addHandler(handler)
+    dispatcher = Dispatcher([handler])
+    reader: FrameReader[tuple[Any, ...]] = FrameReader({RECORD: decode_values})
+    queue = mplog.LogQueue()
+    fd = queue.release_reader()
+    handled, busy, cpu, batches = 0, 0.0, 0.0, 0
+    while handled < records:
+        filled = _fill(queue, handled)
+        start, start_cpu = time.perf_counter(), time.process_time()
+        batch = reader.feed(os.read(fd, _READ_SIZE), drained=True)
+        dispatcher.handle(batch)
+        busy += time.perf_counter() - start
+        cpu += time.process_time() - start_cpu
+        if len(batch) != filled:
+            raise RuntimeError(f"{filled} records went into the queue, {len(batch)} came out")
+        handled += filled
+        batches += 1
+    dispatcher.close()
+    queue.close()
+    queue.remove()
+    os.close(fd)
+    text = Path(path).read_bytes()
+    payloads = [encode(_record(number)) for number in range(min(records, 50_000))]
+    return {
+        "records_per_second": handled / busy,
+        "records_per_cpu_second": handled / cpu,
+        "batch": handled / batches,
+        "lines": text.count(b"\n") / handled,
+        "write_batches_per_second": _write_rate(text, handled, handled // batches, directory),
+        "write_each_per_second": _write_rate(text, handled, 1, directory),
+        "decode_per_second": _decode_rate(decode_values, payloads),
+        "msgspec_per_second": _decode_rate(msgspec.msgpack.Decoder().decode, payloads),
+    }
+
+
+def _record(number: int) -> logging.LogRecord:
+    args = (number, "x" * 27)
+    record = logging.LogRecord(LOGGER, logging.INFO, __file__, 1, "record %d %s", args, None, "_record")
+    record.processName = "ForkProcess-1"
+    return record
+
+
+def _fill(queue: mplog.LogQueue, number: int) -> int:
+    """Fill the queue, and return how many records there are in it."""
+    count = 0
+    while not queue.full():
+        queue.put_record(encode(_record(number + count)))
+        count += 1
+    return count
+
+
+def _write_rate(text: bytes, records: int, batch: int, directory: str) -> float:
+    """Return how many records a second `os.write` takes, so many at a time."""
+    length = len(text) // records
+    pieces = [text[at : at + length * batch] for at in range(0, min(len(text), 20 * 2**20), length * batch)]
+    fd = os.open(os.path.join(directory, "written"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        start = time.perf_counter()
+        for piece in pieces:
+            os.write(fd, piece)
+        return sum(map(len, pieces)) / length / (time.perf_counter() - start)
+    finally:
+        os.close(fd)
+
+
+def _decode_rate(decode: Callable[[bytes], object], payloads: list[bytes]) -> float:
+    start = time.perf_counter()
+    for payload in payloads:
+        decode(payload)
+    return len(payloads) / (time.perf_counter() - start)
