@@ -39,6 +39,10 @@ __all__ = [
 _F_SETPIPE_SZ = 1031
 _F_GETPIPE_SZ = 1032
 
+# Descriptors are numbered from below. Far above, ours are not numbers that come into use again for something else when
+# a program has closed them all, as daemons do; a write to such a number would end in another's file.
+_LOWEST_FD = 512
+
 # poll() counts milliseconds in a C int; a longer wait is several of them.
 _LONGEST_POLL = 86400.0
 
@@ -74,6 +78,15 @@ def is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _out_of_the_way(fd: int) -> int:
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
+    except OSError:
+        return fd  # the limit on descriptors is below
+    os.close(fd)
+    return high
 
 
 def set_size(fd: int, size: int) -> int:

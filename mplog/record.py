@@ -482,9 +482,10 @@ def _repaired(
 
     A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
     """
-    process_name = _attribute(record, "processName")
-    if process_name == "MainProcess":
+    try:
         process_name = _process_name(record)
+    except Exception:
+        process_name = None
     elsewhere = {_readable(name): value for name, value in (_extra(record.__dict__) or {}).items()}
 
     def repaired(name: str, kind: type, value: Any) -> Any:
@@ -642,15 +643,6 @@ def _loose_rest(rest: Any) -> tuple[Any, ...]:
         return (*hidden, _of_kind(task_name, str), msgspec.convert(exception, _WireException | None))
     except TypeError as error:
         raise ValueError(f"not a record: {error}") from error
-
-
-def _rest_loosely(payload: bytes | msgspec.Raw) -> tuple[Any, ...]:
-    try:
-        *hidden, task_name, exception = _decode_list(payload)
-        values = [_of_kind(value, kind) for value, kind in zip(hidden, HIDDEN.values(), strict=True)]
-        return (*values, _of_kind(task_name, str), msgspec.convert(exception, _WireException | None))
-    except RecursionError:
-        raise ValueError("a record nested too deeply") from None
 
 
 _TEXTS = frozenset(name for name, kind in (*SHOWN.items(), *HIDDEN.items()) if kind is str) | {
