@@ -1070,6 +1070,7 @@ def test_closed_descriptors_are_opened_again(queue: LogQueue, tmp_path: Path) ->
 GARBAGE = [
     b"x", b"\xff", b"\xffmp", b"\xffmp\x01", b"\xffmp" * 5, b"\0" * 3000, b"GET / HTTP/1.1\r\n\r\n",
     *(b"\xffmp" + bytes([kind]) + struct.pack("<I", 4000) for kind in (1, 2, 3)),
+    *(b"\xffmp" + bytes([kind]) + struct.pack("<I", size) + bytes(size) for kind in (1, 2, 3) for size in (0, 4, 36)),
     b"\xffmp\x01" + struct.pack("<I", 2**32 - 1) + b"junk", b"\xffmp\x02" + struct.pack("<I", 4) + b"junk",
     b"\xffmp\x63" + struct.pack("<I", 0), pickle.dumps(["no frame"]),
 ]  # fmt: skip
