@@ -115,7 +115,7 @@ class _BlockingLogFileHandler(LogFileHandler):
     stall = 0.0
     _stalled_at = 0.0
 
-    def write(self, texts: list[str]) -> int:
+    def write(self, texts: list[str]) -> None:
         self._stalled_at = self._stalled_at or time.monotonic()
         self._stalled_at = is_stalling(self._stalled_at, self.stall) or self._stalled_at
-        return super().write(texts)
+        super().write(texts)

@@ -44,6 +44,8 @@ _READ_SIZE = 2**20
 #: How long it sleeps behind a read. A record that comes meanwhile waits for that long; the FIFO, which takes 5,000
 #: records, fills up in 15 ms at the fastest.
 _NAP_SECONDS = 0.003
+#: But not behind a read of more bytes than this: long records would fill the FIFO meanwhile.
+_NAP_LIMIT = _READ_SIZE // 3
 
 #: After SIGTERM, the log is quiet for this long before the logging process ends, since whoever ends a group of
 #: processes ends the workers at the same moment, and they have something to say about it.
@@ -189,8 +191,10 @@ class _LoggingProcess:
         while not self._is_over:
             sources = [source for source in (self._read_fd, self._control, self._wakeup) if source is not None]
             ready = wait(sources, self._timeout())
+            count = 0
             if self._read_fd in ready:
-                self._is_over = not self._read()
+                count = self._read()
+                self._is_over = not count
             if self._control in ready:
                 self._answer()
             if self._wakeup in ready:
@@ -199,7 +203,7 @@ class _LoggingProcess:
             self._check_incomplete()
             self._check_termination()
             self._dispatcher.report()
-            if self._read_fd in ready and not self._is_over:
+            if 0 < count < _NAP_LIMIT:
                 # A writer that finds nobody waiting need not wake anybody up, and more comes with the next read.
                 time.sleep(_NAP_SECONDS)
         self._finish()
