@@ -531,6 +531,8 @@ class _Pickled:
 
 def check_object(payload: bytes) -> None:
     """Raise ValueError where the payload is not that of an object, without looking inside."""
+    if len(payload) <= _CHECKSUM_SIZE:
+        raise ValueError("an object without content")  # of which the checksum would be 0, as garbage often is
     if zlib.crc32(memoryview(payload)[_CHECKSUM_SIZE:]) != int.from_bytes(payload[:_CHECKSUM_SIZE], "little"):
         raise ValueError("an object whose checksum does not fit")
 

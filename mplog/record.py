@@ -105,7 +105,7 @@ _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 #: What formatters leave in a record, and what travels under other names.
 _NOT_EXTRA = _STANDARD | {"taskName", "message", "asctime"}
 #: What an extra attribute must not set, but where a text has given its place up (`_repaired`).
-_RESERVED = frozenset((*SHOWN, *HIDDEN, "msg", "exc_text", "processName", "args", "exc_info"))
+_RESERVED = frozenset((*SHOWN, *HIDDEN, "msg", "exc_text", "processName", "taskName", "args", "exc_info"))
 HAS_TASK_NAME = "taskName" in _STANDARD
 
 
@@ -161,7 +161,8 @@ def encode(record: logging.LogRecord) -> bytes:
         if process_name == "MainProcess":
             process_name = _process_name(record)
         extra = _extra(attributes) if has_extra else None
-        rest = (*_get_hidden(attributes), attributes.get("taskName"), exception)
+        task_name = attributes["taskName"] if HAS_TASK_NAME else attributes.get("taskName")
+        rest = (*_get_hidden(attributes), task_name, exception)
         payload = pack((message, extra, exc_text, _get_shown(attributes), process_name, rest))
     except Exception:
         # An attribute that is missing or of an unexpected type, a str subclass, a surrogate, an int beyond 64 bits.
@@ -413,7 +414,10 @@ def decode_rest(values: Values) -> tuple[Any, ...]:
     try:
         rest = _decode_rest(values[REST])
     except msgspec.ValidationError:
-        rest = _loose_rest(unpack_list(values[REST]))
+        try:
+            rest = _loose_rest(unpack_list(values[REST]))
+        except RecursionError:
+            raise ValueError("a record nested too deeply") from None
     return rest
 
 
@@ -453,6 +457,7 @@ _TEXTS = frozenset(name for name, kind in (*SHOWN.items(), *HIDDEN.items()) if k
     "msg",
     "exc_text",
     "processName",
+    "taskName",
 }
 
 

@@ -819,7 +819,7 @@ def test_hostile_bytes_run_no_code() -> None:
     values = list(msgspec.msgpack.decode(encode(make())))
     for code in range(-128, 128):
         for data in (attack, msgspec.msgpack.encode(attack), msgspec.msgpack.encode([attack, attack])):
-            values[-1] = {"value": msgspec.msgpack.Ext(code, data)}
+            values[module.EXTRA] = {"value": msgspec.msgpack.Ext(code, data)}
             with contextlib.suppress(ValueError):
                 decode(msgspec.msgpack.encode(values))
     travelled(Exploit())
@@ -831,8 +831,20 @@ def hostile_payloads() -> dict[str, bytes]:
     wire = list(msgspec.msgpack.decode(encode(make())))
     ext = msgspec.msgpack.Ext
 
+    def changed(index: int, value: object) -> bytes:
+        return msgspec.msgpack.encode([*wire[:index], value, *wire[index + 1 :]])
+
     def with_extra(extra: object) -> bytes:
-        return msgspec.msgpack.encode([*wire[:-1], extra])
+        return changed(module.EXTRA, extra)
+
+    def raw(index: int, data: bytes) -> bytes:
+        parts = [msgspec.msgpack.encode(part) for part in wire]
+        parts[index] = data
+        return encode(make())[:1] + b"".join(parts)  # behind the header of the array
+
+    # What is changed below is a record before it is changed.
+    for payload in (with_extra({"k": 1}), raw(module.EXTRA, b"\x81\xa1k\x01"), changed(module.REST, wire[module.REST])):
+        decode(payload)
 
     def nested(code: int, depth: int) -> bytes:
         data = msgspec.msgpack.encode([])
@@ -840,10 +852,16 @@ def hostile_payloads() -> dict[str, bytes]:
             data = msgspec.msgpack.encode([ext(code, data)])
         return with_extra({"value": ext(code, data)})
 
-    head = encode(make())[:-1]  # without the nil in the place of extra
+    rest = wire[module.REST]
     claims = {
-        f"{name} claim at {place}": prefix + claim
-        for place, prefix in {"start": b"", "extra": head + b"\x81\xa1k", "items": head + b"\x81\xa1k\x92\xc0"}.items()
+        f"{name} claim at {place}": whole(claim)
+        for place, whole in {
+            "start": bytes,
+            "message": functools.partial(raw, module.MSG),
+            "extra": lambda claim: raw(module.EXTRA, b"\x81\xa1k" + claim),
+            "items": lambda claim: raw(module.EXTRA, b"\x81\xa1k\x92\xc0" + claim),
+            "rest": functools.partial(raw, module.REST),
+        }.items()
         for name, claim in {
             "array": b"\xdd\xff\xff\xff\xff", "map": b"\xdf\xff\xff\xff\xff", "str": b"\xdb\xff\xff\xff\xff",
             "bin": b"\xc6\xff\xff\xff\xff", "ext": b"\xc9\xff\xff\xff\xff\x01", "array16": b"\xdc\xff\xff\xc0",
@@ -855,10 +873,15 @@ def hostile_payloads() -> dict[str, bytes]:
         **reserved,
         "extra replaces a text": with_extra({"name": "b"}),
         "exc_info": with_extra({"exc_info": ["a", "b", "c"]}),
+        "nested rest": raw(module.REST, b"\x91" * 100_000 + b"\xc0"),
+        "nested part of the rest": raw(module.REST, b"\x99" + b"\x91" * 100_000 + b"\xc0" * 9),
+        "rest is nil": changed(module.REST, None),
+        "rest is short": changed(module.REST, rest[:-1]),
+        "rest is long": changed(module.REST, [*rest, None]),
         "empty": b"",
         "nil": b"\xc0",
-        "nested arrays": head + b"\x81\xa1k" + b"\x91" * 1_000_000 + b"\xc0",
-        "nested maps": head + b"\x81\xa1k" + b"\x81\xa1a" * 1_000_000 + b"\xc0",
+        "nested arrays": raw(module.EXTRA, b"\x81\xa1k" + b"\x91" * 1_000_000 + b"\xc0"),
+        "nested maps": raw(module.EXTRA, b"\x81\xa1k" + b"\x81\xa1a" * 1_000_000 + b"\xc0"),
         "nested tuples": nested(1, 2000),
         "nested pairs": nested(4, 500),
         "unhashable set": with_extra({"value": ext(2, msgspec.msgpack.encode([[1]]))}),
@@ -874,8 +897,11 @@ def hostile_payloads() -> dict[str, bytes]:
         "too few": msgspec.msgpack.encode(wire[:-1]),
         "too many": msgspec.msgpack.encode([*wire, 1]),
         "trailing bytes": encode(make()) + b"\0",
-        "exception of three": msgspec.msgpack.encode([*wire[:-2], ["a", "b", "c"], None]),
-        "exception of numbers": msgspec.msgpack.encode([*wire[:-2], [1, 2], None]),
+        "exception of texts": changed(module.REST, [*rest[:-1], ["a", "b", "c"]]),
+        "exception of numbers": changed(module.REST, [*rest[:-1], [1, 2, []]]),
+        "exception with wrong frames": changed(module.REST, [*rest[:-1], ["a", "b", [["file", "line", 5]]]]),
+        "shown is short": changed(module.SHOWN_VALUES, wire[module.SHOWN_VALUES][:-1]),
+        "shown is a map": changed(module.SHOWN_VALUES, {}),
         "extra with numbers as names": with_extra({1: 2}),
         "extra is a list": with_extra([1]),
     }
