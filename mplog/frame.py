@@ -65,6 +65,9 @@ PART_TAG = _MAGIC_NUMBER | PART << 24
 _PART = struct.Struct("<16sIIIII")
 _PIECE_SIZE = PAYLOAD_SIZE - _PART.size
 
+# Zeros are common in garbage, and without it the checksum of no bytes is zero.
+_SEED = 0x6D706C67
+
 # What a piece costs in memory beside its bytes, so that many short ones count as what they are.
 _PIECE_OVERHEAD = 128
 # The same for a message of which any piece is there.
@@ -104,7 +107,7 @@ def abandon(message_id: bytes) -> bytes:
 
 
 def _part(message_id: bytes, pid: int, index: int, count: int, kind: int, piece: bytes | memoryview) -> bytes:
-    header = _PART.pack(message_id, pid, index, count, kind, zlib.crc32(piece))
+    header = _PART.pack(message_id, pid, index, count, kind, zlib.crc32(piece, _SEED))
     return b"".join((HEADER.pack(PART_TAG, len(header) + len(piece)), header, piece))
 
 
@@ -222,7 +225,7 @@ class FrameReader(Generic[T]):
             raise ValueError("a part without its header")
         message_id, pid, index, count, kind, checksum = _PART.unpack_from(payload)
         piece = payload[_PART.size :]
-        if zlib.crc32(piece) != checksum:
+        if zlib.crc32(piece, _SEED) != checksum:
             raise ValueError("a part whose checksum does not fit")
         if count == 0:
             self._forget(message_id)
