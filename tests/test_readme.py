@@ -82,6 +82,9 @@ RECIPES: dict[str, dict[str, dict[str, int]]] = {
     'format = logging.Formatter("%(processName)s [%(job)s] %(message)s", defaults={"job": "-"})': {
         "app.log": {"MainProcess [nightly] started": 1, "MainProcess [-] no job at all": 1}
     },
+    'lines = mplog.JSONFormatter({"level": "levelname", "message": "message"})     # or all the usual ones: ()': {
+        "trades.jsonl": {'{"level":"INFO","message":"trade","symbol":"X","qty":3}': 1}
+    },
     'with mplog.LogServer("app.log"):': {"app.log": {"WARNING MainProcess root | from a program of its own": 2}},
     "# notebook": {
         "notebook.log": {f"INFO PoolWorker root | cubing {n}": 1 for n in range(3)},
