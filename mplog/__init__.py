@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from mplog.logger import Logger as Logger
     from mplog.logger import getLogger as getLogger
     from mplog.logging_process import Stats as Stats
+    from mplog.plain import ForeignValue as ForeignValue
     from mplog.pools import Pool as Pool
     from mplog.pools import Process as Process
     from mplog.pools import ProcessPoolExecutor as ProcessPoolExecutor
     from mplog.queue import LogQueue as LogQueue
-    from mplog.record import ForeignValue as ForeignValue
     from mplog.server import LogServer as LogServer
     from mplog.sinks import ConsoleSink as ConsoleSink
     from mplog.sinks import FileSink as FileSink
@@ -54,9 +54,9 @@ _MODULES = {
     "json_formatter": ["JSONFormatter"],
     "logger": ["Logger", "getLogger"],
     "logging_process": ["Stats"],
+    "plain": ["ForeignValue"],
     "pools": ["Pool", "Process", "ProcessPoolExecutor"],
     "queue": ["LogQueue"],
-    "record": ["ForeignValue"],
     "server": ["LogServer"],
     "sinks": ["ConsoleSink", "FileSink", "HandlerSink", "Sink"],
     "worker": ["Initializer", "attach"],

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from mplog.plain import safe_str
 from mplog.record import (
     LEVELNO,
     NAME,
@@ -26,7 +27,6 @@ from mplog.record import (
     Values,
     decode_values,
     encode,
-    safe_str,
     to_record,
 )
 from mplog.sinks import TextHandler

@@ -61,11 +61,12 @@ RECORD_TAG = _MAGIC_NUMBER | RECORD << 24
 PART_TAG = _MAGIC_NUMBER | PART << 24
 
 # Message id, pid of the writer, index and number of parts (0 parts: the writer gave the message up), kind of the
-# whole; then the CRC-32 of that and the piece. The id is random, since pids repeat across PID namespaces and threads
-# share one.
+# whole, CRC-32 of the piece. The id is random, since pids repeat across PID namespaces and threads share one.
 _PART = struct.Struct("<16sIIIII")
-_CHECKED_SIZE = _PART.size - 4
 _PIECE_SIZE = PAYLOAD_SIZE - _PART.size
+
+# Zeros are common in garbage, and without it the checksum of no bytes is zero.
+_SEED = 0x6D706C67
 
 # What a piece costs in memory beside its bytes, so that many short ones count as what they are.
 _PIECE_OVERHEAD = 128
@@ -106,9 +107,8 @@ def abandon(message_id: bytes) -> bytes:
 
 
 def _part(message_id: bytes, pid: int, index: int, count: int, kind: int, piece: bytes | memoryview) -> bytes:
-    header = _PART.pack(message_id, pid, index, count, kind, 0)[:_CHECKED_SIZE]
-    checksum = zlib.crc32(piece, zlib.crc32(header)).to_bytes(4, "little")
-    return b"".join((HEADER.pack(PART_TAG, _PART.size + len(piece)), header, checksum, piece))
+    header = _PART.pack(message_id, pid, index, count, kind, zlib.crc32(piece, _SEED))
+    return b"".join((HEADER.pack(PART_TAG, len(header) + len(piece)), header, piece))
 
 
 # What decoding raises for what is no message: of an unknown kind, malformed, nested too deeply.
@@ -225,7 +225,7 @@ class FrameReader(Generic[T]):
             raise ValueError("a part without its header")
         message_id, pid, index, count, kind, checksum = _PART.unpack_from(payload)
         piece = payload[_PART.size :]
-        if zlib.crc32(piece, zlib.crc32(payload[:_CHECKED_SIZE])) != checksum:
+        if zlib.crc32(piece, _SEED) != checksum:
             raise ValueError("a part whose checksum does not fit")
         if count == 0:
             self._forget(message_id)

@@ -17,8 +17,9 @@ import sys
 from typing import Any
 
 from mplog.errors import NoReaderError
+from mplog.plain import unless_signal
 from mplog.queue import LogQueue
-from mplog.record import encode, unless_signal
+from mplog.record import encode
 
 __all__ = ["QueueHandler"]
 

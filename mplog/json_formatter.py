@@ -14,7 +14,8 @@ from typing import Any, Literal
 import msgspec
 
 from mplog.formatters import Renderer, compile_loop, expression
-from mplog.record import Record, safe_str
+from mplog.plain import safe_str
+from mplog.record import Record
 
 __all__ = ["JSONFormatter"]
 

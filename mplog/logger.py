@@ -20,7 +20,8 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from mplog.handler import QueueHandler
-from mplog.record import MAX_RECORD_SIZE, encode_call, encode_ending, plain_fields, unless_signal
+from mplog.plain import plain_fields, unless_signal
+from mplog.record import MAX_RECORD_SIZE, encode_call, encode_ending
 
 __all__ = ["Logger", "getLogger", "set_logger_class"]
 

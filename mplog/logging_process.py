@@ -30,7 +30,8 @@ from multiprocessing.connection import Connection, wait
 from mplog import frame, queue
 from mplog.dispatch import Dispatcher
 from mplog.errors import MplogError, SinkError, StartError
-from mplog.record import Values, decode_values, safe_str
+from mplog.plain import safe_str
+from mplog.record import Values, decode_values
 from mplog.sinks import Sink, to_formatter
 
 if sys.platform != "win32":

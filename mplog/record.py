@@ -7,31 +7,37 @@ placeholder. Decoding reads msgpack with msgspec, which checks types and cannot 
 On the wire a record is one msgpack array, `Values`. The text of the message is formatted by the sender, because its
 arguments may have changed a moment later.
 
-Values of ``extra`` keep their type where they are plain data: None, bool, int, float, str, bytes, and lists, tuples,
-sets and dicts of these, dates, times, decimals, UUIDs. Anything else arrives as a `ForeignValue`.
+Values of ``extra`` arrive as `mplog.plain` says.
 """
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import functools
 import logging
 import operator
-import signal
 import struct
 import sys
 import traceback
 import types
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from mplog.plain import (
+    as_number,
+    from_ext,
+    pack,
+    plain_fields,
+    readable,
+    safe_repr,
+    safe_str,
+    text_or_ext,
+    unless_signal,
+    unpack_list,
+)
+
 __all__ = [
     "MAX_RECORD_SIZE",
-    "ForeignValue",
     "Record",
     "Values",
     "decode",
@@ -127,64 +133,6 @@ class Record(logging.LogRecord):
         return str(self.msg)
 
 
-_NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")
-
-
-class ForeignValue:
-    """A value of ``extra`` that is not plain data: what it looked like in the process that logged it.
-
-    ``str()``, ``repr()``, ``format()`` and, for numbers, ``%d``, ``%x`` and ``%f`` give what the value itself would.
-    """
-
-    __slots__ = ("_formatted", "_number", "_repr", "_str")
-
-    def __init__(
-        self, text: str, representation: str, number: int | float | None = None, formatted: str | None = None
-    ) -> None:
-        self._str = text
-        self._repr = representation
-        self._number = number
-        self._formatted = text if formatted is None else formatted
-
-    def __str__(self) -> str:
-        return self._str
-
-    def __repr__(self) -> str:
-        return self._repr
-
-    def __format__(self, spec: str) -> str:
-        if not spec:
-            return self._formatted
-        if self._number is not None and (spec[-1] in _NUMBER_FORMATS or self._formatted == str(self._number)):
-            return format(self._number, spec)
-        return format(self._formatted, spec)
-
-    def __int__(self) -> int:
-        return int(self._require_number())
-
-    def __float__(self) -> float:
-        return float(self._require_number())
-
-    def __index__(self) -> int:
-        return operator.index(self._require_number())  # type: ignore[arg-type]
-
-    def _require_number(self) -> int | float:
-        if self._number is None:
-            raise TypeError(f"not a number: {self._repr}")
-        return self._number
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ForeignValue):
-            return NotImplemented
-        return self._looks() == other._looks()
-
-    def __hash__(self) -> int:
-        return hash(self._looks())
-
-    def _looks(self) -> tuple[object, ...]:
-        return self._str, self._repr, self._number, self._formatted
-
-
 # --- encoding: runs in the process that logs ---
 
 
@@ -215,7 +163,7 @@ def encode(record: logging.LogRecord) -> bytes:
         extra = _extra(attributes) if has_extra else None
         task_name = attributes["taskName"] if HAS_TASK_NAME else attributes.get("taskName")
         rest = (*_get_hidden(attributes), task_name, exception)
-        payload = _encode((message, extra, exc_text, _get_shown(attributes), process_name, rest))
+        payload = pack((message, extra, exc_text, _get_shown(attributes), process_name, rest))
     except Exception:
         # An attribute that is missing or of an unexpected type, a str subclass, a surrogate, an int beyond 64 bits.
         payload = b""
@@ -223,10 +171,10 @@ def encode(record: logging.LogRecord) -> bytes:
         return payload
     values = _repaired(record, message, exc_text, exception)
     if not payload and max(map(_length, (message, exc_text, *values[SHOWN_VALUES]))) <= MAX_RECORD_SIZE:
-        payload = _encode(values)
+        payload = pack(values)
         if len(payload) <= MAX_RECORD_SIZE:
             return payload
-    return _encode(_cut(values))
+    return pack(_cut(values))
 
 
 def encode_ending(
@@ -245,7 +193,7 @@ def encode_ending(
         hidden: the values of HIDDEN.
     """
     items = (None, process, name, level, level_name, process_name, (*hidden, task_name, None))
-    return _encode(items)[1:]  # the array's own header is one byte
+    return pack(items)[1:]  # the array's own header is one byte
 
 
 def encode_call(
@@ -259,11 +207,10 @@ def encode_call(
     """Return a record, from what differs from call to call and the ending of `encode_ending`."""
     # The headers of arrays of 6 and of 8, and of doubles (the MessagePack specification).
     times = _pack_times(0x98, 0xCB, created, 0xCB, milliseconds, 0xCB, relative)
-    return b"\x96" + _encode((message, extra, None))[1:] + times + ending
+    return b"\x96" + pack((message, extra, None))[1:] + times + ending
 
 
 _pack_times = struct.Struct(">BBdBdBd").pack
-_encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
 _get_shown = operator.itemgetter(*SHOWN)
 _get_hidden = operator.itemgetter(*HIDDEN)
 
@@ -271,11 +218,6 @@ _get_hidden = operator.itemgetter(*HIDDEN)
 def _extra(attributes: dict[str, Any]) -> dict[str, Any] | None:
     # A copy, since a __repr__ may set an attribute.
     return plain_fields((name, value) for name, value in list(attributes.items()) if name not in _NOT_EXTRA)
-
-
-def plain_fields(fields: Iterable[tuple[str, Any]]) -> dict[str, Any] | None:
-    """Return the fields with values that msgpack carries; None where there are none."""
-    return {name if type(name) is str else safe_str(name): _plain(value) for name, value in fields} or None
 
 
 def _attribute(record: logging.LogRecord, name: str) -> Any:
@@ -341,141 +283,6 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {safe_str(error)}"
 
 
-def safe_str(value: object) -> str:
-    """Return ``str(value)``, or a placeholder where that fails."""
-    return _safe(str, value)
-
-
-def safe_repr(value: object) -> str:
-    """Return ``repr(value)``, or a placeholder where that fails."""
-    return _safe(repr, value)
-
-
-def _safe(function: Callable[[object], str], value: object) -> str:
-    try:
-        # Exactly a str: a subclass could bring code along.
-        return str.__str__(function(value))
-    except Exception as error:
-        return f"<{type(value).__name__} object; its {function.__name__}() raised {type(error).__name__}>"
-    except (SystemExit, GeneratorExit) as error:
-        return (
-            f"<{type(value).__name__} object; its {function.__name__}() raised {type(unless_signal(error)).__name__}>"
-        )
-
-
-def unless_signal(error: BaseException) -> BaseException:
-    """Return the error, but raise it again where a signal handler raised it.
-
-    ``sys.exit()`` in a ``__repr__`` is a fault of the argument and must not end the program. ``sys.exit()`` in a signal
-    handler that happens to run in the meantime is the program's wish.
-    """
-    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    if any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__)):
-        raise error
-    return error
-
-
-def _code(handler: Any) -> types.CodeType | None:
-    """Return the code of a signal handler: of a function or method, a partial, or an object with ``__call__``."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    if callable(handler) and not hasattr(handler, "__code__"):
-        handler = type(handler).__call__
-    code = getattr(handler, "__code__", None)
-    return code if isinstance(code, types.CodeType) else None
-
-
-# --- plain data and what is not ---
-
-_FOLD = "~"  # behind a time that is the second of two, when the clocks go back
-
-
-def _write_time(when: Any) -> str:
-    return f"{when.isoformat()}{_FOLD * when.fold}"
-
-
-def _read_time(kind: Any, text: str) -> Any:
-    when = kind.fromisoformat(text.removesuffix(_FOLD))
-    return when.replace(fold=1) if text.endswith(_FOLD) else when
-
-
-_TUPLE, _SET, _FROZENSET, _PAIRS, _TIMEDELTA, _FOREIGN, _SURROGATES = range(1, 8)
-_AS_TEXT: dict[int, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
-    16: (int, hex, lambda text: int(text, 16)),
-    17: (datetime.datetime, _write_time, lambda text: _read_time(datetime.datetime, text)),
-    18: (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
-    19: (datetime.time, _write_time, lambda text: _read_time(datetime.time, text)),
-    20: (decimal.Decimal, str, decimal.Decimal),
-    21: (uuid.UUID, str, uuid.UUID),
-}
-_AS_TEXT_BY_TYPE = {kind: (code, write) for code, (kind, write, _) in _AS_TEXT.items()}
-_CODES: dict[type, int] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
-_AS_IS = frozenset({bool, float, bytes, types.NoneType})
-_MAX_DEPTH = 32
-_Ext = msgspec.msgpack.Ext
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Return the value as something that msgpack carries and `_from_ext` restores."""
-    kind = type(value)
-    if kind is str:
-        return _text(value)
-    if kind in _AS_IS or (kind is int and -(2**63) <= value < 2**64):
-        return value
-    try:
-        if kind in _AS_TEXT_BY_TYPE:
-            code, write = _AS_TEXT_BY_TYPE[kind]
-            return _Ext(code, write(value).encode())
-        if kind is datetime.timedelta:
-            return _Ext(_TIMEDELTA, _encode([value.days, value.seconds, value.microseconds]))
-        if depth < _MAX_DEPTH:
-            # Copies, which are taken in one step: another thread, or a __repr__ in here, may change the original.
-            if kind is list:
-                return [_plain(item, depth + 1) for item in value[:]]
-            if kind in _CODES:
-                return _Ext(_CODES[kind], _encode([_plain(item, depth + 1) for item in tuple(value)]))
-            if kind is dict:
-                pairs = [(_plain(key, depth + 1), _plain(item, depth + 1)) for key, item in list(value.items())]
-                if all(type(key) is str for key, _ in pairs):
-                    return dict(pairs)
-                return _Ext(_PAIRS, _encode(pairs))
-    except Exception:
-        pass  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
-    except (SystemExit, GeneratorExit) as error:
-        unless_signal(error)
-    looks = [_text(safe_str(value)), _text(safe_repr(value)), _number(value)]
-    if vars(object)["__format__"] is not kind.__format__:  # that of an enumeration of texts is not its str()
-        looks.append(_text(_safe(format, value)))
-    return _Ext(_FOREIGN, _encode(looks))
-
-
-def _text(text: str) -> Any:
-    """Return the text, or its stand-in where UTF-8 does not take it: a lone surrogate, as in undecodable file names."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return _Ext(_SURROGATES, text.encode("utf-8", "surrogatepass"))
-    return text
-
-
-def _readable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _number(value: Any) -> int | float | None:
-    """Return what ``%d`` and ``%f`` see in the value, for numpy's scalars, enumerations and the like."""
-    try:
-        if hasattr(type(value), "__index__"):
-            number = operator.index(value)
-            return number if -(2**63) <= number < 2**64 else None
-        return float(value) if hasattr(type(value), "__float__") else None
-    except Exception:
-        return None
-    except (SystemExit, GeneratorExit) as error:
-        unless_signal(error)
-        return None
-
-
 def _repaired(
     record: logging.LogRecord, message: object, exc_text: object, exception: tuple[str, str, list[Any]] | None
 ) -> tuple[Any, ...]:
@@ -487,12 +294,12 @@ def _repaired(
         process_name = _process_name(record)
     except Exception:
         process_name = None
-    elsewhere = {_readable(name): value for name, value in (_extra(record.__dict__) or {}).items()}
+    elsewhere = {readable(name): value for name, value in (_extra(record.__dict__) or {}).items()}
 
     def repaired(name: str, kind: type, value: Any) -> Any:
         value = _of_kind(value, kind)
         if kind is str and value is not None:
-            text = _text(value)
+            text = text_or_ext(value)
             if type(text) is not str:
                 value, elsewhere[name] = None, text
         return value
@@ -504,12 +311,9 @@ def _repaired(
     rest = [repaired(name, kind, _attribute(record, name)) for name, kind in (*HIDDEN.items(), ("taskName", str))]
     if exception is not None:
         kind, text, frames = exception
-        frames = [(_readable(file), line, _readable(function)) for file, line, function in frames]
-        exception = (_readable(kind), _readable(text), frames)
+        frames = [(readable(file), line, readable(function)) for file, line, function in frames]
+        exception = (readable(kind), readable(text), frames)
     return (message, elsewhere or None, exc_text, tuple(shown), process_name, (*rest, exception))
-
-
-_NUMBERS = (int, float, types.NoneType)
 
 
 def _of_kind(value: Any, kind: type) -> Any:
@@ -518,7 +322,7 @@ def _of_kind(value: Any, kind: type) -> Any:
         return None
     if kind is str:
         return value if type(value) is str else safe_str(value)
-    number = _number(value)
+    number = as_number(value)
     try:
         return number if number is None or type(number) is kind else kind(number)
     except (ValueError, OverflowError):  # int() of an infinity
@@ -533,7 +337,7 @@ def _cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if exception is not None:
         exception = (_cut_text(exception[0]), _cut_text(exception[1]), exception[2])
     if extra is not None:
-        sizes = {name: len(name) + len(_encode(value)) for name, value in extra.items()}
+        sizes = {name: len(name) + len(pack(value)) for name, value in extra.items()}
         if sum(sizes.values()) > _CUT_TEXT:
             # As many as there is room for; the long ones last.
             room, kept = _CUT_TEXT, {}
@@ -611,7 +415,7 @@ def decode_rest(values: Values) -> tuple[Any, ...]:
         rest = _decode_rest(values[REST])
     except msgspec.ValidationError:
         try:
-            rest = _loose_rest(_decode_list(values[REST]))
+            rest = _loose_rest(unpack_list(values[REST]))
         except RecursionError:
             raise ValueError("a record nested too deeply") from None
     return rest
@@ -629,12 +433,12 @@ def decode(payload: bytes) -> Record:
 def _decode_loosely(payload: bytes) -> Values:
     """Return the values of a record of which an attribute was set to something else: a line number as a text, say."""
     try:
-        message, extra, exc_text, shown, process_name, rest = _decode_list(payload)
+        message, extra, exc_text, shown, process_name, rest = unpack_list(payload)
         shown = [_of_kind(value, kind) for value, kind in zip(shown, SHOWN.values(), strict=True)]
         shown[LEVELNO] = shown[LEVELNO] or logging.NOTSET
         message, exc_text, process_name = (_of_kind(value, str) for value in (message, exc_text, process_name))
         extra = msgspec.convert(extra, dict[str, Any] | None)
-        rest = msgspec.Raw(_encode(_loose_rest(rest)))
+        rest = msgspec.Raw(pack(_loose_rest(rest)))
     except (TypeError, RecursionError) as error:
         raise ValueError(f"not a record: {error}") from error
     return message, extra, exc_text, tuple(shown), process_name, rest
@@ -663,37 +467,5 @@ def _check_reserved(attributes: dict[str, Any], extra: dict[str, Any]) -> None:
             raise ValueError(f"an extra attribute in the place of {name!r}")
 
 
-def _from_ext(code: int, data: memoryview) -> Any:
-    try:
-        if code in _AS_TEXT:
-            return _AS_TEXT[code][2](bytes(data).decode())
-        if code == _SURROGATES:
-            return bytes(data).decode("utf-8", "surrogatepass")
-        items = _decode_list(data)
-        if code == _TUPLE:
-            return tuple(items)
-        if code == _SET:
-            return set(items)
-        if code == _FROZENSET:
-            return frozenset(items)
-        if code == _PAIRS:
-            return dict(items)
-        if code == _TIMEDELTA:
-            return datetime.timedelta(*items)
-        if code == _FOREIGN:
-            return _foreign_value(*items)
-    except (TypeError, ArithmeticError) as error:
-        raise ValueError(f"a value that does not decode: {error}") from error
-    raise ValueError(f"an unknown kind of value: {code}")
-
-
-def _foreign_value(text: Any, representation: Any, number: Any, formatted: Any = None) -> ForeignValue:
-    formatted = text if formatted is None else formatted
-    if {type(text), type(representation), type(formatted)} != {str} or type(number) not in _NUMBERS:
-        raise TypeError("a ForeignValue of the wrong types")
-    return ForeignValue(text, representation, number, formatted)
-
-
-_decode_list = msgspec.msgpack.Decoder(list[Any], ext_hook=_from_ext).decode
-_decode: Callable[[bytes], Values] = msgspec.msgpack.Decoder(_Wire, ext_hook=_from_ext).decode
+_decode: Callable[[bytes], Values] = msgspec.msgpack.Decoder(_Wire, ext_hook=from_ext).decode
 _decode_rest = msgspec.msgpack.Decoder(_WireRest).decode

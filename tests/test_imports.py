@@ -13,7 +13,7 @@ import mplog
 PACKAGE = Path(mplog.__file__).parent
 
 #: What a worker may import of mplog. Nothing else may be loaded by it.
-WORKER = {"worker", "handler", "queue", "record", "frame", "fifo", "portable", "errors"}
+WORKER = {"worker", "handler", "queue", "record", "frame", "fifo", "plain", "portable", "errors"}
 
 #: The way of a record: what stands here imports nothing that stands behind it.
 ORDER = [
@@ -21,6 +21,7 @@ ORDER = [
     "fifo",
     "frame",
     "portable",
+    "plain",
     "record",
     "queue",
     "handler",

@@ -30,7 +30,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mplog import record as module
-from mplog.record import ForeignValue, Record, decode, encode
+from mplog.plain import ForeignValue
+from mplog.record import Record, decode, encode
 
 STANDARD = sorted(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 

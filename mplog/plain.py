@@ -1,0 +1,269 @@
+"""Any value as plain data. Pure code, no I/O.
+
+The rule of this file: **a value keeps its type where it is plain data, and its looks where it is not.** Plain are None,
+bool, int, float, str, bytes, dates, times, decimals, UUIDs, and lists, tuples, sets and dicts of these. Anything else
+becomes a `ForeignValue`. Nothing that a program's objects do meanwhile (raise, exit, recurse) gets out of here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import functools
+import operator
+import signal
+import traceback
+import types
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "ForeignValue",
+    "as_number",
+    "from_ext",
+    "pack",
+    "plain",
+    "plain_fields",
+    "readable",
+    "safe_repr",
+    "safe_str",
+    "safely",
+    "text_or_ext",
+    "unless_signal",
+    "unpack_list",
+]
+
+pack: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
+
+
+_NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")
+
+
+class ForeignValue:
+    """A value of ``extra`` that is not plain data: what it looked like in the process that logged it.
+
+    ``str()``, ``repr()``, ``format()`` and, for numbers, ``%d``, ``%x`` and ``%f`` give what the value itself would.
+    """
+
+    __slots__ = ("_formatted", "_number", "_repr", "_str")
+
+    def __init__(
+        self, text: str, representation: str, number: int | float | None = None, formatted: str | None = None
+    ) -> None:
+        self._str = text
+        self._repr = representation
+        self._number = number
+        self._formatted = text if formatted is None else formatted
+
+    def __str__(self) -> str:
+        return self._str
+
+    def __repr__(self) -> str:
+        return self._repr
+
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return self._formatted
+        if self._number is not None and (spec[-1] in _NUMBER_FORMATS or self._formatted == str(self._number)):
+            return format(self._number, spec)
+        return format(self._formatted, spec)
+
+    def __int__(self) -> int:
+        return int(self._require_number())
+
+    def __float__(self) -> float:
+        return float(self._require_number())
+
+    def __index__(self) -> int:
+        return operator.index(self._require_number())  # type: ignore[arg-type]
+
+    def _require_number(self) -> int | float:
+        if self._number is None:
+            raise TypeError(f"not a number: {self._repr}")
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ForeignValue):
+            return NotImplemented
+        return self._looks() == other._looks()
+
+    def __hash__(self) -> int:
+        return hash(self._looks())
+
+    def _looks(self) -> tuple[object, ...]:
+        return self._str, self._repr, self._number, self._formatted
+
+
+def safe_str(value: object) -> str:
+    """Return ``str(value)``, or a placeholder where that fails."""
+    return safely(str, value)
+
+
+def safe_repr(value: object) -> str:
+    """Return ``repr(value)``, or a placeholder where that fails."""
+    return safely(repr, value)
+
+
+def safely(function: Callable[[object], str], value: object) -> str:
+    try:
+        # Exactly a str: a subclass could bring code along.
+        return str.__str__(function(value))
+    except Exception as error:
+        return f"<{type(value).__name__} object; its {function.__name__}() raised {type(error).__name__}>"
+    except (SystemExit, GeneratorExit) as error:
+        return (
+            f"<{type(value).__name__} object; its {function.__name__}() raised {type(unless_signal(error)).__name__}>"
+        )
+
+
+def unless_signal(error: BaseException) -> BaseException:
+    """Return the error, but raise it again where a signal handler raised it.
+
+    ``sys.exit()`` in a ``__repr__`` is a fault of the argument and must not end the program. ``sys.exit()`` in a signal
+    handler that happens to run in the meantime is the program's wish.
+    """
+    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    if any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__)):
+        raise error
+    return error
+
+
+def _code(handler: Any) -> types.CodeType | None:
+    """Return the code of a signal handler: of a function or method, a partial, or an object with ``__call__``."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if callable(handler) and not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, types.CodeType) else None
+
+
+_FOLD = "~"  # behind a time that is the second of two, when the clocks go back
+
+
+def _write_time(when: Any) -> str:
+    return f"{when.isoformat()}{_FOLD * when.fold}"
+
+
+def _read_time(kind: Any, text: str) -> Any:
+    when = kind.fromisoformat(text.removesuffix(_FOLD))
+    return when.replace(fold=1) if text.endswith(_FOLD) else when
+
+
+_TUPLE, _SET, _FROZENSET, _PAIRS, _TIMEDELTA, _FOREIGN, _SURROGATES = range(1, 8)
+_AS_TEXT: dict[int, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
+    16: (int, hex, lambda text: int(text, 16)),
+    17: (datetime.datetime, _write_time, lambda text: _read_time(datetime.datetime, text)),
+    18: (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
+    19: (datetime.time, _write_time, lambda text: _read_time(datetime.time, text)),
+    20: (decimal.Decimal, str, decimal.Decimal),
+    21: (uuid.UUID, str, uuid.UUID),
+}
+_AS_TEXT_BY_TYPE = {kind: (code, write) for code, (kind, write, _) in _AS_TEXT.items()}
+_CODES: dict[type, int] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
+_AS_IS = frozenset({bool, float, bytes, types.NoneType})
+_MAX_DEPTH = 32
+_Ext = msgspec.msgpack.Ext
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """Return the value as something that msgpack carries and `from_ext` restores."""
+    kind = type(value)
+    if kind is str:
+        return text_or_ext(value)
+    if kind in _AS_IS or (kind is int and -(2**63) <= value < 2**64):
+        return value
+    try:
+        if kind in _AS_TEXT_BY_TYPE:
+            code, write = _AS_TEXT_BY_TYPE[kind]
+            return _Ext(code, write(value).encode())
+        if kind is datetime.timedelta:
+            return _Ext(_TIMEDELTA, pack([value.days, value.seconds, value.microseconds]))
+        if depth < _MAX_DEPTH:
+            # Copies, which are taken in one step: another thread, or a __repr__ in here, may change the original.
+            if kind is list:
+                return [plain(item, depth + 1) for item in value[:]]
+            if kind in _CODES:
+                return _Ext(_CODES[kind], pack([plain(item, depth + 1) for item in tuple(value)]))
+            if kind is dict:
+                pairs = [(plain(key, depth + 1), plain(item, depth + 1)) for key, item in list(value.items())]
+                if all(type(key) is str for key, _ in pairs):
+                    return dict(pairs)
+                return _Ext(_PAIRS, pack(pairs))
+    except Exception:
+        pass  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
+    except (SystemExit, GeneratorExit) as error:
+        unless_signal(error)
+    looks = [text_or_ext(safe_str(value)), text_or_ext(safe_repr(value)), as_number(value)]
+    if vars(object)["__format__"] is not kind.__format__:  # that of an enumeration of texts is not its str()
+        looks.append(text_or_ext(safely(format, value)))
+    return _Ext(_FOREIGN, pack(looks))
+
+
+def text_or_ext(text: str) -> Any:
+    """Return the text, or its stand-in where UTF-8 does not take it: a lone surrogate, as in undecodable file names."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _Ext(_SURROGATES, text.encode("utf-8", "surrogatepass"))
+    return text
+
+
+def readable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def as_number(value: Any) -> int | float | None:
+    """Return what ``%d`` and ``%f`` see in the value, for numpy's scalars, enumerations and the like."""
+    try:
+        if hasattr(type(value), "__index__"):
+            number = operator.index(value)
+            return number if -(2**63) <= number < 2**64 else None
+        return float(value) if hasattr(type(value), "__float__") else None
+    except Exception:
+        return None
+    except (SystemExit, GeneratorExit) as error:
+        unless_signal(error)
+        return None
+
+
+def plain_fields(fields: Iterable[tuple[str, Any]]) -> dict[str, Any] | None:
+    """Return the fields with values that msgpack carries; None where there are none."""
+    return {name if type(name) is str else safe_str(name): plain(value) for name, value in fields} or None
+
+
+def from_ext(code: int, data: memoryview) -> Any:
+    try:
+        if code in _AS_TEXT:
+            return _AS_TEXT[code][2](bytes(data).decode())
+        if code == _SURROGATES:
+            return bytes(data).decode("utf-8", "surrogatepass")
+        items = unpack_list(data)
+        if code == _TUPLE:
+            return tuple(items)
+        if code == _SET:
+            return set(items)
+        if code == _FROZENSET:
+            return frozenset(items)
+        if code == _PAIRS:
+            return dict(items)
+        if code == _TIMEDELTA:
+            return datetime.timedelta(*items)
+        if code == _FOREIGN:
+            return _foreign_value(*items)
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(f"a value that does not decode: {error}") from error
+    raise ValueError(f"an unknown kind of value: {code}")
+
+
+def _foreign_value(text: Any, representation: Any, number: Any, formatted: Any = None) -> ForeignValue:
+    formatted = text if formatted is None else formatted
+    if {type(text), type(representation), type(formatted)} != {str} or type(number) not in (int, float, types.NoneType):
+        raise TypeError("a ForeignValue of the wrong types")
+    return ForeignValue(text, representation, number, formatted)
+
+
+unpack_list = msgspec.msgpack.Decoder(list[Any], ext_hook=from_ext).decode
