@@ -18,7 +18,7 @@ from typing import Any
 
 from mplog.record import HAS_TASK_NAME, HIDDEN, SHOWN, Values, decode_rest, decode_values, encode, to_record
 
-__all__ = ["Renderer", "compile_loop", "expression", "renderer"]
+__all__ = ["BatchFormatter", "Renderer", "compile_loop", "expression", "renderer"]
 
 #: Called with a batch and with what to do about a record that cannot be formatted; returns a text for each record, with
 #: its terminator, and an empty one for those.
@@ -30,12 +30,18 @@ _REST = frozenset((*HIDDEN, *(["taskName"] if HAS_TASK_NAME else [])))
 _STANDARD = frozenset(("msg", "exc_text", "processName", *SHOWN)) | _REST
 
 
+class BatchFormatter(logging.Formatter):
+    """A formatter that knows how to format a batch."""
+
+    def renderer(self, terminator: str) -> Renderer | None:
+        """Return the fast way to format a batch, or None to have `format` called for each record."""
+        return None
+
+
 def renderer(formatter: logging.Formatter, terminator: str) -> Renderer:
     """Return the fastest way to format a batch as `formatter` would, each record followed by `terminator`."""
-    from mplog.json_formatter import JSONFormatter  # which imports this file
-
-    if type(formatter) is JSONFormatter:
-        render = formatter.renderer(terminator)
+    if isinstance(formatter, BatchFormatter):
+        render: Renderer | None = formatter.renderer(terminator)
     else:
         render = _compiled(formatter, terminator)
     return render or _interpreted(formatter, terminator)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mplog.formatters import Renderer, compile_loop, expression
+from mplog.formatters import BatchFormatter, Renderer, compile_loop, expression
 from mplog.record import Record, decode, encode, safe_str
 
 __all__ = ["JSONFormatter"]
@@ -33,7 +33,7 @@ _PLAIN_ATTRIBUTES = {"_style", "_fmt", "datefmt", "fields", "time", "exceptions"
 _UTC = datetime.timezone.utc
 
 
-class JSONFormatter(logging.Formatter):
+class JSONFormatter(BatchFormatter):
     """Write each record as one JSON object on one line.
 
     Extra attributes that no field shows follow the fields, with their types; one that is called like a field gets a
