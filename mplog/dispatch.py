@@ -3,8 +3,8 @@
 The rule of this file: **records are handled as in one process, and handlers cannot hurt each other.** A record goes up
 the hierarchy of loggers, to each handler whose level and filters let it through, just as ``Logger.callHandlers`` sends
 it, but a batch at a time: where all its handlers write texts, the batch is rendered in one pass and no LogRecord is
-made. A handler with a method ``handle_batch(records)`` gets its part of a batch at once, any other a record at a time.
-What a handler raises stays with that handler: it is counted, and said in the log once in a while.
+made. A handler with a method ``handle_batch(records)`` gets its part of a batch, filtered, at once, any other a record
+at a time. What a handler raises stays with that handler: it is counted, and said in the log once in a while.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class Dispatcher:
 
     def _deliver(self, batch: Sequence[Values]) -> None:
         plans = {name: self._plan(name) for name in {values[SHOWN_VALUES][NAME] for values in batch}}
-        handlers = list(dict.fromkeys(handler for plan in plans.values() for handler in plan))
+        # Each before those of the loggers above its own: as many are behind it in every plan that it is in.
+        behind = {handler: len(plan) - place for plan in plans.values() for place, handler in enumerate(plan)}
+        handlers = sorted(behind, key=behind.__getitem__, reverse=True)
         # A handler may change a record for those behind it, unless all of them only write it.
         only_text = all(isinstance(handler, TextHandler) and not handler.filters for handler in handlers)
         records = [] if only_text else self._to_records(batch)
@@ -108,7 +110,9 @@ class Dispatcher:
                 record for values, record in zip(batch, records) if record is not None and reaches(values, handler)
             ]
             if hasattr(handler, "handle_batch"):
-                self._guard(handler, len(passed), handler.handle_batch, passed)
+                passed = self._filtered(handler, passed)
+                if passed:
+                    self._guard(handler, len(passed), handler.handle_batch, passed)
             else:
                 for record in passed:
                     self._guard(handler, 1, handler.handle, record)
@@ -118,6 +122,21 @@ class Dispatcher:
             function(argument)
         except BaseException as error:  # SystemExit, too: a handler does not end the logging process
             self._note(handler, error, count)
+
+    def _filtered(self, handler: logging.Handler, records: list[Record]) -> list[Any]:
+        """Return the records that the handler's filters let through, as they give them back (Python 3.12)."""
+        if not handler.filters:
+            return records
+        passed: list[Any] = []
+
+        def apply(record: Record) -> None:
+            result: Any = handler.filter(record)
+            if result:
+                passed.append(result if isinstance(result, logging.LogRecord) else record)
+
+        for record in records:
+            self._guard(handler, 1, apply, record)
+        return passed
 
     def _to_records(self, batch: Sequence[Values]) -> list[Record | None]:
         records: list[Record | None] = []

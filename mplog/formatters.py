@@ -18,21 +18,32 @@ from typing import Any
 
 from mplog.record import HAS_TASK_NAME, HIDDEN, SHOWN, Values, decode_rest, decode_values, encode, to_record
 
-__all__ = ["Renderer", "compile_loop", "expression", "renderer"]
+__all__ = ["BatchFormatter", "Renderer", "compile_loop", "expression", "renderer"]
 
 #: Called with a batch and with what to do about a record that cannot be formatted; returns a text for each record, with
 #: its terminator, and an empty one for those.
 Renderer = Callable[[Sequence[Values], Callable[[Values, Exception], object]], list[str]]
 
 _PLAIN_ATTRIBUTES = {"_style", "_fmt", "datefmt", "converter", "default_time_format", "default_msec_format"}
+_STYLE_ATTRIBUTES = {"_fmt", "_defaults", "_tpl"}
 _REST = frozenset((*HIDDEN, *(["taskName"] if HAS_TASK_NAME else [])))
 _STANDARD = frozenset(("msg", "exc_text", "processName", *SHOWN)) | _REST
 
 
+class BatchFormatter(logging.Formatter):
+    """A formatter that knows how to format a batch."""
+
+    def renderer(self, terminator: str) -> Renderer | None:
+        """Return the fast way to format a batch, or None to have `format` called for each record."""
+        return None
+
+
 def renderer(formatter: logging.Formatter, terminator: str) -> Renderer:
     """Return the fastest way to format a batch as `formatter` would, each record followed by `terminator`."""
-    own = getattr(formatter, "renderer", None)  # JSONFormatter's
-    render: Renderer | None = own(terminator) if own is not None else _compiled(formatter, terminator)
+    if isinstance(formatter, BatchFormatter):
+        render: Renderer | None = formatter.renderer(terminator)
+    else:
+        render = _compiled(formatter, terminator)
     return render or _interpreted(formatter, terminator)
 
 
@@ -53,6 +64,8 @@ def _interpreted(formatter: logging.Formatter, terminator: str) -> Renderer:
 
 def _compiled(formatter: logging.Formatter, terminator: str) -> Renderer | None:
     if type(formatter) is not logging.Formatter or not vars(formatter).keys() <= _PLAIN_ATTRIBUTES:
+        return None
+    if not vars(formatter._style).keys() <= _STYLE_ATTRIBUTES:
         return None
     if formatter.converter not in (time.localtime, time.gmtime):
         return None
@@ -93,7 +106,9 @@ def _percent_template(text: str, formatter: logging.Formatter) -> tuple[str, lis
     return re.sub(r"%(?:%|\((?P<name>\w+)\)(?P<string>s)?)", positional, text), fields, "% "
 
 
-def _dollar_template(text: str, formatter: logging.Formatter) -> tuple[str, list[str], str]:
+def _dollar_template(text: str, formatter: logging.Formatter) -> tuple[str, list[str], str] | None:
+    if any(match["invalid"] is not None for match in string.Template.pattern.finditer(text)):
+        return None
     percent = string.Template.pattern.sub(
         lambda match: "$" if match["escaped"] else f"\0({match['named'] or match['braced']})s", text.replace("%", "%%")
     )
@@ -109,6 +124,8 @@ def _brace_template(text: str) -> tuple[str, list[str], str] | None:
                 return None  # a width that is a field itself
             attribute = re.match(r"\w*", name)
             assert attribute is not None
+            if not attribute[0] or attribute[0].isdecimal():
+                return None  # a field by position: there are none
             fields.append(attribute[0])
             pieces.append(
                 "{" + name[attribute.end() :] + (f"!{conversion}" if conversion else "") + f":{specification}" + "}"
@@ -130,8 +147,8 @@ def render(batch, on_error):
         msg, extra, exc_text, shown, processName, _ = values
         created, msecs, relativeCreated, stack_info, process, name, levelno, levelname = shown
         try:
-            if extra is not None and not standard.isdisjoint(extra):
-                raise LookupError  # an attribute that UTF-8 does not take: it is among the extra ones
+            if msg is None or extra is not None and not standard.isdisjoint(extra):
+                raise LookupError  # no text, or one that UTF-8 does not take: it is among the extra ones
             {body}
             texts.append(text + terminator)
         except Exception:

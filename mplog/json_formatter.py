@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from mplog.formatters import Renderer, compile_loop, expression
+from mplog.formatters import BatchFormatter, Renderer, compile_loop, expression
 from mplog.plain import safe_str
-from mplog.record import Record
+from mplog.record import Record, decode, encode
 
 __all__ = ["JSONFormatter"]
 
@@ -30,14 +30,15 @@ DEFAULT_FIELDS = {
 }
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"taskName", "message", "asctime"}
+_PLAIN_ATTRIBUTES = {"_style", "_fmt", "datefmt", "fields", "time", "exceptions"}
 _UTC = datetime.timezone.utc
 
 
-class JSONFormatter(logging.Formatter):
+class JSONFormatter(BatchFormatter):
     """Write each record as one JSON object on one line.
 
-    Extra attributes follow the fields, with their types; one that is called like a field gets a trailing underscore. An
-    exception is the field ``exception``, a stack the field ``stack``.
+    Extra attributes that no field shows follow the fields, with their types; one that is called like a field gets a
+    trailing underscore. An exception is the field ``exception``, a stack the field ``stack``.
 
     >>> FileSink("app.jsonl", format=JSONFormatter(time="epoch"))                       # doctest: +SKIP
 
@@ -77,7 +78,7 @@ class JSONFormatter(logging.Formatter):
             line["exception"] = self._exception(record) if self.exceptions == "frames" else record.exc_text
         if record.stack_info:
             line["stack"] = record.stack_info
-        _add(line, ((name, value) for name, value in record.__dict__.items() if name not in _STANDARD))
+        _add(line, record.__dict__.items(), _STANDARD.union(self.fields.values()))
         return _to_json(line)
 
     def _attribute(self, record: logging.LogRecord, attribute: str) -> Any:
@@ -90,15 +91,12 @@ class JSONFormatter(logging.Formatter):
         return getattr(record, attribute, None)
 
     def _exception(self, record: logging.LogRecord) -> dict[str, Any]:
-        if isinstance(record, Record):
-            kind, message, frames = record.exc_type, record.exc_message, record.exc_frames
-        else:
-            kind = message = None
-            frames = []
+        arrived = record if isinstance(record, Record) else decode(encode(record))
+        frames = [{"file": file, "line": line, "function": function} for file, line, function in arrived.exc_frames]
         return {
-            "type": kind,
-            "message": message,
-            "frames": [{"file": file, "line": line, "function": function} for file, line, function in frames],
+            "type": arrived.exc_type,
+            "message": arrived.exc_message,
+            "frames": frames,
             "text": record.exc_text,
         }
 
@@ -106,52 +104,65 @@ class JSONFormatter(logging.Formatter):
         return created if self.time == "epoch" else f"{_date(created // 1)}{_fraction(created)}"
 
     def renderer(self, terminator: str) -> Renderer | None:
-        """Return the fast way to format a batch, as `mplog.formatters.renderer` asks for it; None for a subclass."""
-        if type(self) is not JSONFormatter:
+        """Return the fast way to format a batch; None where the formatter has methods of its own."""
+        if type(self) is not JSONFormatter or not vars(self).keys() <= _PLAIN_ATTRIBUTES:
             return None
         items = ", ".join(f"{name!r}: {self._expression(attribute)}" for name, attribute in self.fields.items())
         body = [
             # Exceptions, stacks and what is not standard are rare, and go the long way.
             "if exc_text or stack_info: raise LookupError",
-            "if created // 1 != second: second = created // 1; stamp = date(second)",
+            "if created // 1 != second: stamp = date(created // 1); second = created // 1",
             f"line = {{{items}}}",
-            "if extra: add(line, extra.items())",
+            "if extra: add(line, extra.items(), shown_already)",
             "text = to_json(line)",
         ]
-        names = {"date": _date, "fraction": _fraction, "add": _add, "to_json": _to_json}
+        names = {
+            "date": _date,
+            "fraction": _fraction,
+            "add": _add,
+            "shown_already": _STANDARD.union(self.fields.values()),
+            "to_json": _to_json,
+        }
         return compile_loop(body, self.fields.values(), names, self, terminator)
 
     def _expression(self, attribute: str) -> str:
         if attribute == "created":
             return "created" if self.time == "epoch" else "stamp + fraction(created)"
-        return expression(attribute) if attribute != "asctime" else "no_such_thing"
+        # What is no attribute of its own, but of its class or made for it, goes the long way.
+        return "no_such_thing" if attribute == "asctime" or hasattr(Record, attribute) else expression(attribute)
 
 
 def _date(second: float) -> str:
-    return datetime.datetime.fromtimestamp(second, _UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return datetime.datetime.fromtimestamp(second, _UTC).isoformat()[:19]
 
 
 def _fraction(created: float) -> str:
-    return f".{int(created % 1 * 1e6):06d}Z"
+    # The remainder of a tiny negative number is 1.
+    return f".{min(int(created % 1 * 1e6), 999_999):06d}Z"
 
 
-def _add(line: dict[str, Any], extra: Iterable[tuple[str, Any]]) -> None:
+def _add(line: dict[str, Any], extra: Iterable[tuple[str, Any]], shown_already: frozenset[str]) -> None:
     for name, value in extra:
-        line[f"{name}_" if name in line else name] = value
+        if name in shown_already:
+            continue
+        place = name
+        while place in line:
+            place += "_"
+        line[place] = value
 
 
 def _to_json(line: dict[str, Any]) -> str:
     try:
         return _encode(line).decode()
-    except (TypeError, ValueError, RecursionError):
-        # A text that UTF-8 does not take, a key that is no text, an endless nesting.
+    except Exception:
+        # A text that UTF-8 does not take, a key that is no text, an endless nesting, an object with code of its own.
         return _encode({_readable(name): _plain(value) for name, value in line.items()}).decode()
 
 
 def _plain(value: Any) -> Any:
     try:
         _encode(value)
-    except (TypeError, ValueError, RecursionError):
+    except Exception:
         return _readable(safe_str(value))
     return value
 

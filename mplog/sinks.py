@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mplog.errors import LogFileLockedError
 from mplog.formatters import Renderer, renderer
-from mplog.record import Values, to_record
+from mplog.record import LEVELNO, MSG, NAME, SHOWN_VALUES, Values, to_record
 
 if TYPE_CHECKING:
     import filelock
@@ -218,7 +218,7 @@ class TextHandler(logging.Handler):
 
     def _fail(self, values: Values, error: Exception) -> None:
         # In the except clause of the renderer, as handleError() expects it.
-        self.handleError(to_record(values))
+        self.handleError(_to_record(values))
 
     def flush(self) -> None:
         """Write what has been rendered."""
@@ -231,11 +231,20 @@ class TextHandler(logging.Handler):
             self.write(texts)
         except Exception:
             for source in sources[self.written :]:
-                self.handleError(source if isinstance(source, logging.LogRecord) else to_record(source))
+                self.handleError(source if isinstance(source, logging.LogRecord) else _to_record(source))
 
     def write(self, texts: list[str]) -> None:
         """Write the texts; where that fails, set ``written`` to the number of those that are written, and raise."""
         raise NotImplementedError
+
+
+def _to_record(values: Values) -> logging.LogRecord:
+    """Return the values as a record for handleError(), also where they do not decode."""
+    try:
+        return to_record(values)
+    except Exception:
+        shown = values[SHOWN_VALUES]
+        return logging.LogRecord(shown[NAME], shown[LEVELNO], "", 0, values[MSG], None, None)
 
 
 class ConsoleHandler(TextHandler):
@@ -268,7 +277,12 @@ class ConsoleHandler(TextHandler):
             super().handle_values(batch)
             return
         for values in batch:
-            self.emit(to_record(values))
+            try:
+                record = to_record(values)
+            except Exception as error:
+                self._fail(values, error)
+            else:
+                self.emit(record)
 
     def write(self, texts: list[str]) -> None:
         self._stream.write("".join(texts))

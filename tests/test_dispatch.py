@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from oracle import wait_until
 from scripts import BadHandler, BlockedHandler, Gate, lines
@@ -111,6 +112,133 @@ def test_names_off_the_wire_make_no_loggers(dispatch: Dispatch) -> None:
     assert len(logging.Logger.manager.loggerDict) == before
     assert len(dispatcher.received) <= 10_001
     assert dispatcher.received.total() == len(memory.messages) == 20_000
+
+
+# --- batches ---
+
+
+class Batches(logging.Handler):
+    """Keeps the batches that it gets."""
+
+    def __init__(self, level: int = logging.NOTSET, *, fails: bool = False) -> None:
+        super().__init__(level)
+        self.batches: list[list[str]] = []
+        self.fails = fails
+
+    def handle_batch(self, records: list[logging.LogRecord]) -> None:
+        """Keep a batch."""
+        self.batches.append([record.getMessage() for record in records])
+        if self.fails:
+            raise OSError("as planned")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Refuse a single record."""
+        raise AssertionError("a handler with handle_batch() got a single record")
+
+
+def test_batch_handler_gets_its_part_at_once(dispatch: Dispatch) -> None:
+    """A handler with `handle_batch` gets what its level and filters let through, in order, and no empty batch."""
+    everything, errors, filtered, memory = Batches(), Batches(logging.ERROR), Batches(), Memory()
+    filtered.addFilter(lambda record: int(record.getMessage()) / (int(record.getMessage()) - 3) > 1.5)
+    dispatcher = dispatch(everything, errors, filtered, memory)
+    dispatcher.handle([record(str(number), logging.ERROR if number % 4 == 1 else logging.INFO) for number in range(6)])
+    dispatcher.handle([record("0")])
+    assert everything.batches == [["0", "1", "2", "3", "4", "5"], ["0"]]
+    assert errors.batches == [["1", "5"]]
+    assert filtered.batches == [["4", "5"]]
+    assert memory.messages == ["0", "1", "2", "3", "4", "5", "0"]
+    assert dispatcher.failed.total() == 1  # the filter divides by zero once
+
+
+def test_batch_handler_that_fails_is_isolated(dispatch: Dispatch) -> None:
+    """What `handle_batch` raises counts for each record of the batch, and costs no other handler anything."""
+    bad, good = Batches(fails=True), Batches()
+    dispatcher = dispatch(bad, good)
+    dispatcher.handle([record(str(number)) for number in range(3)])
+    assert good.batches == [["0", "1", "2"]]
+    assert dispatcher.failed.total() == 3
+
+
+def _tag(name: str) -> Callable[[logging.LogRecord], bool]:
+    def tag(record: logging.LogRecord) -> bool:
+        record.msg = f"{record.msg} {name}"
+        return True
+
+    return tag
+
+
+@pytest.mark.parametrize("way", ["text", "plain handler", "filters"])
+def test_same_files_as_in_one_process(root: logging.Logger, tmp_path: Path, way: str) -> None:
+    """Handlers on several loggers write, byte for byte, what they write in one process, whatever handlers are there."""
+    places = [
+        ("", logging.NOTSET, "%(asctime)s %(levelname)-8s %(name)s %(message)s"),
+        ("", logging.ERROR, "%(message)s"),
+        ("a", logging.INFO, "%(name)s:%(lineno)d %(message)s"),
+        ("a.b", logging.WARNING, "%(created)f %(message)s %(process)d"),
+        ("c", logging.NOTSET, "%(message)s"),
+        ("c.d", logging.NOTSET, "%(levelno)s %(message)s"),
+    ]
+    logging.getLogger("c").propagate = False
+    names = ["a.b", "c", "a", "other", "c.d.e", "a.b.x", "root"]
+    levels = [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, 35]
+    sent = [
+        logging.LogRecord(names[number % 7], levels[number % 5], "f.py", number, f"{number} ü\n%s", None, None)
+        for number in range(100)
+    ]
+
+    def attach(make: Callable[[Path], logging.Handler], directory: str) -> list[logging.Handler]:
+        (tmp_path / directory).mkdir()
+        handlers = []
+        for index, (name, level, format) in enumerate(places):
+            handler = make(tmp_path / directory / str(index))
+            handler.setLevel(level)
+            handler.setFormatter(logging.Formatter(format))
+            if way == "filters":
+                handler.addFilter(_tag(str(index)))
+            logging.getLogger(name).addHandler(handler)
+            handlers.append(handler)
+        return handlers
+
+    def ours(path: Path) -> logging.Handler:
+        return LogFileHandler(os.fspath(path), encoding="utf-8", permissions=0o640, follow_symlinks=False)
+
+    def detach(handlers: list[logging.Handler]) -> None:
+        for (name, _, _), handler in zip(places, handlers):
+            logging.getLogger(name).removeHandler(handler)
+            handler.close()
+
+    batch = [decode_values(encode(one)) for one in sent]
+    stdlib = attach(lambda path: logging.FileHandler(path, encoding="utf-8"), "stdlib")
+    for one in sent:
+        logging.getLogger(one.name if one.name != "root" else None).callHandlers(one)
+    detach(stdlib)
+    handlers = attach(ours, "mplog")
+    if way == "plain handler":
+        root.addHandler(Memory())
+    dispatcher = Dispatcher(handlers)
+    for start, end in ((0, 1), (1, 40), (40, 100)):
+        dispatcher.handle(batch[start:end])
+    detach(handlers)
+    assert not dispatcher.failed
+    for index in range(len(places)):
+        written = (tmp_path / "mplog" / str(index)).read_bytes()
+        assert written == (tmp_path / "stdlib" / str(index)).read_bytes()
+        assert written
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["text", "plain handler"])
+def test_record_that_does_not_decode_costs_itself_only(
+    dispatch: Dispatch, file_handler: LogFileHandler, tmp_path: Path, plain: bool
+) -> None:
+    """Garbage in the part of a record that is decoded late takes no other record of its batch along."""
+    file_handler.setFormatter(logging.Formatter("%(funcName)s %(message)s"))
+    dispatcher = dispatch(file_handler, *([Memory()] if plain else []))
+    broken = (*record("broken")[:5], msgspec.Raw(b"\xc1"))
+    dispatcher.handle([record("1"), broken, record("2")])
+    assert lines(tmp_path / "app.log") == ["None 1", "None 2"]
+    assert dispatcher.has_unsaid
+    dispatcher.report()
+    assert lines(tmp_path / "app.log")[2].split()[1] == "mplog:"
 
 
 # --- handlers that misbehave ---
