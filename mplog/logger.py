@@ -160,7 +160,7 @@ def _is_ordinary(logger: Logger) -> bool:
         not logger.filters
         and not logger.disabled  # isEnabledFor() is not asked where a program calls _log() itself
         and type(logger) is Logger
-        and (len(attributes) == _ORDINARY_ATTRIBUTES and "manager" in attributes or _METHODS.isdisjoint(attributes))
+        and ((len(attributes) == _ORDINARY_ATTRIBUTES and "manager" in attributes) or _METHODS.isdisjoint(attributes))
     )
 
 
