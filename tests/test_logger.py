@@ -77,8 +77,9 @@ class Sent:
 def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
     """A QueueHandler that is the only one on the way, and a Logger below it."""
     sent = Sent()
-    base = logging.getLogger("base")  # pytest has handlers of its own on the root logger
-    base.propagate = False
+    # pytest puts handlers of its own on the root logger, and on any that does not propagate.
+    base = logging.getLogger("base")
+    monkeypatch.setattr(base, "parent", None)
     base.handlers = [sent.handler]
     base.setLevel(1)
     send = mplog.logger._send
@@ -977,7 +978,9 @@ def test_any_calls_send_what_they_send_with_the_stdlib(sent: Sent, calls: list[A
 # --- CPython's own tests ---
 
 #: What of CPython's tests is not run with it, and why.
-NOT_RUN: dict[str, str] = {}
+NOT_RUN = {
+    "MiscTestCase.test__all__": "it expects each name of logging to be of that module, and Logger is one of mplog.logger",
+}
 
 
 def test_the_tests_of_cpython_pass(tmp_path: Path) -> None:
