@@ -110,6 +110,9 @@ class Leaving:
     def __str__(self) -> str:
         sys.exit(3)
 
+    def __repr__(self) -> str:
+        return "<Leaving>"
+
 
 class Talking:
     """Its str() logs."""
