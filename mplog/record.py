@@ -48,6 +48,7 @@ __all__ = [
     "encode_ending",
     "plain_fields",
     "to_record",
+    "unformattable",
     "unless_signal",
 ]
 
@@ -144,9 +145,9 @@ def encode(record: logging.LogRecord) -> bytes:
         message = record.getMessage()
     except Exception as error:
         has_extra = True  # perhaps in the place of a standard attribute that is missing
-        message = _unformattable(record, error)
+        message = unformattable(_attribute(record, "msg"), _attribute(record, "args"), error)
     except (SystemExit, GeneratorExit) as error:
-        message = _unformattable(record, unless_signal(error))
+        message = unformattable(_attribute(record, "msg"), _attribute(record, "args"), unless_signal(error))
     exc_text = exception = None
     try:
         exc_text = attributes["exc_text"]
@@ -272,10 +273,11 @@ def _frames(trace: types.TracebackType | None) -> list[tuple[str, int, str]]:
 _formatter = logging.Formatter()
 
 
-def _unformattable(record: logging.LogRecord, error: BaseException) -> str:
+def unformattable(msg: object, args: object, error: BaseException) -> str:
+    """Return what stands in the place of a message that could not be formatted."""
     return (
         f"<mplog: this message could not be formatted ({_describe(error)}): "
-        f"msg={safe_repr(_attribute(record, 'msg'))}, args={safe_repr(_attribute(record, 'args'))}>"
+        f"msg={safe_repr(msg)}, args={safe_repr(args)}>"
     )
 
 
