@@ -22,9 +22,10 @@ from mplog.logging_process import Stats
 
 __all__ = ["Control"]
 
-# Its first import is the stdlib's; the rest may come from wherever the parent has added to sys.path.
+# Its first imports are the stdlib's, not the current directory's, which -c puts first; the rest comes from where the
+# parent would take it.
 _BOOTSTRAP = (
-    "import sys; from multiprocessing import connection; "
+    "import sys; sys.path = [entry for entry in sys.path if entry]; from multiprocessing import connection; "
     "control = getattr(connection, sys.argv[1])(int(sys.argv[2])); sys.path[:] = control.recv(); "
     "from mplog.logging_process import main; main(control)"
 )
@@ -66,8 +67,9 @@ class Control:
             raise
 
     def _handshake(self, configuration: bytes, directory: str | None, fd: int | None, timeout: float) -> int:
+        path = _absolute_path()
         try:
-            self._connection.send([os.path.abspath(entry) for entry in sys.path])
+            self._connection.send(path)
             self._connection.send((configuration, directory, fd))
             if not self._connection.poll(timeout):
                 raise StartError(
@@ -77,14 +79,22 @@ class Control:
             answer = self._connection.recv()
         except (EOFError, OSError):
             raise StartError(
-                f"the logging process ended before it was ready (exit status {self._process.wait()}); "
+                f"the logging process ended before it was ready (exit status {self._ended()}); "
                 "what it wrote to stderr tells why"
             ) from None
         if isinstance(answer, BaseException):
-            self._process.wait()
+            self._ended()
             raise answer
         pid: int = answer
         return pid
+
+    def _ended(self) -> int:
+        """Return the exit status of a logging process that is about to end; it is made to, where it does not."""
+        try:
+            return self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
     def send(self, *message: Any) -> None:
         """Send something that is not answered.
@@ -185,6 +195,17 @@ class Control:
             pid=self._process.pid,
             exitcode=exitcode,
         )
+
+
+def _absolute_path() -> list[str]:
+    """Return sys.path as it is for another process; a current directory that has been removed is not part of it."""
+    path = []
+    for entry in sys.path:
+        try:
+            path.append(os.path.abspath(entry))
+        except OSError:
+            continue
+    return path
 
 
 def _spawn(connection: Any, fd: int | None) -> subprocess.Popen[Any]:

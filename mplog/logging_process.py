@@ -26,6 +26,7 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from mplog import frame, queue
 from mplog.dispatch import Dispatcher
@@ -65,10 +66,12 @@ class Configuration:
     Attributes:
         sinks: what to open, in this order.
         format: for handlers that bring no formatter.
+        formatter_defaults: attributes of the class ``logging.Formatter``.
     """
 
     sinks: tuple[Sink, ...]
     format: str | logging.Formatter
+    formatter_defaults: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ def _load(blob: bytes) -> Configuration:
 
 
 def _open_sinks(configuration: Configuration) -> list[logging.Handler]:
+    for name, value in configuration.formatter_defaults.items():
+        setattr(logging.Formatter, name, value)
     default = to_formatter(configuration.format)
     root = logging.getLogger()
     for sink in configuration.sinks:

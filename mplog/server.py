@@ -14,6 +14,7 @@ when this process dies the logging process goes on with what the others send.
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import multiprocessing.process
@@ -145,7 +146,7 @@ class LogServer:
 
     def _pickled_configuration(self) -> bytes:
         try:
-            configuration: bytes = cloudpickle.dumps(Configuration(self._sinks, self._format))
+            configuration: bytes = cloudpickle.dumps(Configuration(self._sinks, self._format, _formatter_defaults()))
         except Exception as error:
             raise StartError(
                 f"the sinks do not pickle, so they cannot be sent to the logging process: {error}. A sink is a recipe: "
@@ -159,13 +160,16 @@ class LogServer:
             self._pump = Pump(self._queue, lambda batch: control.send("records", batch))
             self._pump.start()
             return control
+        _close_starting_in_forks()
         fd = self._queue.release_reader()
+        _starting.add(fd)
         try:
             return Control(configuration, self._queue.directory, fd, START_TIMEOUT)
         except BaseException:
             self._clear_up()
             raise
         finally:
+            _starting.discard(fd)
             os.close(fd)
 
     def _clear_up(self) -> None:
@@ -234,6 +238,8 @@ class LogServer:
 
     def flush(self, timeout: float = STOP_TIMEOUT) -> None:
         """Wait until every record whose logging call has returned, in any process, is written.
+
+        With a plain queue, only what the queue has delivered so far: nobody can tell what its threads still hold.
 
         Args:
             timeout: seconds to wait at most.
@@ -341,6 +347,21 @@ class LogServer:
         control.leave()
 
 
+#: Reading ends on their way to a logging process.
+_starting: set[int] = set()
+
+
+@functools.lru_cache(maxsize=1)
+def _close_starting_in_forks() -> None:
+    """Have no process that is forked meanwhile keep such an end: it would make a dead queue look alive."""
+
+    def close() -> None:
+        while _starting:
+            os.close(_starting.pop())
+
+    os.register_at_fork(after_in_child=close)
+
+
 class _Takeover:
     """The logging of the process that starts a server, as it was before, and what it is meanwhile.
 
@@ -423,6 +444,12 @@ class _Logging:
             os.environ.pop(MPLOG_QUEUE, None)
         else:
             os.environ[MPLOG_QUEUE] = self.environment
+
+
+def _formatter_defaults() -> dict[str, Any]:
+    """Return what a program may have set for all formatters, such as ``logging.Formatter.converter = time.gmtime``."""
+    names = ("converter", "default_time_format", "default_msec_format")
+    return {name: vars(logging.Formatter)[name] for name in names}
 
 
 def _to_sink(sink: Sink | str | os.PathLike[str]) -> Sink:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from scripts import BlockedHandler, Gate, drop_privileges, elapsed, lines, proce
 
 import mplog
 from mplog import server as server_module
+from mplog.control import Control
 
 
 @pytest.fixture
@@ -474,3 +476,66 @@ def test_logging_process_terminated_has_written_all(log: Path, nothing_left: Non
     assert server.stop().received == 5000
     assert lines(log) == [str(number) for number in range(5000)]
     assert not os.path.exists(directory)
+
+
+def test_start_outlives_its_working_directory(tmp_path: Path) -> None:
+    """A server starts from a working directory that has been removed, also where that is on sys.path."""
+    script = (
+        "import os, sys, mplog\n"
+        "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); sys.path.insert(0, '')\n"
+        "with mplog.LogServer(sys.argv[1], level='INFO'):\n"
+        "    import logging; logging.info('here')\n"
+    )
+    log = tmp_path / "app.log"
+    done = subprocess.run([sys.executable, "-c", script, log], cwd=tmp_path, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert log.read_text().endswith("| here\n")
+
+
+def test_start_imports_nothing_from_the_working_directory(tmp_path: Path) -> None:
+    """A file in the working directory that is called like a module of the stdlib is not run by the logging process."""
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "app.py").write_text("import mplog\nwith mplog.LogServer('app.log'):\n    pass\n")
+    for name in ("multiprocessing", "socket", "selectors", "tempfile", "msgspec"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working directory')\n")
+    done = subprocess.run(
+        [sys.executable, "program/app.py"], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_fork_during_start_keeps_no_reading_end(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is forked while a server starts does not make the queue look alive when the server has stopped."""
+    children: list[int] = []
+    handshake = Control._handshake
+
+    def fork_meanwhile(self: Control, *args: object) -> int:
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        children.append(child)
+        return handshake(self, *args)
+
+    monkeypatch.setattr(Control, "_handshake", fork_meanwhile)
+    server = mplog.LogServer(log).start()
+    try:
+        queue = server.queue
+        server.stop()
+        with pytest.raises(mplog.NoReaderError):
+            queue.put("nobody reads it")
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_settings_of_all_formatters_hold_in_the_logging_process(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program sets on logging.Formatter itself, for all of them, holds for its sinks too."""
+    monkeypatch.setattr(logging.Formatter, "converter", time.gmtime)
+    monkeypatch.setattr(logging.Formatter, "default_msec_format", "%s.%03dZ")
+    monkeypatch.setenv("TZ", "America/New_York")
+    with mplog.LogServer(log, level="INFO", format="%(asctime)s %(created)f"):
+        logging.info("now")
+    written, _, created = log.read_text().strip().rpartition(" ")
+    assert written.startswith(time.strftime("%Y-%m-%d %H:%M:%S.", time.gmtime(float(created))))
+    assert written.endswith("Z")
