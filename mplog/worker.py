@@ -33,7 +33,7 @@ class LoggingState(msgspec.Struct, frozen=True):
     Attributes:
         level: the root logger's.
         levels: those of the loggers that have one of their own, by name.
-        isolated: the loggers whose ``propagate`` is off, and that have no handlers.
+        isolated: the loggers whose ``propagate`` is off.
         disabled: the loggers that are disabled.
         disable: what ``logging.disable()`` has set.
         level_names: the names that ``logging.addLevelName()`` has set.
@@ -56,8 +56,7 @@ class LoggingState(msgspec.Struct, frozen=True):
         return cls(
             level=logging.getLogger().level,
             levels={logger.name: logger.level for logger in loggers if logger.level != logging.NOTSET},
-            # One with handlers has them here alone; in a worker its records go to the server rather than nowhere.
-            isolated=[logger.name for logger in loggers if not logger.propagate and not logger.handlers],
+            isolated=[logger.name for logger in loggers if not logger.propagate],
             disabled=[logger.name for logger in loggers if logger.disabled],
             disable=int(manager.disable),
             level_names={number: name for number, name in _level_names().items() if isinstance(number, int)},
