@@ -208,6 +208,13 @@ def _absolute_path() -> list[str]:
     return path
 
 
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.sep
+
+
 def _spawn(connection: Any, fd: int | None) -> subprocess.Popen[Any]:
     """Start a fresh interpreter that inherits the connection and the FIFO, and nothing else."""
     executable = spawn.get_executable()
@@ -234,6 +241,8 @@ def _spawn(connection: Any, fd: int | None) -> subprocess.Popen[Any]:
                 str(connection.fileno()),
             ],
             stdin=subprocess.DEVNULL,
+            # Some Pythons (3.13.0) cannot import everything where the working directory has been removed.
+            cwd=_working_directory(),
             **options,
         )
     except OSError as error:

@@ -481,10 +481,10 @@ def test_logging_process_terminated_has_written_all(log: Path, nothing_left: Non
 def test_start_outlives_its_working_directory(tmp_path: Path) -> None:
     """A server starts from a working directory that has been removed, also where that is on sys.path."""
     script = (
-        "import os, sys, mplog\n"
+        "import logging, os, sys, mplog; mplog.LogServer\n"
         "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); sys.path.insert(0, '')\n"
         "with mplog.LogServer(sys.argv[1], level='INFO'):\n"
-        "    import logging; logging.info('here')\n"
+        "    logging.info('here')\n"
     )
     log = tmp_path / "app.log"
     done = subprocess.run([sys.executable, "-c", script, log], cwd=tmp_path, capture_output=True, timeout=60)
