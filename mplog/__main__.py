@@ -1,0 +1,10 @@
+"""``python -m mplog``: the same as the command ``mplog``."""
+
+from __future__ import annotations
+
+import sys
+
+from mplog.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

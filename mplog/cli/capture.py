@@ -1,0 +1,153 @@
+"""Lines of other programs as records: `Capture`.
+
+::
+
+    command --- stdout, stderr (pipes) ---> Capture, a thread ---> a record for each line ---> LogQueue
+
+The rule of this file: **whatever a program writes, memory is bounded and nothing is dropped unsaid.** A line without an
+end goes out in pieces, bytes that are no UTF-8 are shown as escapes, and while the log is full the pipe fills, so that
+the program waits as it would for a slow terminal.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import logging
+import os
+import selectors
+import threading
+from collections.abc import Iterable, Iterator
+
+from mplog import fifo
+
+__all__ = ["LONGEST_LINE", "Capture", "Lines"]
+
+#: Bytes of a line above which it becomes several records. As much as a pipe holds on Linux.
+LONGEST_LINE = 65536
+#: Behind each piece of such a line but the last.
+GOES_ON = " [the line goes on]"
+
+
+class Lines:
+    r"""Bytes into lines of text.
+
+    Of a line that carriage returns go back over, as progress bars do, there remains what stands behind the last of
+    them, which is what a terminal would show. Bytes that are no UTF-8 become ``\xff``.
+
+    Args:
+        longest: bytes of a line above which it comes in pieces.
+    """
+
+    def __init__(self, longest: int = LONGEST_LINE) -> None:
+        self._longest = longest
+        self._rest = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """Yield the lines that `data` ends, without their ends, and pieces of one that is too long."""
+        *whole, rest = (self._rest + data).split(b"\n")
+        for line in whole:
+            # Before the line feed, a carriage return is part of the end of the line.
+            yield from self._pieces(_shown(line.removesuffix(b"\r")), is_end=True)
+        # A carriage return at the very end may be one of a line's end that is still to come.
+        self._rest = _shown(rest[:-1]) + rest[-1:]
+        if len(self._rest) > self._longest:
+            keep = b"\r" if self._rest.endswith(b"\r") else b""
+            yield from self._pieces(self._rest.removesuffix(b"\r"), is_end=False)
+            self._rest = keep
+
+    def end(self) -> Iterator[str]:
+        """Yield the last line, where it has no end."""
+        line, self._rest = self._rest.removesuffix(b"\r"), b""
+        if line or self._decoder.getstate()[0]:
+            yield from self._pieces(_shown(line), is_end=True)
+
+    def _pieces(self, line: bytes, *, is_end: bool) -> Iterator[str]:
+        pieces = [line[start : start + self._longest] for start in range(0, len(line), self._longest)] or [b""]
+        for piece in pieces[:-1]:
+            yield self._decoder.decode(piece) + GOES_ON
+        last = self._decoder.decode(pieces[-1], is_end)
+        if is_end:
+            self._decoder.reset()
+        yield last if is_end else last + GOES_ON
+
+
+def _shown(line: bytes) -> bytes:
+    """Return what a terminal would still show: what stands behind the last carriage return."""
+    return line[line.rfind(b"\r") + 1 :]
+
+
+class Capture:
+    """Reads pipes and logs their lines, in a thread.
+
+    Args:
+        streams: for each pipe, its reading end, the logger and the level.
+    """
+
+    def __init__(self, streams: Iterable[tuple[int, logging.Logger, int]]) -> None:
+        self._streams = {fd: (logger, level, Lines()) for fd, logger, level in streams}
+        self._is_over, self._end_it = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+        self._thread.start()
+
+    def finish(self, timeout: float) -> list[str]:
+        """Wait until all that have a pipe open have closed it, and log the rest.
+
+        Args:
+            timeout: seconds to wait; what is in the pipes then is still read.
+
+        Returns:
+            The names of the loggers whose pipes somebody has kept open.
+        """
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            os.write(self._end_it, b"x")
+            self._thread.join()
+        os.close(self._end_it)
+        os.close(self._is_over)
+        return [logger.name for logger, _, _ in self._streams.values()]
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for fd in [*self._streams, self._is_over]:
+                os.set_blocking(fd, False)
+                selector.register(fd, selectors.EVENT_READ)
+            while self._streams:
+                ready = [key.fd for key, _ in selector.select()]
+                for fd in ready:
+                    if fd != self._is_over and not self._read(fd):
+                        selector.unregister(fd)
+                        self._end(fd)
+                if self._is_over in ready:
+                    break
+        for fd in list(self._streams):
+            is_open = self._read_rest(fd)
+            self._end(fd, is_open=is_open)
+
+    def _read(self, fd: int) -> bool:
+        """Read what is there; return whether there may be more."""
+        try:
+            data = os.read(fd, LONGEST_LINE)
+        except BlockingIOError:
+            return True
+        logger, level, lines = self._streams[fd]
+        for line in lines.feed(data):
+            logger.log(level, line)
+        return bool(data)
+
+    def _read_rest(self, fd: int) -> bool:
+        """Read what is there now, and no more: whoever has the pipe open may never stop. Returns what `_read` does."""
+        for _ in range(0, fifo.pending(fd), LONGEST_LINE):
+            if not self._read(fd):
+                return False
+        return self._read(fd)
+
+    def _end(self, fd: int, *, is_open: bool = False) -> None:
+        logger, level, lines = self._streams[fd]
+        for line in lines.end():
+            logger.log(level, line)
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        if not is_open:
+            del self._streams[fd]

@@ -1,0 +1,128 @@
+"""The command of ``mplog run``: started, told of signals, waited for.
+
+The rule of this file: **the command does not notice that it is not run directly.** It has the terminal, stays in the
+foreground, and gets each signal once: those of the terminal from the kernel, since it is in the same job, and those
+that are sent to mplog from mplog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+__all__ = ["NOT_EXECUTABLE", "NOT_FOUND", "Command", "signals_held"]
+
+#: As shells have it.
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+
+_PASSED_ON = {
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTSTP,
+    signal.SIGCONT,
+}
+_WAITED_FOR = _PASSED_ON | {signal.SIGCHLD}
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[set[Any]]:
+    """Hold the signals that `Command.wait` answers; yield what was held before, for the command."""
+    # One that whoever started this has set to be ignored would have the kernel wait for children in our place.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+    try:
+        yield before
+    finally:
+        # What has come behind the end of the command was meant for it.
+        while signal.sigpending() & _WAITED_FOR:
+            signal.sigwait(_WAITED_FOR)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Command:
+    """A running command.
+
+    Args:
+        command: its name and arguments.
+        mask: the signals that it starts with as blocked.
+        capture: whether its output goes into pipes.
+
+    Attributes:
+        process: its Popen.
+
+    Raises:
+        OSError: it could not be started.
+    """
+
+    def __init__(self, command: Sequence[str], mask: set[Any], *, capture: bool) -> None:
+        pipe = subprocess.PIPE if capture else None
+
+        def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                command,
+                stdout=pipe,
+                stderr=pipe,
+                bufsize=0,
+                # There are no threads yet.
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),  # noqa: PLW1509
+            )
+
+        try:
+            self.process = start(command)
+        except OSError as error:
+            found = shutil.which(command[0])
+            if error.errno != errno.ENOEXEC or found is None:
+                raise
+            self.process = start(["/bin/sh", found, *command[1:]])  # a script without #!, as shells and execvp() do
+        self._has_terminal = has_terminal()
+
+    def wait(self) -> int:
+        """Pass signals on until the command ends; return how, as ``subprocess.Popen.returncode``."""
+        pid = self.process.pid
+        while True:
+            number, is_from_kernel = _next_signal()
+            if number == signal.SIGCHLD:
+                while True:
+                    ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+                    if not ended:
+                        break
+                    if not os.WIFSTOPPED(status):
+                        self.process.returncode = os.waitstatus_to_exitcode(status)
+                        return self.process.returncode
+                    self._stop_too(os.WSTOPSIG(status))
+            elif not is_from_kernel:
+                # The child is not waited for yet, so the number is still its own.
+                os.kill(pid, number)
+
+    def _stop_too(self, number: int) -> None:
+        """Stop, as the shell that has started this job expects; its ``fg`` and ``bg`` continue all of the job."""
+        is_job_control = number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+        if is_job_control and self._has_terminal and signal.SIGCONT not in signal.sigpending():
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def has_terminal() -> bool:
+    """Return whether this process has a terminal that controls it, and that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _next_signal() -> tuple[int, bool]:
+    """Return the next signal, and whether the kernel has sent it: a key of the terminal, for all of the job."""
+    if hasattr(signal, "sigwaitinfo"):
+        info = signal.sigwaitinfo(_WAITED_FOR)
+        return info.si_signo, info.si_code > 0 and info.si_signo != signal.SIGCHLD
+    return signal.sigwait(_WAITED_FOR), False  # macOS does not tell

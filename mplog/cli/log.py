@@ -1,0 +1,297 @@
+"""``mplog log``: records from shell scripts.
+
+The rule of this file: **it is started for a single line, thousands of times, so it loads little.** Where nothing stands
+between a record and the queue, that is a few lines of msgpack and one write; everything else (a queue that is full,
+filters, redactors, a long record) takes the way of a Python program, through `attach`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mplog.cli.queues import running_queue
+from mplog.errors import MplogError
+from mplog.fifo import open_writer
+
+if TYPE_CHECKING:
+    import logging
+
+__all__ = ["add_arguments", "run"]
+
+HELP = """\
+Send a record to the running server that MPLOG_QUEUE or --queue names.
+
+KEY=VALUE adds a field with a text, KEY:=JSON one of any type. Fields stand
+behind the message, and are fields of the record as well: %(KEY)s in a format,
+"KEY" in JSON.
+"""
+
+EPILOG = """\
+examples:
+  mplog log info "backup done"
+  mplog log warning "disk almost full" mount=/home percent:=97
+  mplog log --logger backup.db error "dump failed" table="$table" status:=$?
+  ./convert 2>&1 | mplog log info -            # a record for each line
+
+exit status:
+  0  the server has the record, or its levels say that nobody wants it
+  1  there is no server; the message is printed on standard error
+  2  the arguments make no sense
+"""
+
+_FIELD = re.compile(r"([A-Za-z_][\w.-]*)(:?=)(.*)", re.DOTALL)
+#: The levels of logging, which is not loaded, and what others call them.
+_LEVELS = {
+    "DEBUG": 10,
+    "INFO": 20,
+    "WARNING": 30,
+    "WARN": 30,
+    "ERROR": 40,
+    "ERR": 40,
+    "CRITICAL": 50,
+    "CRIT": 50,
+    "FATAL": 50,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``log``."""
+    parser.usage = "mplog log [OPTION ...] LEVEL MESSAGE [KEY=VALUE ...]"
+    parser.description, parser.epilog = HELP, EPILOG
+    parser.add_argument(
+        "level", metavar="LEVEL", type=_level, help="debug, info, warning, error, critical, or a number"
+    )
+    parser.add_argument("-l", "--logger", metavar="NAME", default="shell", help="the logger (default: shell)")
+    parser.add_argument(
+        "--process", metavar="NAME", help="what the log calls the process (default: the script's name and pid)"
+    )
+    parser.add_argument("--fields-only", action="store_true", help="do not repeat the fields behind the message")
+    parser.add_argument("--queue", metavar="DIR", help="the server's queue (default: MPLOG_QUEUE)")
+    # No option is looked for behind the level: a message may look like one.
+    parser.add_argument(
+        "message",
+        metavar="MESSAGE [KEY=VALUE ...]",
+        nargs=argparse.REMAINDER,
+        help="the message, or - for a record of each line of standard input; and fields",
+    )
+
+
+def _level(text: str) -> int:
+    if text.lstrip("-").isdigit():
+        return int(text)
+    known = _LEVELS.get(text.upper())
+    if known is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no level: debug, info, warning, error, critical, or a number")
+    return known
+
+
+def _field(text: str) -> tuple[str, Any]:
+    found = _FIELD.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not KEY=VALUE: quote a message of several words, and put options before LEVEL")
+    key, sign, value = found.groups()
+    if sign == "=":
+        return key, value
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        raise ValueError(f"{text!r}: what follows := must be JSON; for a text, use {key}=") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Send the record, or those of the lines of standard input."""
+    try:
+        fields = [_field(text) for text in arguments.message[1:]]
+        message = arguments.message[0]
+    except (ValueError, IndexError) as error:
+        reason = "MESSAGE is missing" if isinstance(error, IndexError) else error
+        print(f"mplog log: {reason}. See mplog log --help.", file=sys.stderr)
+        return 2
+    lines = _read_lines() if message == "-" else iter([message])
+    behind = "" if arguments.fields_only else "".join(f" {key}={_shown(value)}" for key, value in fields)
+    messages = (line + behind for line in lines)
+    first = next(messages, None)
+    if first is None:
+        return 0  # nothing was said
+    process = arguments.process or _name_of_script()
+    try:
+        send = _sender(arguments.queue, _Record(arguments.logger, arguments.level, process, fields))
+    except MplogError as error:
+        print(f"mplog log: {error}", file=sys.stderr)
+        return _say(itertools.chain([first], messages))
+    for message in itertools.chain([first], messages):
+        try:
+            send(message)
+        except MplogError as error:
+            print(f"mplog log: {error}", file=sys.stderr)
+            return _say(itertools.chain([message], messages))
+    return 0
+
+
+def _say(messages: Iterable[str]) -> int:
+    """Print what nobody takes, so that it is not lost; return the exit status."""
+    for message in messages:
+        print(message, file=sys.stderr)
+    return 1
+
+
+def _read_lines() -> Iterator[str]:
+    from mplog.cli.capture import LONGEST_LINE, Lines
+
+    lines = Lines()
+    while data := os.read(0, LONGEST_LINE):
+        yield from lines.feed(data)
+    yield from lines.end()
+
+
+def _shown(value: Any) -> str:
+    """Return a field as it stands behind the message."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[\s="]|^$', value) else value
+
+
+def _name_of_script() -> str:
+    """Return what tells the script that has started this: its name and pid."""
+    parent = os.getppid()
+    try:
+        with open(f"/proc/{parent}/comm", encoding="utf-8", errors="replace") as file:
+            return f"{file.read().strip()}-{parent}"
+    except OSError:
+        return f"shell-{parent}"
+
+
+class _Record(NamedTuple):
+    """What is the same for all records of a call."""
+
+    logger: str
+    level: int
+    process: str
+    fields: list[tuple[str, Any]]
+
+    def extra(self) -> dict[str, Any]:
+        """Return the fields; what a record has already gets an underscore, as it does with ``mplog.context()``."""
+        if not self.fields:
+            return {}
+        import logging
+
+        taken = logging.LogRecord("", 0, "", 0, "", None, None).__dict__.keys() | {"message", "asctime", "taskName"}
+        return {f"{key}_" if key in taken else key: value for key, value in self.fields}
+
+    def full(self, message: str) -> logging.LogRecord:
+        """Return a record as logging makes it."""
+        import logging
+
+        made = logging.LogRecord(self.logger, self.level, "", 0, message, None, None)
+        made.processName = self.process
+        made.__dict__.update(self.extra())
+        return made
+
+
+def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
+    """Return a function that sends a message.
+
+    Raises:
+        MplogError: there is no server.
+    """
+    where = running_queue(queue)
+    try:
+        # First, since it also tells whether somebody else has made the directory anew, and with it what else is there.
+        fifo = open_writer(os.path.join(where, "queue"))
+    except OSError:
+        return _through_attach(where, record)
+    state = _read_state(where)
+    if state is None or not _is_direct(state):
+        return _through_attach(where, record)
+    if record.level < _effective_level(state, record.logger) or record.level <= state["disable"]:
+        return lambda message: None
+    from mplog.cli.wire import encode
+    from mplog.frame import RECORD, frame
+
+    level_name = state["level_names"].get(str(record.level), f"Level {record.level}")
+    origin = os.getpid(), record.logger, record.level, level_name, record.process
+    extra = record.extra()
+    number = 0
+    slowly: Callable[[str], None] | None = None
+
+    def send(message: str) -> None:
+        nonlocal number, slowly
+        number += 1
+        if slowly is None:
+            try:
+                whole = frame(RECORD, encode(number, message, extra, time.time(), origin))
+                if whole is not None:
+                    os.write(fifo, whole)  # whole or not at all
+                    return
+            except (ValueError, OSError):
+                pass
+            slowly = _through_attach(where, record, number)
+        slowly(message)
+
+    return send
+
+
+def _read_state(directory: str) -> dict[str, Any] | None:
+    """Return what the server says of levels and handlers; None where there is none."""
+    try:
+        with open(os.path.join(directory, "logging"), "rb") as file:
+            state: dict[str, Any] = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return state
+
+
+def _is_direct(state: dict[str, Any]) -> bool:
+    """Return whether nothing stands between a record and the queue but the levels."""
+    layout = state["layout"]
+    special = (layout["filters"], layout["with_args"], layout["preparation"], layout["senders"] != [""])
+    others = (state["isolated"], state["disabled"], state["sync"], state["details"])
+    return not any(special) and not any(others) and state["overflow"]["policy"] != "drop_below"
+
+
+def _effective_level(state: dict[str, Any], logger: str) -> int:
+    levels = state["levels"]
+    while logger:
+        if logger in levels:
+            return int(levels[logger])
+        logger = logger.rpartition(".")[0]
+    return int(state["level"])
+
+
+def _through_attach(directory: str, record: _Record, begin: int = 1) -> Callable[[str], None]:
+    """Return a function that sends a message as a Python program does.
+
+    Args:
+        directory: of the queue.
+        record: what is the same for all.
+        begin: the number of the first one.
+    """
+    import logging
+
+    from mplog.errors import NoReaderError
+    from mplog.worker import attach
+
+    handler = attach(directory)
+    log_queue: Any = handler.queue
+    log_queue.sequence = itertools.count(begin)
+
+    def raise_again(record: logging.LogRecord, error: NoReaderError) -> None:
+        raise error
+
+    # A Python program goes on without its server; here, somebody is told.
+    handler.fall_back = raise_again  # type: ignore[method-assign]
+    logger = logging.getLogger(record.logger)
+
+    def send(message: str) -> None:
+        if logger.isEnabledFor(record.level):
+            logger.handle(record.full(message))
+
+    return send

@@ -1,0 +1,31 @@
+"""Which running server a command is for.
+
+The rule of this file: **it loads nothing**, for `mplog log` needs it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mplog.errors import QueueNotFoundError
+
+__all__ = ["running_queue"]
+
+
+def running_queue(given: str | None) -> str:
+    """Return the directory of the queue of the server to use: that of ``--queue``, or of the environment.
+
+    Args:
+        given: what ``--queue`` says; None where it was not given.
+
+    Raises:
+        QueueNotFoundError: neither is given.
+    """
+    where = given or os.environ.get("MPLOG_QUEUE")
+    if not where:
+        raise QueueNotFoundError(
+            "no server is named: MPLOG_QUEUE is not set, and --queue not given. Start one with "
+            "export MPLOG_QUEUE=$(mplog serve start --log app.log), or run this under mplog run --log app.log"
+        )
+    # Where it is a link, as serve --queue makes them, to where it leads now.
+    return os.path.realpath(where)

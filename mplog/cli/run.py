@@ -1,0 +1,187 @@
+"""``mplog run``: a command, and one log of all that it starts.
+
+::
+
+    mplog run --- exec ---> COMMAND, MPLOG_QUEUE in its environment --> Python programs: their records
+       |   <--- --capture: stdout, stderr: a record for each line          scripts: mplog log
+       |                                                                          |
+       '-- LogServer --> logging process <---------------- LogQueue --------------'
+
+The rule of this file: **the command decides how this ends.** Its exit status is passed on, and what goes wrong with the
+log after it has started is said on standard error and changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+
+from mplog.cli.capture import Capture
+from mplog.cli.command import NOT_EXECUTABLE, NOT_FOUND, Command, signals_held
+from mplog.cli.queues import running_queue
+from mplog.cli.servers import add_server_arguments, make_server, seconds, start, to_level, unwritten, wants_server
+from mplog.deaths import describe_end, memory_kills
+from mplog.errors import MplogError
+from mplog.server import LogServer
+from mplog.worker import MPLOG_QUEUE, attach
+
+__all__ = ["add_arguments", "run"]
+
+#: The exit status where mplog itself could not start, as env(1) and timeout(1) have it.
+NOT_STARTED = 125
+
+#: Seconds that somebody who has inherited captured output may go on writing behind the command's end.
+LINGER = 2.0
+
+HELP = f"""\
+Run COMMAND with one log for all that it starts, and end with its exit status.
+
+A server is started for --log or --config; without either, the server named by
+{MPLOG_QUEUE} or --queue is joined. COMMAND finds it in {MPLOG_QUEUE}: Python
+programs by mplog.attach(), shell scripts by "mplog log". With --python, Python
+programs join by themselves; with --capture, what any program prints becomes
+records.
+"""
+
+EPILOG = """\
+examples:
+  mplog run --log app.log -- ./nightly.sh
+  mplog run --log app.log --python -- python train.py --epochs 10
+  mplog run --log app.log --capture -- rsync -a src/ dst/
+  mplog run --config logging.toml --capture --stderr-level INFO -- make -j4
+  ls *.wav | xargs -P4 -n1 mplog run --capture -- flac     # under mplog serve
+
+exit status:
+  that of COMMAND; 128+N where signal N has ended it
+  126  COMMAND cannot be executed       127  it is not found
+  125  COMMAND was not run: the log could not be opened, an option's value is
+       not understood, or there is no server
+  2    the arguments make no sense
+
+SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP and SIGCONT are
+passed on to COMMAND. Programs that outlive COMMAND lose the server: use
+mplog serve for them.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``run``."""
+    parser.usage = "mplog run [OPTION ...] [--] COMMAND [ARGUMENT ...]"
+    parser.description, parser.epilog = HELP, EPILOG
+    add_server_arguments(parser)
+    group = parser.add_argument_group("what becomes a record")
+    group.add_argument("--python", action="store_true", help="have Python programs log to the server by themselves")
+    group.add_argument("--capture", action="store_true", help="make records of what is printed, line by line")
+    group.add_argument("--stdout-level", metavar="LEVEL", help="of captured standard output (default: INFO)")
+    group.add_argument("--stderr-level", metavar="LEVEL", help="of captured standard error (default: WARNING)")
+    group.add_argument(
+        "--name", help="what the log calls COMMAND (default: its file name); loggers are NAME.stdout, ..."
+    )
+    group.add_argument(
+        "--linger",
+        metavar="SECONDS",
+        type=seconds,
+        default=LINGER,
+        help=f"wait so long for what COMMAND has left running with captured output (default: {LINGER:g})",
+    )
+    parser.add_argument("--queue", metavar="DIR", help=f"the running server to join (default: {MPLOG_QUEUE})")
+    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return the exit status."""
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        print("mplog run: which command? See mplog run --help.", file=sys.stderr)
+        return 2
+    try:
+        levels = [_level(arguments.stdout_level or "INFO"), _level(arguments.stderr_level or "WARNING")]
+        name = arguments.name or os.path.basename(command[0])
+        multiprocessing.current_process().name = name  # what the log calls the captured lines' process
+        server = _server(arguments)
+    except MplogError as error:
+        print(f"mplog run: {error}", file=sys.stderr)
+        return NOT_STARTED
+    if arguments.python:
+        _have_python_attach()
+    try:
+        return _run(command, name, levels if arguments.capture else [], arguments.linger)
+    finally:
+        if server is not None:
+            _stop(server)
+
+
+def _level(text: str) -> int:
+    try:
+        return logging.Handler(to_level(text)).level
+    except (ValueError, TypeError) as error:
+        raise MplogError(str(error)) from None
+
+
+def _server(arguments: argparse.Namespace) -> LogServer | None:
+    """Start a server, or join the one that runs."""
+    if wants_server(arguments):
+        if arguments.queue:
+            raise MplogError("--queue joins a running server; leave it out, or --log, --config and what goes with them")
+        server = make_server(arguments)
+        start(server)
+        return server
+    directory = running_queue(arguments.queue)
+    attach(directory)
+    os.environ[MPLOG_QUEUE] = directory
+    return None
+
+
+def _run(command: list[str], name: str, levels: list[int], linger: float) -> int:
+    """Run the command to its end; return the exit status."""
+    log = logging.getLogger("mplog.run")
+    kills_before = memory_kills()
+    with signals_held() as mask:
+        try:
+            running = Command(command, mask, capture=bool(levels))
+        except OSError as error:
+            log.error("mplog: %s was not started: %s", name, error.strerror)
+            print(f"mplog run: {command[0]}: {error.strerror}", file=sys.stderr)
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        capture = None
+        if levels:
+            assert running.process.stdout is not None
+            assert running.process.stderr is not None
+            # Duplicates, for Capture to close.
+            ends = [os.dup(pipe.fileno()) for pipe in (running.process.stdout, running.process.stderr)]
+            running.process.stdout.close()
+            running.process.stderr.close()
+            loggers = [logging.getLogger(f"{name}.{stream}") for stream in ("stdout", "stderr")]
+            capture = Capture(zip(ends, loggers, levels))
+        status = running.wait()
+    # From here on, a signal is for mplog itself: while the log is full, this takes its time.
+    if capture is not None:
+        for stream in capture.finish(linger):
+            log.warning("mplog: what %s has left running keeps %s open; the rest of it is lost", name, stream)
+    if status:
+        kills = memory_kills()
+        kills = None if kills is None or kills_before is None else max(0, kills - kills_before)
+        level = logging.ERROR if status < 0 else logging.WARNING
+        log.log(level, "mplog: %s (pid %d) %s", name, running.process.pid, describe_end(status, kills))
+    return 128 - status if status < 0 else status
+
+
+def _stop(server: LogServer) -> None:
+    """Have everything written, and say what was not."""
+    try:
+        lost = unwritten(server.stop())
+    except MplogError as error:
+        print(f"mplog run: at the end, {error}", file=sys.stderr)
+    else:
+        if lost:
+            print(f"mplog run: records are missing in the log: {'; '.join(lost)}", file=sys.stderr)
+
+
+def _have_python_attach() -> None:
+    """Have every Python that inherits this environment import ``startup/sitecustomize.py`` when it starts."""
+    directory = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup")
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (directory, before)))

@@ -1,0 +1,84 @@
+"""What ``mplog run --python`` has every Python import when it starts: log to the server, once anything logs.
+
+The rule of this file: **a program that does not log pays nothing, and one that cannot find mplog runs as ever.** All
+that is done here is to wait for the import of ``logging``. The sitecustomize that would have been imported without this
+one is imported behind it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.machinery import PathFinder
+
+TYPE_CHECKING = False  # typing itself takes its time to load
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+_WAITED_FOR = ("logging", "logging.config")
+
+
+class _Loader:
+    """Loads a module as its own loader does, and then tells mplog."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        assert module.__spec__ is not None
+        module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        _tell(module.__name__)
+
+
+class _Finder:
+    """Finds the modules that are waited for."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in _WAITED_FOR:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+        return spec
+
+
+def _tell(name: str) -> None:
+    try:
+        from mplog import autoattach
+    except ImportError:
+        return  # another Python, without mplog: it logs as ever
+    autoattach.on_import(name)
+
+
+def _chain() -> None:
+    """Import the sitecustomize that this one hides."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
+    spec = PathFinder.find_spec("sitecustomize")
+    if spec is None or spec.loader is None:
+        return
+    from importlib.util import module_from_spec
+
+    sys.modules["sitecustomize"] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+# A logging process of mplog's is none of the programs that are to log.
+if not any("from mplog.supervisor import run" in argument for argument in getattr(sys, "orig_argv", ())):
+    sys.meta_path.insert(0, _Finder)
+    for _name in _WAITED_FOR:
+        if _name in sys.modules:
+            _tell(_name)
+_chain()

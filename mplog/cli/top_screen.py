@@ -1,0 +1,365 @@
+"""The screen of ``mplog top``, by rich.
+
+The rule of this file: **what does not fit is left out from the least important on**, and never wrapped. The first lines
+are there on any terminal; columns and rows beyond its size are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.layout import Layout
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from mplog.cli.top import SORTS, Look, Watcher, Worker, dropped_text, duration, fill_text, size
+from mplog.plain import printable
+
+__all__ = ["Screen", "show"]
+
+_BARS = "▁▂▃▄▅▆▇█"
+#: Columns from which on files stand beside the workers, not above them.
+_WIDE = 130
+_STATE_STYLES = {"running": "green", "draining": "yellow", "restarting": "yellow", "suspended": "bold red"}
+#: How full the buffers are when it is worth a look, and when calls are about to wait or to drop.
+_FULL, _FULLER = 0.5, 0.8
+#: The signals that stop or end it: Ctrl-Z, and that of kill(1).
+_NOTED = (signal.SIGTSTP, signal.SIGTERM)
+
+
+class Screen:
+    """What is shown, and what the keys have chosen.
+
+    Args:
+        watcher: looks at the servers.
+        sort: by what the workers are sorted.
+    """
+
+    def __init__(self, watcher: Watcher, sort: str) -> None:
+        self._watcher = watcher
+        self._sorts = list(SORTS)
+        self.sort = sort
+        self._chosen = ""
+        self.looks: list[Look] = []
+
+    def look(self) -> None:
+        """Look at the servers."""
+        self.looks = self._watcher.look(self.sort)
+        if self._chosen not in [look.server.directory for look in self.looks]:
+            self._chosen = self.looks[0].server.directory if self.looks else ""
+
+    def press(self, key: str) -> bool:
+        """Do what a key says; return whether to go on."""
+        if key == "q":
+            return False
+        if key == "s":
+            self.sort = self._sorts[(self._sorts.index(self.sort) + 1) % len(self._sorts)]
+        if key in ("j", "k", "\x1b[A", "\x1b[B", "\x1bOA", "\x1bOB") and self.looks:
+            step = -1 if key in ("k", "\x1b[A", "\x1bOA") else 1
+            directories = [look.server.directory for look in self.looks]
+            self._chosen = directories[(directories.index(self._chosen) + step) % len(directories)]
+        return True
+
+    # --- what is shown ---
+
+    def render(self, width: int, height: int) -> RenderableType:
+        """Return the screen for a terminal of this size."""
+        head = self._head(width)
+        if not self.looks:
+            body: RenderableType = Text(
+                "No server of this user runs now. One that starts will be shown here.", style="yellow"
+            )
+            return Group(head, Text(), body)
+        # The chosen server always has most of the room.
+        rows = min(len(self.looks), max(1, (height - 14) // 2))
+        layout = Layout()
+        parts = [Layout(head, size=1), Layout(self._servers(width, rows), size=rows + 2 + (rows < len(self.looks)))]
+        look = next(look for look in self.looks if look.server.directory == self._chosen)
+        rest = height - 1 - (rows + 2 + (rows < len(self.looks)))
+        parts.append(Layout(self._details(look, width, rest), size=max(1, rest)))
+        layout.split_column(*parts)
+        return layout
+
+    def _head(self, width: int) -> Text:
+        looks = self.looks
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append("mplog top", style="bold")
+        text.append(
+            f"  {time.strftime('%H:%M:%S')}  {len(looks)} server{'' if len(looks) == 1 else 's'}  "
+            f"{sum(look.records_per_second for look in looks):,.0f} records/s"
+        )
+        left = len(self._watcher.found.left)
+        if left:
+            text.append(f"  {left} left by killed programs (mplog top --once says which)", style="yellow")
+        keys = f"q quit  s sort ({SORTS[self.sort]})" + ("  ↑↓ server" if len(looks) > 1 else "")
+        if text.cell_len + len(keys) + 2 <= width:
+            text.append(" " * (width - text.cell_len - len(keys)) + keys, style="dim")
+        return text
+
+    def _servers(self, width: int, rows: int) -> RenderableType:
+        table = Table(box=SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+        for name, least in (
+            ("SERVER", 0), ("STATE", 28), ("UPTIME", 96), ("RECORDS/S", 0), ("BYTES/S", 60), ("RECORDS", 90),
+            ("FILL", 36), ("DROPPED", 46), ("WORKERS", 50), ("RESTARTS", 100),
+        ):  # fmt: skip
+            if width >= least:
+                table.add_column(name, justify="left" if name == "STATE" else "right", no_wrap=True)
+        if width >= 60:
+            table.add_column("PROGRAM", no_wrap=True, overflow="ellipsis", ratio=1)
+        names = [str(column.header) for column in table.columns]
+        directories = [look.server.directory for look in self.looks]
+        first = max(0, min(directories.index(self._chosen) - rows + 1, len(self.looks) - rows))
+        for look in self.looks[first : first + rows]:
+            cells = self._server_cells(look)
+            is_chosen = look.server.directory == self._chosen and len(self.looks) > 1
+            table.add_row(*(cells[name] for name in names), style="reverse" if is_chosen else "")
+        if rows < len(self.looks):
+            return Group(table, Text(f"… {len(self.looks) - rows} more", style="dim"))
+        return table
+
+    def _server_cells(self, look: Look) -> dict[str, RenderableType]:
+        snapshot, stats, notice = look.snapshot, look.snapshot.stats, look.server.notice
+        return {
+            "SERVER": str(snapshot.pid),
+            "STATE": Text(snapshot.state, style=_STATE_STYLES.get(snapshot.state, "red")),
+            "UPTIME": duration(look.uptime),
+            "RECORDS/S": f"{look.records_per_second:,.0f}",
+            "BYTES/S": size(look.bytes_per_second) if snapshot.has_buffers else "?",
+            "RECORDS": f"{stats.received:,}",
+            "FILL": Text(fill_text(snapshot), style=_fill_style(snapshot.fill)),
+            "DROPPED": Text(f"{stats.dropped:,}", style="bold red" if stats.dropped else ""),
+            "WORKERS": str(sum(worker.is_alive for worker in look.workers)),
+            "RESTARTS": Text(str(stats.restarts), style="yellow" if stats.restarts else ""),
+            "PROGRAM": Text(f"{notice.program} {printable(notice.command)}"),
+        }
+
+    def _details(self, look: Look, width: int, height: int) -> RenderableType:
+        title = f"server {look.snapshot.pid} of program {look.server.notice.program}"
+        inner = width - 4
+        facts = self._facts(look, inner if width < _WIDE else inner // 2)
+        if width >= _WIDE:
+            grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
+            grid.add_column(ratio=1)
+            grid.add_column(ratio=1)
+            room = max(1, height - 2)
+            grid.add_row(
+                Group(*facts, Text(), self._files(look, max(1, room - len(facts) - 3))),
+                self._workers(look, inner // 2, room - 3),
+            )
+            body: RenderableType = grid
+        else:
+            room = max(2, height - 2 - len(facts))
+            files = min(len(look.snapshot.files) + bool(look.snapshot.more_files), max(1, room // 4))
+            parts: list[RenderableType] = [*facts]
+            if look.snapshot.files and room >= 8:
+                parts.append(self._files(look, files))
+                room -= files + 2
+            parts.append(self._workers(look, inner, room - 3))
+            body = Group(*parts)
+        return Panel(body, title=title, title_align="left", border_style="dim", height=max(3, height))
+
+    def _facts(self, look: Look, width: int) -> list[RenderableType]:
+        snapshot, stats = look.snapshot, look.snapshot.stats
+        history = list(self._watcher.history.get(look.server.directory, ()))
+        rate = Text(no_wrap=True, overflow="ellipsis")
+        rate.append("rate     ", style="dim")
+        rate.append(f"{look.records_per_second:>9,.0f} records/s  ")
+        rate.append(_bars(history[1:], max(0, width - rate.cell_len)), style="cyan")
+        fill = Text(no_wrap=True, overflow="ellipsis")
+        fill.append("buffers  ", style="dim")
+        if snapshot.has_buffers:
+            length = max(5, min(20, width - 50))
+            full = round(snapshot.fill * length)
+            fill.append("█" * full, style=_fill_style(snapshot.fill) or "green")
+            fill.append("░" * (length - full), style="dim")
+            fill.append(f" {snapshot.fill:.0%}, at most {stats.peak_fill:.0%}, {size(snapshot.waiting)} waiting")
+        else:
+            fill.append(f"at most {stats.peak_fill:.0%}")
+        if snapshot.fill >= 1:
+            waits = look.server.notice.overflow == "block"
+            fill.append("; the queue fills, too: " + ("calls wait" if waits else "records are dropped"), style="red")
+        dropped = Text(no_wrap=True, overflow="ellipsis")
+        dropped.append("dropped  ", style="dim")
+        dropped.append(dropped_text(look), style="bold red" if stats.dropped else "")
+        if look.troubles:
+            also = ", ".join(f"{count:,} {printable(what)}" for what, count in look.troubles.items())
+            dropped.append(f"; {also}", style="yellow")
+        return [rate, fill, dropped]
+
+    def _files(self, look: Look, rows: int) -> RenderableType:
+        table = Table(box=SIMPLE_HEAD, expand=True, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("SIZE", justify="right", no_wrap=True, min_width=9)
+        table.add_column("FILE", no_wrap=True, ratio=1, overflow="ellipsis")
+        files, more = look.snapshot.files, look.snapshot.more_files
+        shown = files if len(files) + bool(more) <= rows else files[: max(0, rows - 1)]
+        for path, length in shown:
+            table.add_row(size(length) if length >= 0 else "-", Text(_end_of(printable(path))))
+        more += len(files) - len(shown)
+        if more:
+            table.add_row("", Text(f"… {more} more", style="dim"))
+        return table
+
+    def _workers(self, look: Look, width: int, rows: int) -> RenderableType:
+        table = Table(box=SIMPLE_HEAD, expand=True, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("PID", justify="right", no_wrap=True)
+        table.add_column("WORKER", no_wrap=True, ratio=1, overflow="ellipsis")
+        # The columns that there is no room for, from the least important on.
+        columns = [index for index, least in enumerate((0, 0, 0, 60, 46)) if width >= least]
+        for index in columns[2:]:
+            table.add_column(("", "", "RECORDS/S", "RECORDS", "DROPPED")[index], justify="right", no_wrap=True)
+        shown = look.workers if len(look.workers) <= rows else look.workers[: max(0, rows - 1)]
+        for worker in shown:
+            cells = _worker_cells(worker)
+            table.add_row(*(cells[index] for index in columns), style="" if worker.is_alive else "dim")
+        if len(shown) < len(look.workers):
+            rest: Sequence[Worker] = look.workers[len(shown) :]
+            cells = [
+                "",
+                Text(f"… {len(rest)} more", style="dim"),
+                f"{sum(worker.rate for worker in rest):,.0f}",
+                f"{sum(worker.records for worker in rest):,}",
+                f"{sum(worker.dropped for worker in rest):,}",
+            ]
+            table.add_row(*(cells[index] for index in columns))
+        return table
+
+
+def _worker_cells(worker: Worker) -> list[RenderableType]:
+    return [
+        str(worker.pid),
+        Text(printable(worker.name) + ("" if worker.is_alive else " (ended)")),
+        f"{worker.rate:,.0f}",
+        f"{worker.records:,}",
+        Text(f"{worker.dropped:,}", style="bold red" if worker.dropped else ""),
+    ]
+
+
+def _fill_style(fill: float) -> str:
+    return "bold red" if fill >= _FULLER else "yellow" if fill >= _FULL else ""
+
+
+def _bars(values: Sequence[float], width: int) -> str:
+    values = values[-width:] if width else []
+    most = max(values, default=0.0)
+    return "".join(_BARS[round(value / most * (len(_BARS) - 1))] for value in values) if most else ""
+
+
+def _end_of(path: str) -> str:
+    """Return a path with its home as ``~``: what tells files apart is the end."""
+    home = os.path.expanduser("~")
+    return f"~{path[len(home) :]}" if home != "/" and path.startswith(f"{home}/") else path
+
+
+# --- the terminal ---
+
+
+@contextlib.contextmanager
+def _keyboard() -> Iterator[int]:
+    """Have keys come one by one, unseen, as long as this lasts; yields the descriptor, -1 for no keyboard."""
+    fd = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else -1
+    try:
+        # A background job must not touch the terminal, and would be stopped for it.
+        has_keys = fd >= 0 and os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:  # somebody else's terminal
+        has_keys = False
+    if not has_keys:
+        yield -1
+        return
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+        yield fd
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """Yield a descriptor from which the numbers of signals are read that have to do with the terminal.
+
+    Its size has changed; or this is to stop or to end, before which the terminal is put back as it was.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+
+    def note(number: int, _: object) -> None:
+        with contextlib.suppress(OSError):
+            os.write(writing, bytes([number]))
+
+    # What is ignored here, as by a shell without job control, stays so.
+    wanted = [number for number in _NOTED if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in (signal.SIGWINCH, *wanted)}
+    try:
+        yield reading
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)
+
+
+def show(watcher: Watcher, sort: str, interval: float) -> int:
+    """Show the screen until q or Ctrl-C; return the exit status.
+
+    Args:
+        watcher: looks at the servers.
+        sort: by what the workers are sorted at first.
+        interval: seconds between two looks.
+    """
+    screen = Screen(watcher, sort)
+    while (number := _show(screen, interval)) is not None:
+        os.kill(os.getpid(), number)  # which is as it was for this process
+    return 0
+
+
+def _show(screen: Screen, interval: float) -> int | None:
+    """Show the screen until q, Ctrl-C, or a signal that stops or ends it; return its number, None for the end."""
+    console = Console()
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        _keyboard() as keys,
+        _signals() as signals,
+        Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live,
+    ):
+        due = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= due:
+                screen.look()
+                due = now + interval
+            live.update(screen.render(console.width, console.height), refresh=True)
+            sources = [fd for fd in (keys, signals) if fd >= 0]
+            ready, _, _ = select.select(sources, [], [], max(0.0, due - time.monotonic()))
+            if signals in ready:
+                for number in os.read(signals, 4096):
+                    if number in _NOTED:
+                        return number
+            if keys in ready:
+                typed = os.read(keys, 64).decode("ascii", "replace")
+                if not typed or not all(screen.press(key) for key in _keys(typed)):
+                    break  # or the terminal has gone
+                due = 0.0 if "s" in typed else due
+    return None
+
+
+def _keys(typed: str) -> list[str]:
+    """Return the keys: an arrow comes as three characters."""
+    keys = []
+    while typed:
+        length = 3 if typed.startswith(("\x1b[", "\x1bO")) else 1
+        keys.append(typed[:length])
+        typed = typed[length:]
+    return keys
