@@ -7,6 +7,7 @@ error pickles, because most of them are found in the logging process and raised 
 from __future__ import annotations
 
 __all__ = [
+    "ConfigurationError",
     "DrainTimeoutError",
     "LogFileLockedError",
     "LoggingProcessDiedError",
@@ -46,6 +47,18 @@ class MessageTooLongError(MplogError, ValueError):
 
 class StartError(MplogError, RuntimeError):
     """The logging process could not start."""
+
+
+class ConfigurationError(StartError, ValueError):
+    """Something in a logging configuration is wrong.
+
+    Attributes:
+        place: where, as the path of its keys: ``handlers.file.level``; "" for all of it.
+    """
+
+    def __init__(self, message: str, *, place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class SinkError(StartError):

@@ -17,6 +17,7 @@ import fcntl
 import math
 import os
 import select
+import stat
 import sys
 import termios
 import time
@@ -31,6 +32,7 @@ __all__ = [
     "peek",
     "pending",
     "set_size",
+    "size",
     "try_lock",
     "wait",
 ]
@@ -53,8 +55,12 @@ def create(path: str) -> None:
 
 
 def open_reader(path: str) -> int:
-    """Open the reading end without waiting for a writer."""
-    return _out_of_the_way(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    """Open the reading end without waiting for a writer.
+
+    Raises:
+        PermissionError: it is not a FIFO, or another user's.
+    """
+    return _out_of_the_way(_open_own(path, os.O_RDONLY))
 
 
 def open_writer(path: str) -> int:
@@ -62,13 +68,28 @@ def open_writer(path: str) -> int:
 
     Raises:
         BrokenPipeError: nobody reads it.
+        PermissionError: it is not a FIFO, or another user's.
     """
     try:
-        return _out_of_the_way(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        return _out_of_the_way(_open_own(path, os.O_WRONLY))
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), path) from None
         raise
+
+
+def _open_own(path: str, flags: int) -> int:
+    """Open a FIFO of this user.
+
+    The directory of a queue that has ended may have been made anew by somebody else, who wants to read what is logged,
+    or to have it written into another file.
+    """
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    found = os.fstat(fd)
+    if stat.S_ISFIFO(found.st_mode) and found.st_uid == os.geteuid():
+        return fd
+    os.close(fd)
+    raise PermissionError(errno.EPERM, "it is not the queue of this user, but somebody else's work", path)
 
 
 def is_open(fd: int) -> bool:
@@ -98,6 +119,13 @@ def set_size(fd: int, size: int) -> int:
     for command, argument in ((_F_SETPIPE_SZ, size), (_F_GETPIPE_SZ, 0)):
         with contextlib.suppress(OSError):
             return fcntl.fcntl(fd, command, argument)
+    return 65536
+
+
+def size(fd: int) -> int:
+    """Return for how many bytes there is room in all."""
+    with contextlib.suppress(OSError):
+        return fcntl.fcntl(fd, _F_GETPIPE_SZ)
     return 65536
 
 
@@ -132,7 +160,7 @@ def peek(fd: int) -> bytes:
 
 def open_lock(path: str) -> int:
     """Open a file to `try_lock`."""
-    return _out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return _out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 
 def try_lock(fd: int) -> bool:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from mplog.formatters import BatchFormatter, Renderer, compile_loop, expression
+from mplog.formatters import BatchFormatter, Piece, Renderer, compile_loop, expression
 from mplog.plain import safe_str
-from mplog.record import Record, decode, encode
+from mplog.record import Record, constant_fields, decode, encode
 
 __all__ = ["JSONFormatter"]
 
@@ -37,14 +37,15 @@ _UTC = datetime.timezone.utc
 class JSONFormatter(BatchFormatter):
     """Write each record as one JSON object on one line.
 
-    Extra attributes that no field shows follow the fields, with their types; one that is called like a field gets a
-    trailing underscore. An exception is the field ``exception``, a stack the field ``stack``.
+    Extra attributes that no field shows follow the fields, with their types, those that all records of the server have
+    (``LogServer(fields=)``) first; one that is called like a field gets a trailing underscore. An exception is the
+    field ``exception``, a stack the field ``stack``.
 
     >>> FileSink("app.jsonl", format=JSONFormatter(time="epoch"))                       # doctest: +SKIP
 
     Args:
         fields: what is written: names in the output, and the attributes that they show (any of a record's).
-            None (the default) takes `DEFAULT_FIELDS`.
+            None (the default) takes ``time``, ``level``, ``logger``, ``message``, ``process`` and ``pid``.
         time: how ``created`` is written: ``"rfc3339"`` (the default; UTC, microseconds), or ``"epoch"``, in seconds.
         exceptions: ``"text"`` (the default) writes the traceback as it would stand in a text log, ``"frames"`` an
             object with ``type``, ``message``, ``frames`` (of ``file``, ``line``, ``function``) and ``text``.
@@ -107,29 +108,50 @@ class JSONFormatter(BatchFormatter):
         """Return the fast way to format a batch; None where the formatter has methods of its own."""
         if type(self) is not JSONFormatter or not vars(self).keys() <= _PLAIN_ATTRIBUTES:
             return None
-        items = ", ".join(f"{name!r}: {self._expression(attribute)}" for name, attribute in self.fields.items())
-        body = [
-            # Exceptions, stacks and what is not standard are rare, and go the long way.
-            "if exc_text or stack_info: raise LookupError",
-            "if created // 1 != second: stamp = date(created // 1); second = created // 1",
-            f"line = {{{items}}}",
-            "if extra: add(line, extra.items(), shown_already)",
-            "text = to_json(line)",
-        ]
+        pieces = [Piece("{")]
+        for name, attribute in self.fields.items():
+            separator = "," if len(pieces) > 1 else ""
+            pieces.append(Piece(f"{separator}{_encode(_readable(name)).decode()}:"))
+            pieces += self._pieces(attribute)
+        line = dict.fromkeys(self.fields)
+        _add(line, constant_fields.items(), _STANDARD.union(self.fields.values()))
+        more = {name: value for name, value in line.items() if name not in self.fields}
+        if more:
+            pieces.append(Piece(f"{',' if len(pieces) > 1 else ''}{_to_json(more)[1:-1]}"))
+        dated = any("stamp" in piece.expression for piece in pieces)
         names = {
             "date": _date,
-            "fraction": _fraction,
-            "add": _add,
-            "shown_already": _STANDARD.union(self.fields.values()),
-            "to_json": _to_json,
+            "encode": _encode,
+            "extended": _Extended(line, self.fields),
         }
-        return compile_loop(body, self.fields.values(), names, self, terminator)
+        return compile_loop(
+            # Before 1970, the fraction takes more care.
+            ["assert created >= 1", "stamp = date(created // 1)"] if dated else [],
+            [*pieces, Piece("}")],
+            # Exceptions and stacks are rare, and go the long way.
+            ["if exc_text or stack_info: raise LookupError", "text = extended(text, extra)"],
+            names,
+            self,
+            terminator,
+            rarely="or extra",
+        )
 
-    def _expression(self, attribute: str) -> str:
-        if attribute == "created":
-            return "created" if self.time == "epoch" else "stamp + fraction(created)"
-        # What is no attribute of its own, but of its class or made for it, goes the long way.
-        return "no_such_thing" if attribute == "asctime" or hasattr(Record, attribute) else expression(attribute)
+    def _pieces(self, attribute: str) -> list[Piece]:
+        """Return the value of a field."""
+        if attribute == "created" and self.time == "rfc3339":
+            created = frozenset({"created"})
+            return [
+                Piece('"'),
+                Piece(expression="stamp", fields=created),
+                Piece("."),
+                Piece(expression="'%06d' % (created % 1 * 1e6)", fields=created),
+                Piece('Z"'),
+            ]
+        if attribute == "asctime" or (attribute != "message" and hasattr(Record, attribute)):
+            # What is no attribute of its own, but of its class or made for it, goes the long way.
+            return [Piece(expression="no_such_thing", fields=frozenset({"created"}))]
+        fields = frozenset({"msg" if attribute == "message" else attribute})
+        return [Piece(expression=f"encode({expression(attribute)}).decode()", fields=fields)]
 
 
 def _date(second: float) -> str:
@@ -139,6 +161,20 @@ def _date(second: float) -> str:
 def _fraction(created: float) -> str:
     # The remainder of a tiny negative number is 1.
     return f".{min(int(created % 1 * 1e6), 999_999):06d}Z"
+
+
+class _Extended:
+    """Add the extra attributes to a line."""
+
+    def __init__(self, line: Iterable[str], fields: Mapping[str, str]) -> None:
+        self._taken = _STANDARD.union(fields.values(), line)
+
+    def __call__(self, text: str, extra: dict[str, Any]) -> str:
+        if self._taken.isdisjoint(extra):
+            more = _to_json(extra)
+        else:
+            raise LookupError
+        return f"{text[:-1]},{more[1:]}" if len(text) > 2 else more
 
 
 def _add(line: dict[str, Any], extra: Iterable[tuple[str, Any]], shown_already: frozenset[str]) -> None:

@@ -9,25 +9,25 @@ stack), the call takes the stdlib's own way.
 from __future__ import annotations
 
 import logging
+import multiprocessing.process
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from multiprocessing.process import current_process
+from collections.abc import Mapping
 from queue import SimpleQueue
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
+from mplog.bound import in_use, merged, named
 from mplog.errors import NoReaderError
 from mplog.handler import QueueHandler
-from mplog.plain import plain_fields, unless_signal
-from mplog.record import MAX_RECORD_SIZE, decode, encode_call, encode_ending, unformattable
+from mplog.levels import look, watched
+from mplog.plain import pack, plain_fields, unless_signal
+from mplog.record import MAX_RECORD_SIZE, decode, encode_origin, unformattable
+from mplog.record_factory import COUNTS_NANOSECONDS, make_record, now, own, task_name
 
 __all__ = ["Logger", "getLogger", "set_logger_class"]
-
-#: What a LogRecord has, and a field therefore cannot be called.
-_RESERVED = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "taskName"}
 
 _SCALARS = frozenset({str, int, float, bool})
 
@@ -36,7 +36,7 @@ class Logger(logging.Logger):
     """A ``logging.Logger`` that costs less than half, and takes fields as keywords.
 
     >>> log = mplog.getLogger(__name__)                                                 # doctest: +SKIP
-    >>> log.info("trade", symbol="X", qty=3)
+    >>> log.info("trade", symbol="X", qty=3)                                            # doctest: +SKIP
 
     Fields are extra attributes of the record, as with ``extra={"symbol": "X", "qty": 3}``. One whose name a record has
     already (``name``, ``process``, ``module``) gets a trailing underscore.
@@ -54,7 +54,18 @@ class Logger(logging.Logger):
         def critical(self, msg: object, *args: object, **kwargs: Any) -> None: ...
         def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None: ...
 
-    def _log(
+    def isEnabledFor(self, level: int) -> bool:
+        """Whether records of this level are logged; notice first what `LogServer.set_level` has changed."""
+        if watched.word[0] != watched.seen:
+            look()
+        if self.disabled:
+            return False
+        try:
+            return self._cache[level]  # type: ignore[attr-defined, no-any-return]
+        except KeyError:
+            return super().isEnabledFor(level)
+
+    def _log(  # noqa: PLR0915 (another call would take a tenth of its time)
         self,
         level: int,
         msg: object,
@@ -65,33 +76,69 @@ class Logger(logging.Logger):
         stacklevel: int = 1,
         **fields: Any,
     ) -> None:
-        if exc_info is None and extra is None and not stack_info and stacklevel == 1 and _no_hooks():
-            handler = None
-            logger: logging.Logger | None = self
+        handler = None
+        if exc_info is None and extra is None and not stack_info and stacklevel == 1:
+            handler = _only_handler(self, level)
+        if handler is not None:
+            # What a LogRecord's constructor and a QueueHandler do, in that order.
+            queue = handler.queue
+            rest = None
+            if queue.details or COUNTS_NANOSECONDS:
+                created, milliseconds, relative = now()
+                if queue.details:
+                    rest = relative, None
+            else:
+                created = time.time()
+                milliseconds = created % 1 * 1000 // 1
             try:
-                while logger is not None:
-                    if logger.handlers:
-                        if handler is not None or len(logger.handlers) > 1:
-                            break
-                        handler = logger.handlers[0]
-                    logger = logger.parent if logger.propagate else None
-            except IndexError:
-                handler = None  # another thread has just taken it off
-            if (
-                logger is None  # otherwise there is more than one
-                and type(handler) is QueueHandler
-                and type(level) is int  # an enum's level has another name than its number
-                and level >= handler.level
-                and not handler.filters
-                and len(handler.__dict__) == _HANDLER_ATTRIBUTES
-                and _is_ordinary(self)
-            ):
-                rest = _send(self, handler, level, msg, args, fields, sys._getframe(1))
-                if rest is None:
-                    return
-                msg, args = rest
+                process_name = _processes._current_process._name
+                if process_name == "MainProcess":
+                    process_name = _process_name()
+                if queue.details:
+                    origin = _place(self, level, process_name, sys._getframe(1))
+                else:
+                    origin = _origins[self.name, level, _level_names.get(level), process_name]
+            except Exception:
+                origin = None
+            if origin is not None:
+                try:
+                    message = msg if type(msg) is str else str(msg)
+                    if args:
+                        if len(args) == 1 and type(args[0]) not in _SCALARS:
+                            args = _mapping_or(args)
+                        message = message % args
+                except (Exception, SystemExit, GeneratorExit) as error:
+                    message = unformattable(msg, args, unless_signal(error))
+                msg, args = message, ()
+                try:
+                    extra = plain_fields(named(fields.items())) if fields else None
+                    if in_use.pid:
+                        extra = merged(extra)
+                    payload = pack(
+                        (next(queue.sequence), message, extra, None, created, milliseconds, None, rest, origin)
+                    )
+                except Exception:
+                    payload = b""
+                except (SystemExit, GeneratorExit) as error:
+                    unless_signal(error)
+                    payload = b""
+                if 0 < len(payload) <= MAX_RECORD_SIZE:
+                    try:
+                        handler.send_encoded(payload)
+                        return
+                    except RecursionError:
+                        pass
+                    except NoReaderError as error:
+                        handler.fall_back(decode(payload), error)
+                        return
+                    except Exception:
+                        handler.handleError(decode(payload))  # not once more: it may have been sent already
+                        return
+                else:
+                    queue.count_unused()  # the number that it was encoded with; it gets another
+                extra = None
         if fields:
-            extra = {**(extra or {}), **dict(_named(fields))}
+            extra = {**(extra or {}), **dict(named(fields.items()))}
         super()._log(level, msg, args, exc_info, extra, stack_info, stacklevel + _FRAMES_COUNTED)
 
     def __reduce__(self) -> Any:
@@ -105,56 +152,73 @@ Logger._log.__code__ = Logger._log.__code__.replace(co_filename=_LOGGING_FILE)
 # But Python 3.10 goes up by a number of frames from _log(), whatever file they are of, and this is one more.
 _FRAMES_COUNTED = 1 if sys.version_info < (3, 11) else 0
 
-_METHODS = frozenset({"_log", "handle", "callHandlers", "makeRecord", "findCaller", "filter"})
 
+def _only_handler(logger: Any, level: Any) -> Any:
+    """Return the QueueHandler that is all that would ever see a call; None where something else might.
 
-def _no_hooks() -> bool:
-    """Whether nothing in this program changes what becomes of a call. Sentry, for one, patches callHandlers."""
-    return (
-        Logger.callHandlers is _CALL_HANDLERS
-        and logging._logRecordFactory is _LogRecord  # type: ignore[attr-defined]
-        and Logger.handle is _HANDLE
-        and Logger.makeRecord is _MAKE_RECORD
-        and Logger.findCaller is _FIND_CALLER
-        and Logger.filter is _FILTER
-        and logging.Logger._log is _LOG
-        and _LogRecord.__init__ is _INIT
-        and _LogRecord.getMessage is _GET_MESSAGE
-        and QueueHandler.handle is _HANDLER_HANDLE
-        and QueueHandler.emit is _EMIT
-        and logging.logThreads
-        and logging.logProcesses
-        and logging.logMultiprocessing
-    )
-
-
-def _own(method: Callable[..., Any]) -> Any:
-    """Return a method of logging itself; for one that was patched before this module was imported, what none is."""
-    return method if type(method) is FunctionType and method.__code__.co_filename == _LOGGING_FILE else object()
-
-
-_LogRecord = logging.LogRecord
-_CALL_HANDLERS = _own(logging.Logger.callHandlers)
-_HANDLE = _own(logging.Logger.handle)
-_MAKE_RECORD = _own(logging.Logger.makeRecord)
-_FIND_CALLER = _own(logging.Logger.findCaller)
-_FILTER = _own(logging.Logger.filter)
-_LOG = _own(logging.Logger._log)
-_INIT = _own(_LogRecord.__init__)
-_GET_MESSAGE = _own(_LogRecord.getMessage)
-_HANDLER_HANDLE = QueueHandler.handle
-_EMIT = QueueHandler.emit
-
-
-def _is_ordinary(logger: Logger) -> bool:
-    """Whether the logger has no filters, and no methods of its own."""
+    Nothing in the program changes what becomes of a call (Sentry, for one, patches callHandlers), the logger has no
+    filters and no methods of its own, and it and those above it have one handler together.
+    """
+    if (
+        Logger.callHandlers is not _CALL_HANDLERS
+        or Logger.handle is not _HANDLE
+        or Logger.makeRecord is not _MAKE_RECORD
+        or Logger.findCaller is not _FIND_CALLER
+        or Logger.filter is not _FILTER
+        or _Logger._log is not _LOG
+        or _LogRecord.__init__ is not _INIT
+        or _LogRecord.getMessage is not _GET_MESSAGE
+        or (_logging._logRecordFactory is not make_record and _logging._logRecordFactory is not _LogRecord)
+        or QueueHandler.handle is not _HANDLER_HANDLE
+        or not (_logging.logThreads and _logging.logProcesses and _logging.logMultiprocessing)
+        or logger.filters
+        or logger.disabled  # isEnabledFor() is not asked where a program calls _log() itself
+        or type(logger) is not Logger
+        or type(level) is not int  # an enum's level has another name than its number
+    ):
+        return None
     attributes = logger.__dict__
-    return (
-        not logger.filters
-        and not logger.disabled  # isEnabledFor() is not asked where a program calls _log() itself
-        and type(logger) is Logger
-        and ((len(attributes) == _ORDINARY_ATTRIBUTES and "manager" in attributes) or _METHODS.isdisjoint(attributes))
-    )
+    if (len(attributes) != _ORDINARY_ATTRIBUTES or "manager" not in attributes) and not _METHODS.isdisjoint(attributes):
+        return None
+    while not logger.handlers:
+        if not logger.propagate or logger.parent is None:
+            return None
+        logger = logger.parent
+    handlers = logger.handlers
+    if len(handlers) != 1 or (logger.parent is not None and logger.propagate and _has_handlers(logger.parent)):
+        return None
+    handler = handlers[0]
+    if (
+        type(handler) is QueueHandler
+        and handler.level <= level < handler.direct_below
+        and not handler.filters
+        and len(handler.__dict__) == _HANDLER_ATTRIBUTES
+    ):
+        return handler
+    return None
+
+
+_logging: Any = logging
+_Logger = logging.Logger
+_LogRecord = logging.LogRecord
+_METHODS = frozenset({"_log", "handle", "callHandlers", "makeRecord", "findCaller", "filter"})
+_CALL_HANDLERS = own(_Logger.callHandlers)
+_HANDLE = own(_Logger.handle)
+_MAKE_RECORD = own(_Logger.makeRecord)
+_FIND_CALLER = own(_Logger.findCaller)
+_FILTER = own(_Logger.filter)
+_LOG = own(_Logger._log)
+_INIT = own(_LogRecord.__init__)
+_GET_MESSAGE = own(_LogRecord.getMessage)
+_HANDLER_HANDLE = QueueHandler.handle
+
+
+def _has_handlers(logger: Any) -> bool:
+    while logger is not None:
+        if logger.handlers:
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
 
 
 # The manager gives each logger one more: `manager`.
@@ -162,158 +226,101 @@ _ORDINARY_ATTRIBUTES = len(Logger("").__dict__) + 1
 _HANDLER_ATTRIBUTES = len(QueueHandler(SimpleQueue()).__dict__)
 
 
-def _send(
-    logger: Logger, handler: QueueHandler, level: int, msg: Any, args: Any, fields: dict[str, Any], frame: Any
-) -> tuple[Any, Any] | None:
-    """Do what a LogRecord's constructor and QueueHandler do, in that order.
-
-    Returns:
-        None; or, to have them do it, the msg and args, already formatted if they have been.
-    """
-    try:
-        now = _now()
-        code = frame.f_code
-        if _FRAMES_COUNTED or code.co_filename == _LOGGING_FILE:
-            frame = frame.f_back
-            code = frame.f_code
-        if args and len(args) == 1 and type(args[0]) not in _SCALARS and isinstance(args[0], Mapping) and args[0]:
-            args = args[0]
-        names = threading.current_thread().name, _process_name()
-        context = _here.context
-        if context[0] != names:
-            _here.context = context = (names, {})
-        site = (logger.name, level, _level_names.get(level), id(code), frame.f_lasti, _task_name())
-        ending = context[1].get(site)
-        if ending is None:
-            if not _is_caller(code):
-                return msg, args
-            if len(context[1]) >= _SITES:
-                context[1].clear()
-            context[1][site] = ending = (_ending(logger, level, frame), code)
-    except Exception:
-        return msg, args
-    try:
-        message = msg if type(msg) is str else str(msg)
-        if args:
-            message = message % args
-    except Exception as error:
-        message = unformattable(msg, args, error)
-    except (SystemExit, GeneratorExit) as error:
-        message = unformattable(msg, args, unless_signal(error))
-    try:
-        payload = encode_call(message, plain_fields(_named(fields)) if fields else None, *now, ending[0])
-    except Exception:
-        return message, ()
-    except (SystemExit, GeneratorExit) as error:
-        unless_signal(error)
-        return message, ()
-    if len(payload) > MAX_RECORD_SIZE:
-        return message, ()
-    try:
-        handler.send_encoded(payload)
-    except (NoReaderError, RecursionError):
-        return message, ()
-    except Exception:
-        handler.handleError(decode(payload))  # not once more: it may have been sent already
-    return None
+def _mapping_or(args: tuple[Any, ...]) -> Any:
+    """Return the one argument where it is a mapping, as a LogRecord does."""
+    return args[0] if isinstance(args[0], Mapping) and args[0] else args
 
 
 # --- what does not differ from call to call ---
 
 
+class _Origins(dict[tuple[Any, ...], bytes]):
+    """Origins without details, by the name of the logger, the level and its name, and the name of the process."""
+
+    def __missing__(self, key: tuple[str, int, str | None, str]) -> bytes:
+        name, level, _, process_name = key
+        if len(self) >= _KEPT:
+            self.clear()
+        values = os.getpid(), name, level, logging.getLevelName(level), process_name, None
+        origin = self[key] = encode_origin(values)
+        return origin
+
+
+_origins = _Origins()
+
+
 class _Here(threading.local):
-    """Of each thread: the names of it and of its process, and the ends of records by the place of the call.
+    """Of each thread: its names, and origins with details, by the place of the call.
 
     With each goes its code, which must not be collected as long as its id stands here.
     """
 
-    context: tuple[Any, dict[tuple[Any, ...], tuple[bytes, CodeType]]] = (None, {})
+    names: tuple[str, str | None] | None = None
+    places: dict[tuple[Any, ...], tuple[bytes, CodeType]]
 
 
 _here = _Here()
-#: Places kept ready; more come from code that is made at run time, and from the names of asyncio's tasks.
-_SITES = 2_000
+#: Origins kept ready; more come from code that is made at run time, and from the names of asyncio's tasks.
+_KEPT = 2_000
 _level_names = logging._levelToName
+_processes: Any = multiprocessing.process
 
 
-def _forget_context() -> None:
-    _here.context = (None, {})
+def _forget() -> None:
+    _origins.clear()
+    _here.names = None
 
 
 if hasattr(os, "register_at_fork"):
     # Also before, for what others have registered to run in the child ahead of this.
-    os.register_at_fork(before=_forget_context, after_in_child=_forget_context)
+    os.register_at_fork(before=_forget, after_in_child=_forget)
 
 
-def _is_caller(code: CodeType) -> bool:
-    """Whether findCaller() would name it: not a LoggerAdapter, not an import."""
-    return code.co_filename != _LOGGING_FILE and "importlib" not in code.co_filename
+def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> bytes | None:
+    """Return the origin with its details; None where only findCaller() knows the place."""
+    code = frame.f_code
+    if _FRAMES_COUNTED or code.co_filename == _LOGGING_FILE:
+        frame = frame.f_back
+        code = frame.f_code
+    names = threading.current_thread().name, process_name
+    if _here.names != names:
+        _here.places, _here.names = {}, names
+    places = _here.places
+    place = (logger.name, level, _level_names.get(level), id(code), frame.f_lasti, task_name())
+    known = places.get(place)
+    if known is None:
+        # Not a LoggerAdapter, not an import.
+        if code.co_filename == _LOGGING_FILE or "importlib" in code.co_filename:
+            return None
+        if len(places) >= _KEPT:
+            places.clear()
+        known = places[place] = (_origin(logger, level, process_name, frame), code)
+    return known[0]
 
 
-def _ending(logger: Logger, level: int, frame: FrameType) -> bytes:
+def _origin(logger: Logger, level: int, process_name: str | None, frame: FrameType) -> bytes:
     path = frame.f_code.co_filename
     filename = os.path.basename(path)
-    thread = threading.current_thread()
-    hidden = (
+    details = (
         threading.get_ident(),
-        thread.name,
+        threading.current_thread().name,
         path,
         filename,
         os.path.splitext(filename)[0],
         frame.f_lineno,
         frame.f_code.co_name,
+        task_name(),
     )
-    name = logging.getLevelName(level)
-    return encode_ending(os.getpid(), logger.name, level, name, _process_name(), hidden, _task_name())
-
-
-def _named(fields: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(f"{name}_" if name in _RESERVED else name, value) for name, value in fields.items()]
-
-
-# The three times of a record, as the LogRecord of this Python works them out.
-if sys.version_info >= (3, 13):
-
-    def _now() -> tuple[float, float, float]:
-        nanoseconds = time.time_ns()
-        seconds = nanoseconds / 1e9
-        milliseconds = (nanoseconds % 1_000_000_000) // 1_000_000 + 0.0
-        if milliseconds == 999.0 and int(seconds) != nanoseconds // 1_000_000_000:
-            milliseconds = 0.0  # the division has rounded up to the next second
-        return seconds, milliseconds, (nanoseconds - _STARTED) / 1e6
-
-else:
-
-    def _now() -> tuple[float, float, float]:
-        seconds = time.time()
-        return seconds, int((seconds - int(seconds)) * 1000) + 0.0, (seconds - _STARTED) * 1000
-
-
-_STARTED = logging._startTime  # type: ignore[attr-defined]
+    return encode_origin((os.getpid(), logger.name, level, logging.getLevelName(level), process_name, details))
 
 
 def _process_name() -> str:
-    name = current_process().name
+    name: str = _processes.current_process().name
     if name == "MainProcess":
         other = sys.modules.get("multiprocess.process")
         if other is not None:
             name = other.current_process().name
     return name
-
-
-if sys.version_info >= (3, 12):
-
-    def _task_name() -> str | None:
-        asyncio = sys.modules.get("asyncio")
-        if asyncio is None or not getattr(logging, "logAsyncioTasks", True) or asyncio._get_running_loop() is None:
-            return None
-        task = asyncio.current_task()
-        return None if task is None else task.get_name()
-
-else:
-
-    def _task_name() -> str | None:
-        return None
 
 
 def getLogger(name: str | None = None) -> logging.Logger:

@@ -27,12 +27,14 @@ __all__ = [
     "pack",
     "plain",
     "plain_fields",
+    "printable",
     "readable",
     "safe_repr",
     "safe_str",
     "safely",
     "text_or_ext",
     "unless_signal",
+    "unpack",
     "unpack_list",
 ]
 
@@ -153,13 +155,24 @@ def _read_time(kind: Any, text: str) -> Any:
     return when.replace(fold=1) if text.endswith(_FOLD) else when
 
 
+#: The largest exponent of an IEEE 754 decimal128. ``%d`` of a larger one is as long as the number is large.
+_LARGEST_EXPONENT = 6144
+
+
+def _read_decimal(text: str) -> decimal.Decimal | ForeignValue:
+    number = decimal.Decimal(text)
+    if abs(number.adjusted()) <= _LARGEST_EXPONENT and len(text) <= 2 * _LARGEST_EXPONENT:
+        return number
+    return ForeignValue(text, repr(number))
+
+
 _TUPLE, _SET, _FROZENSET, _PAIRS, _TIMEDELTA, _FOREIGN, _SURROGATES = range(1, 8)
 _AS_TEXT: dict[int, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     16: (int, hex, lambda text: int(text, 16)),
     17: (datetime.datetime, _write_time, lambda text: _read_time(datetime.datetime, text)),
     18: (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
     19: (datetime.time, _write_time, lambda text: _read_time(datetime.time, text)),
-    20: (decimal.Decimal, str, decimal.Decimal),
+    20: (decimal.Decimal, str, _read_decimal),
     21: (uuid.UUID, str, uuid.UUID),
 }
 _AS_TEXT_BY_TYPE = {kind: (code, write) for code, (kind, write, _) in _AS_TEXT.items()}
@@ -176,6 +189,10 @@ def plain(value: Any, depth: int = 0) -> Any:
         return text_or_ext(value)
     if kind in _AS_IS or (kind is int and -(2**63) <= value < 2**64):
         return value
+    if isinstance(value, ForeignValue):  # one that has travelled before
+        return _Ext(
+            _FOREIGN, pack([*map(text_or_ext, (value._str, value._repr)), value._number, text_or_ext(value._formatted)])
+        )
     try:
         if kind in _AS_TEXT_BY_TYPE:
             code, write = _AS_TEXT_BY_TYPE[kind]
@@ -210,6 +227,15 @@ def text_or_ext(text: str) -> Any:
     except UnicodeEncodeError:
         return _Ext(_SURROGATES, text.encode("utf-8", "surrogatepass"))
     return text
+
+
+def printable(text: str, *, tab: bool = False) -> str:
+    """Return a text that others have chosen, without what would steer a terminal; with its tabs, if `tab`."""
+    if text.isprintable():
+        return text
+    kept = "\t" if tab else ""
+    escaped = (char if char.isprintable() or char in kept else char.encode("unicode_escape").decode() for char in text)
+    return "".join(escaped)
 
 
 def readable(text: str) -> str:
@@ -267,3 +293,4 @@ def _foreign_value(text: Any, representation: Any, number: Any, formatted: Any =
 
 
 unpack_list = msgspec.msgpack.Decoder(list[Any], ext_hook=from_ext).decode
+unpack = msgspec.msgpack.Decoder(ext_hook=from_ext).decode

@@ -47,10 +47,35 @@ class _Logging:
         initializer = self._server.initializer
         return initializer if function is None else initializer.then(function, *arguments)
 
+    def note_end(self, process: Any) -> None:
+        """Have it said in the log how a process has ended that this one has waited for."""
+        assert self._server is not None
+        if process.exitcode:
+            self._server.note_end(process.pid, process.name, process.exitcode)
+
     def stop(self) -> None:
         """Stop the server if it is ours."""
         if self.own is not None:
             self.own.stop()
+
+
+class _PoolProcesses:
+    """Make the processes of a Pool. Each but the first ones replaces one that has ended, which so is noted.
+
+    Not a method of the Pool: its thread, which holds this, would keep it from being collected.
+    """
+
+    def __init__(self, logging: _Logging) -> None:
+        self._logging = logging
+        self._made: list[Any] = []
+
+    def __call__(self, context: Any, *args: Any, **kwargs: Any) -> Any:
+        for process in [process for process in self._made if process.exitcode is not None]:
+            self._made.remove(process)
+            self._logging.note_end(process)
+        process = context.Process(*args, **kwargs)
+        self._made.append(process)
+        return process
 
 
 class Pool(multiprocessing.pool.Pool):
@@ -80,6 +105,7 @@ class Pool(multiprocessing.pool.Pool):
         context = context or multiprocessing.get_context()
         self._forked = context.get_start_method() == "fork"
         self._logging = _Logging(server, log)
+        self.Process = _PoolProcesses(self._logging)  # type: ignore[method-assign, assignment]
         try:
             super().__init__(processes, self._logging.initializer(initializer, initargs), (), maxtasksperchild, context)
         except BaseException:
@@ -200,7 +226,11 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As in the base class. A server of its own stops, too, unless `wait` is off: then it ends with the program."""
+        processes = list((self._processes or {}).values())
         super().shutdown(wait, cancel_futures=cancel_futures)
+        if wait:
+            for process in processes:
+                self._logging.note_end(process)
         # Behind shutdown(wait=False), the base class never waits, and the workers may still log.
         self._left_to_itself |= not wait
         if not self._left_to_itself:
@@ -212,6 +242,7 @@ class _ProcessMixin:
 
     _library: Any = multiprocessing
     _logging: _Logging | None = None
+    _end_is_noted = False
     _Popen: Any
     _start_method: Any
 
@@ -270,7 +301,13 @@ class _ProcessMixin:
         """Wait for the process to end; a server of its own then stops."""
         super().join(timeout)  # type: ignore[misc]
         if self.exitcode is not None:  # type: ignore[attr-defined]
+            self._note_end()
             self._stop_own_server()
+
+    def _note_end(self) -> None:
+        if self._logging is not None and not self._end_is_noted:
+            self._end_is_noted = True
+            self._logging.note_end(self)
 
     def close(self) -> None:
         """Release what the object holds of a process that has ended; a server of its own stops."""

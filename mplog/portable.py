@@ -16,7 +16,7 @@ from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-__all__ = ["Portable"]
+__all__ = ["Portable", "dump", "load"]
 
 
 class Portable:
@@ -40,6 +40,14 @@ class Portable:
             self._function = _load(self._data)
         return self._function(*args, **kwargs)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Portable) or (self._function is None) != (other._function is None):
+            return False
+        return self._data == other._data if self._function is None else self._function == other._function
+
+    def __hash__(self) -> int:
+        return hash((Portable, self._data if self._function is None else getattr(self._function, "__qualname__", None)))
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self._function is not None:
             self._data = _dump(self._function, forked=self._forked)
@@ -54,11 +62,29 @@ def _unpickled(data: bytes) -> Portable:
     return portable
 
 
+def dump(obj: Any, *, by_value: bool = False) -> bytes:
+    """Pickle anything as `Portable` pickles a callable.
+
+    Args:
+        by_value: for a process that does not import the same ``__main__``.
+    """
+    if by_value:
+        import cloudpickle
+
+        return _BY_VALUE + bytes(cloudpickle.dumps(obj))
+    return _dump(obj, forked=False)
+
+
+def load(data: bytes) -> Any:
+    """Return what `dump` has pickled."""
+    return pickle.loads(memoryview(data)[1:])
+
+
 _BY_VALUE = b"V"
 _BY_REFERENCE = b"R"
 
 
-def _dump(function: Callable[..., Any], *, forked: bool) -> bytes:
+def _dump(function: Any, *, forked: bool) -> bytes:
     pickler = ForkingPickler if forked else _ReferencePickler
     try:
         return _BY_REFERENCE + bytes(pickler.dumps(function))
@@ -76,7 +102,7 @@ class _ReferencePickler(ForkingPickler):
         return NotImplemented
 
 
-def _dump_by_value(function: Callable[..., Any]) -> bytes:
+def _dump_by_value(function: Any) -> bytes:
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]

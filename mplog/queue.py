@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
+import math
+import multiprocessing.process
 import multiprocessing.queues
 import multiprocessing.util
 import os
@@ -33,8 +36,12 @@ from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
-from mplog import frame, record
+from mplog import frame, losses, record
+from mplog.emergency import EmergencyFile
 from mplog.errors import MessageTooLongError, MplogError, NoReaderError, QueueNotFoundError, ServerStateError
+from mplog.losses import Reason
+from mplog.overflow import PATIENCE, Fill, Overflow, is_in_event_loop, open_fill
+from mplog.sync import TOKEN_SIZE, Sync, Waiter
 
 if sys.platform != "win32":
     import fcntl
@@ -44,7 +51,17 @@ if sys.platform != "win32":
 __all__ = ["LogQueue"]
 
 _write = os.write
-_pack_header = frame.HEADER.pack
+
+
+class _Headers(dict[int, bytes]):
+    """The headers of records, by the length of what follows."""
+
+    def __missing__(self, length: int) -> bytes:
+        header = self[length] = frame.header(frame.RECORD, length)
+        return header
+
+
+_headers = _Headers()
 
 if TYPE_CHECKING:
     _Base = multiprocessing.queues.Queue[Any]
@@ -61,6 +78,8 @@ MAX_OBJECT_SIZE = 2**28
 _CHECKSUM_SIZE = 4
 _FIFO_NAME = "queue"
 _LOCK_NAME = "readers"
+_EMERGENCY_NAME = "emergency"
+_BLOCK = Overflow.block()
 
 
 class LogQueue(_Base):
@@ -72,7 +91,7 @@ class LogQueue(_Base):
       the next frame would have to wait.
     - ``put`` writes at once: there is no feeder thread, so `join_thread` and `cancel_join_thread` have nothing to do,
       an object that does not pickle raises in the call, and nothing is lost when the process dies behind it.
-    - A ``logging.LogRecord`` travels as data (`mplog.record`) and arrives as one, whatever its arguments are.
+    - A ``logging.LogRecord`` travels as plain data and arrives as one, whatever its arguments are.
     - It pickles at any time, into any process of the machine, of ``multiprocessing`` and ``multiprocess``. However
       often it arrives in one, it is one object there, until that is closed.
     - An object that does not unpickle raises in `get`, and the next `get` goes on with the next one. A signal handler
@@ -83,6 +102,15 @@ class LogQueue(_Base):
 
     The process that makes the queue keeps it readable, and removes its directory when the queue is collected or the
     process ends.
+
+    Attributes:
+        sequence: counts the records of this process, from 1.
+        details: whether whoever reads looks at the thread and the place of a call; False saves sending them.
+        overflow: what becomes of a record for which there is no room.
+        sync: which records are written through; None for none.
+        preparation: what adds fields to records and redacts them before they leave a process, as the server notes it
+            from `Fields`; ``b""`` for nothing.
+        losses: what this process has lost.
 
     Args:
         maxsize: room in bytes; 0 (the default) means 1 MiB.
@@ -116,6 +144,14 @@ class LogQueue(_Base):
         self.path = fifo_path(directory)
         self._maxsize = 0
         self._closed = False
+        self.sequence = itertools.count(1)
+        self.details = True
+        self.overflow = _BLOCK
+        self.sync: Sync | None = None
+        self.preparation = b""
+        self.losses = losses.Losses(directory)
+        self._gave_up_at = -math.inf
+        self._fill: Fill | None = None
         self._abandoned: list[bytes] = []
         self._finalizers = _finalizers(self, directory) if is_owner else []
         self._readers: dict[int, _Reader] = {}
@@ -124,7 +160,7 @@ class LogQueue(_Base):
 
     # The base class pickles only while a process is being started; a path may travel at any time.
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.directory,)
+        return _reopen, (self.directory, self.details, self.overflow, self.sync, self.preparation)
 
     def __getstate__(self) -> Any:
         return self.directory
@@ -154,7 +190,17 @@ class LogQueue(_Base):
             MessageTooLongError: the object is over 256 MiB.
         """
         if isinstance(obj, logging.LogRecord):
-            self._send(frame.RECORD, record.encode(obj), block, timeout)
+            payload = record.encode(obj, next(self.sequence), self.details)
+            if self.preparation:
+                from mplog.fields import load_preparation
+
+                payload = load_preparation(self.preparation)(payload)
+            try:
+                self._send(frame.RECORD, payload, block, timeout)
+            except BaseException as error:
+                # Of a full queue, the caller knows, and may try again.
+                self._count(payload, Reason.UNUSED if isinstance(error, queue.Full) else _reason(error))
+                raise
             return
         # As bytes: dumps() returns a view of a BytesIO, and where an exception keeps that in a reference cycle, the
         # garbage collector of CPython raises BufferError or crashes (seen in 3.12.1 and 3.13.0).
@@ -173,7 +219,7 @@ class LogQueue(_Base):
         self.put(obj, False)
 
     def put_record(self, payload: bytes) -> None:
-        """Put a record that `mplog.record.encode` has encoded, and wait while the queue is full.
+        """Put a record that `mplog.record.encode` has encoded; while the queue is full, do as `overflow` says.
 
         Raises:
             ValueError: the queue is closed in this process.
@@ -182,12 +228,194 @@ class LogQueue(_Base):
         # The way of nearly every record: one frame, room for it, nothing to catch up on. All else is below.
         if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned:
             try:
-                _write(self._write_fd, _pack_header(frame.RECORD_TAG, len(payload)) + payload)
+                _write(self._write_fd, _headers[len(payload)] + payload)
             except OSError:
                 pass
             else:
                 return
-        self._send(frame.RECORD, payload, True, None)
+        self._put_slowly(payload)
+
+    def write(self, data: bytes | bytearray | memoryview, *, to: str = "", timeout: float | None = None) -> None:
+        """Send bytes to a sink for them; when the call returns, they are out of this process.
+
+        No overflow policy drops them: while the queue is full, the call waits. Once the logging process is given up,
+        they go into the emergency file.
+
+        Args:
+            data: up to 256 MiB.
+            to: the name of the sink.
+            timeout: seconds to wait at most; None waits for ever.
+
+        Raises:
+            queue.Full: no room within `timeout`; nothing was sent.
+            TypeError: the data are no bytes.
+            ValueError: the queue is closed in this process, or the name is over 255 bytes long.
+            NoReaderError: nobody reads the queue any more.
+            MessageTooLongError: over 256 MiB.
+        """
+        try:
+            name = to.encode("utf-8")
+            rest = b"".join((len(name).to_bytes(1, "little"), name, data)) if len(name) < 256 else None
+        except (AttributeError, TypeError):
+            raise TypeError(
+                f"write() sends bytes to a name, not {type(data).__name__} to {to!r}. Encode what is a text: "
+                'text.encode("utf-8")'
+            ) from None
+        if rest is None:
+            raise ValueError(f"the name of a sink has up to 255 bytes, not {len(name)}")
+        if len(rest) > MAX_OBJECT_SIZE:
+            raise MessageTooLongError(
+                f"{len(rest)} bytes do not go through the queue, which carries up to {MAX_OBJECT_SIZE} at once. "
+                "Send them in pieces.",
+                length=len(rest),
+            )
+        payload = zlib.crc32(rest).to_bytes(_CHECKSUM_SIZE, "little") + rest
+        if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned and not self._closed:
+            try:
+                _write(self._write_fd, frame.header(frame.BYTES, len(payload)) + payload)
+            except OSError:
+                pass
+            else:
+                return
+        try:
+            self._send(frame.BYTES, payload, timeout != 0, timeout)
+        except NoReaderError:
+            if not os.path.exists(given_up_path(self.directory)):
+                raise
+            file = EmergencyFile(
+                self.overflow.emergency or emergency_path(self.directory), self.overflow.emergency_size
+            )
+            if file.append(_whole_frames(frame.BYTES, payload), sync=True) is False:
+                raise
+
+    @property
+    def record_putter(self) -> Callable[[bytes], None]:
+        """`put_record`, or what takes its place under a policy that drops before the queue is full."""
+        return self._put_unless_shed if self.overflow.policy == "drop_below" else self.put_record
+
+    def _put_unless_shed(self, payload: bytes) -> None:
+        fill = self._fill
+        if fill is None:
+            fill = self._fill = open_fill(self.directory)  # the logging process makes it when it starts
+        if fill is not None and fill.fraction >= self.overflow.at and self.overflow.sheds(_level(payload)):
+            self._count(payload, Reason.SHED)
+        else:
+            self.put_record(payload)
+
+    def put_synced(self, payload: bytes) -> bool:
+        """Put a record like `put_record`, and wait until it is on disk, for as long as `sync` says.
+
+        Where the queue has no room in that time, it goes into the emergency file, and that on disk.
+
+        Returns:
+            Whether it is on disk.
+
+        Raises:
+            ValueError: the queue is closed in this process.
+            NoReaderError: nobody reads the queue any more.
+        """
+        seconds = 0.0 if self.sync is None else self.sync.timeout
+        if self.overflow.never_block_loop and is_in_event_loop():
+            seconds = 0.0
+        deadline = time.monotonic() + seconds
+        waiter = None
+        is_there = False
+        try:
+            if seconds:
+                with contextlib.suppress(OSError):  # no descriptor is left, or no room
+                    waiter = Waiter(self.directory)
+            is_sent = self._put_slowly(payload, token=waiter.token if waiter is not None else b"", limit=seconds)
+            if waiter is not None and is_sent:
+                is_there = waiter.wait(deadline)
+        finally:
+            if waiter is not None:
+                waiter.close()
+                self._leave_removed()
+        if is_sent and not is_there:
+            self._count(payload, Reason.UNSYNCED)
+        return is_there or is_sent is None
+
+    def _put_slowly(self, payload: bytes, *, token: bytes = b"", limit: float | None = None) -> bool | None:
+        """Put a record for which there may be no room.
+
+        Args:
+            payload: the record.
+            token: of whoever waits until it is on disk; b"" for nobody.
+            limit: seconds that it may wait for room at most, whatever the policy says, for one to be written through.
+
+        Returns:
+            True where it is in the queue, None where it is in the emergency file, False where it is dropped.
+        """
+        overflow = self.overflow
+        level = logging.NOTSET if overflow.policy == "block" else _level(payload)
+        timeout = overflow.wait(level, time.monotonic() - self._gave_up_at < PATIENCE)
+        if limit is not None:
+            timeout = limit if timeout is None else min(limit, timeout)
+        try:
+            if token:
+                self._send(frame.SYNC, token + payload, timeout != 0, timeout)
+            else:
+                self._send(frame.RECORD, payload, timeout != 0, timeout)
+        except queue.Full:
+            if timeout:
+                self._gave_up_at = time.monotonic()
+            return self._put_elsewhere(payload, Reason.TIMEOUT if timeout else Reason.QUEUE_FULL, limit is not None)
+        except NoReaderError as error:
+            if os.path.exists(given_up_path(self.directory)):
+                return self._put_elsewhere(payload, Reason.REJECTED, is_synced=True)
+            self._count(payload, _reason(error))
+            raise
+        except BaseException as error:
+            self._count(payload, _reason(error))
+            raise
+        if type(payload) is record.Cut:
+            self._count(payload, Reason.TRUNCATED)
+        return True
+
+    def _put_elsewhere(self, payload: bytes, reason: Reason, is_synced: bool) -> bool | None:
+        """Put a record for which the queue has no room into the emergency file, or drop it."""
+        overflow = self.overflow
+        if is_synced or overflow.keeps(_level(payload)):
+            whole = _whole_frames(frame.RECORD, payload)
+            try:
+                file = EmergencyFile(overflow.emergency or emergency_path(self.directory), overflow.emergency_size)
+
+                def count(is_there: bool) -> None:
+                    self._count(payload, Reason.EMERGENCY if is_there else Reason.NO_EMERGENCY)
+
+                is_there = file.append(whole, sync=is_synced, later=count)
+                if is_there:
+                    count(is_there)
+                if is_there is not False:
+                    return None
+            except OSError:
+                pass
+            except BaseException as error:
+                self._count(payload, _reason(error))
+                raise
+            reason = Reason.NO_EMERGENCY
+        self._count(payload, reason)
+        return False
+
+    def _count(self, payload: bytes, reason: Reason) -> None:
+        try:
+            origin = record.origin_of(payload)
+        except (ValueError, RecursionError):
+            self.losses.count(logging.NOTSET, reason, None)
+        else:
+            self.losses.count(origin.levelno, reason, origin.processName)
+        if reason is Reason.REJECTED:
+            self._leave_removed()
+
+    def _leave_removed(self) -> None:
+        """Remove the directory, where something of ours was in the way of whoever has removed the rest."""
+        if not os.path.exists(self.path):
+            with contextlib.suppress(OSError):
+                os.rmdir(self.directory)
+
+    def count_unused(self) -> None:
+        """Count a number of `sequence` that no record carries."""
+        self.losses.count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
 
     def _send(self, kind: int, payload: bytes, block: bool, timeout: float | None) -> None:
         if self._closed:
@@ -250,7 +478,7 @@ class LogQueue(_Base):
     # --- getting ---
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take the next object out of the queue; a log record arrives as a `mplog.record.Record`.
+        """Take the next object out of the queue; a log record arrives as a ``logging.LogRecord``.
 
         Args:
             block: wait while the queue is empty.
@@ -372,6 +600,17 @@ class LogQueue(_Base):
         """Return whether nothing is in the queue at this moment."""
         return not self._pending() and not self._reader_here().ready
 
+    @property
+    def fill(self) -> float:
+        """How full the queue is at this moment, from 0 to 1."""
+        if self._write_fd < 0:
+            self._open_writer()
+        return min(1.0, fifo.pending(self._write_fd) / fifo.size(self._write_fd))
+
+    def pending(self) -> int:
+        """Return how many bytes are in the queue at this moment."""
+        return self._pending()
+
     def full(self) -> bool:
         """Return whether the next frame would have to wait at this moment."""
         self._pending()
@@ -464,7 +703,7 @@ class LogQueue(_Base):
 
     def remove(self) -> None:
         """Remove the directory of the queue; processes that have it open keep it."""
-        _remove(self.directory)
+        remove_directory(self.directory)
 
     @classmethod
     def open(cls, directory: str) -> LogQueue:
@@ -487,6 +726,16 @@ class LogQueue(_Base):
                 "Give the directory of a LogServer that runs (server.queue.directory, or MPLOG_QUEUE)."
             ) from None
         return opened
+
+
+def emergency_path(directory: str) -> str:
+    """Return the path of the emergency file in a queue's directory, where the policy names no other."""
+    return os.path.join(directory, _EMERGENCY_NAME)
+
+
+def given_up_path(directory: str) -> str:
+    """Return the path of the file that is there when nobody will read the queue any more."""
+    return os.path.join(directory, "given-up")
 
 
 def fifo_path(directory: str) -> str:
@@ -529,6 +778,23 @@ class _Pickled:
         return ForkingPickler.loads(memoryview(self._payload)[_CHECKSUM_SIZE:])
 
 
+def decode_bytes(payload: bytes) -> tuple[str, bytes]:
+    """Return the name of the sink, and the bytes, of a frame of kind `frame.BYTES`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if len(payload) <= _CHECKSUM_SIZE:
+        raise ValueError("bytes without the name of their sink")
+    if zlib.crc32(memoryview(payload)[_CHECKSUM_SIZE:]) != int.from_bytes(payload[:_CHECKSUM_SIZE], "little"):
+        raise ValueError("bytes whose checksum does not fit")
+    begin = _CHECKSUM_SIZE + 1
+    end = begin + payload[_CHECKSUM_SIZE]
+    if len(payload) < end:
+        raise ValueError("bytes without the name of their sink")
+    return payload[begin:end].decode("utf-8"), payload[end:]
+
+
 def check_object(payload: bytes) -> None:
     """Raise ValueError where the payload is not that of an object, without looking inside."""
     if len(payload) <= _CHECKSUM_SIZE:
@@ -559,20 +825,69 @@ def _forget_closed_ends() -> None:
         known._forget_closed_ends()
 
 
-_DECODE: dict[int, Callable[[bytes], Any]] = {frame.RECORD: record.decode, frame.OBJECT: _Pickled}
+def _decode_synced(payload: bytes) -> record.Record:
+    """Return the record; whoever waits for it to be on disk waits in vain, since a reader of objects has none."""
+    return record.decode(payload[TOKEN_SIZE:])
+
+
+def _decode_bytes(payload: bytes) -> bytes:
+    return decode_bytes(payload)[1]
+
+
+_DECODE: dict[int, Callable[[bytes], Any]] = {
+    frame.RECORD: record.decode,
+    frame.OBJECT: _Pickled,
+    frame.SYNC: _decode_synced,
+    frame.BYTES: _decode_bytes,
+}
+
+
+def _whole_frames(kind: int, payload: bytes) -> bytes:
+    return frame.frame(kind, payload) or b"".join(frame.frames(kind, payload, os.urandom(16)))
 
 
 def _ignore(payload: bytes) -> None:
     pass
 
 
-def _reopen(directory: str) -> LogQueue:
-    known = _queues.get(directory)
-    if known is not None and not known._closed:
-        return known
-    opened = LogQueue.__new__(LogQueue)
-    opened._setup(directory, is_owner=False)
+def _level(payload: bytes) -> int:
+    try:
+        return record.origin_of(payload).levelno
+    except (ValueError, RecursionError):
+        return logging.NOTSET
+
+
+def _reason(error: BaseException) -> Reason:
+    """Return why a record is lost that was not put into the queue."""
+    return Reason.REJECTED if isinstance(error, NoReaderError) else Reason.INTERRUPTED
+
+
+def _reopen(
+    directory: str,
+    details: bool = True,
+    overflow: Overflow = _BLOCK,
+    sync: Sync | None = None,
+    preparation: bytes = b"",
+) -> LogQueue:
+    opened = _queues.get(directory)
+    if opened is None or opened._closed:
+        opened = LogQueue.__new__(LogQueue)
+        opened._setup(directory, is_owner=False)
+    opened.details = details
+    opened.overflow, opened.sync = overflow, sync
+    opened.preparation = preparation or opened.preparation
     return opened
+
+
+def _count_anew() -> None:
+    """Runs in a process that has just been forked."""
+    for known in list(_queues.values()):
+        known.sequence = itertools.count(1)
+        known.losses = losses.Losses(known.directory)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_anew)
 
 
 def _finalizers(owner: LogQueue, directory: str) -> list[Any]:
@@ -583,11 +898,15 @@ def _finalizers(owner: LogQueue, directory: str) -> list[Any]:
     """
     libraries = [multiprocessing.util, sys.modules.get("multiprocess.util")]
     return [
-        library.Finalize(owner, _remove, (directory,), exitpriority=-100)
+        library.Finalize(owner, remove_directory, (directory,), exitpriority=-100)
         for library in libraries
         if library is not None
     ]
 
 
-def _remove(directory: str) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+def remove_directory(directory: str) -> None:
+    """Remove the directory of a queue."""
+    # Twice: a process that logs once more may make a file while the directory is emptied. Once the FIFO is gone, it
+    # takes that away again itself.
+    for _ in range(2):
+        shutil.rmtree(directory, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 The rule of this file: **a worker's root logger has exactly one handler, a QueueHandler.** Handlers that came with a
 fork are taken off, so that nothing is written twice; levels are what they are in the process that started the server.
+With a configuration the QueueHandler is where the handlers are: at the last logger on a record's way up that has any,
+so that it sees each record once, and none that would be written nowhere.
 """
 
 from __future__ import annotations
@@ -14,12 +16,30 @@ from typing import Any
 
 import msgspec
 
+from mplog import levels
+from mplog.bound import start_anew
 from mplog.errors import QueueNotFoundError
 from mplog.handler import QueueHandler
-from mplog.portable import Portable
+from mplog.overflow import Overflow
+from mplog.portable import Portable, load
 from mplog.queue import LogQueue
+from mplog.record import encode
+from mplog.record_factory import install_factory
+from mplog.sync import Sync
 
-__all__ = ["MPLOG_QUEUE", "Initializer", "LoggingState", "attach", "install"]
+__all__ = [
+    "MPLOG_QUEUE",
+    "Initializer",
+    "Layout",
+    "LoggingState",
+    "all_loggers",
+    "attach",
+    "brought_filters",
+    "forget_filters",
+    "install",
+    "make_handler",
+    "note_filters",
+]
 
 #: The environment variable that names the directory of a running server's queue.
 MPLOG_QUEUE = "MPLOG_QUEUE"
@@ -27,44 +47,83 @@ MPLOG_QUEUE = "MPLOG_QUEUE"
 _STATE_NAME = "logging"
 
 
+class Layout(msgspec.Struct, frozen=True):
+    """What a configuration puts where, as data.
+
+    Attributes:
+        senders: the loggers that get the QueueHandler; "" is the root logger.
+        emptied: the other loggers that it sets up, which have no handlers outside the logging process.
+        filters: pickled lists of filters, by logger.
+        with_args: the arguments of messages travel, too, for formatters and handlers that may look at them.
+        preparation: see `LogQueue.preparation`.
+    """
+
+    senders: tuple[str, ...] = ("",)
+    emptied: tuple[str, ...] = ()
+    filters: dict[str, bytes] = {}
+    with_args: bool = False
+    preparation: bytes = b""
+
+
 class LoggingState(msgspec.Struct, frozen=True):
     """The levels of a process's loggers, as data.
 
     Attributes:
+        layout: what a configuration puts where.
         level: the root logger's.
         levels: those of the loggers that have one of their own, by name.
         isolated: the loggers whose ``propagate`` is off.
+        silenced: those of them that have a ``NullHandler`` and no other.
+        cut_off: those of them that have handlers, which exist in that process alone.
         disabled: the loggers that are disabled.
         disable: what ``logging.disable()`` has set.
         level_names: the names that ``logging.addLevelName()`` has set.
         fast: whether the loggers are of `mplog.Logger`.
+        details, overflow, sync: see `LogQueue`.
     """
 
+    layout: Layout
     level: int
     levels: dict[str, int]
     isolated: list[str]
+    silenced: list[str]
+    cut_off: list[str]
     disabled: list[str]
     disable: int
     level_names: dict[int, str]
     fast: bool
+    details: bool = True
+    overflow: Overflow = Overflow()
+    sync: Sync | None = None
 
     @classmethod
-    def capture(cls) -> LoggingState:
+    def capture(cls, layout: Layout | None = None) -> LoggingState:
         """Return the state of this process."""
         manager = logging.Logger.manager
-        loggers = [logger for logger in list(manager.loggerDict.values()) if isinstance(logger, logging.Logger)]
+        loggers = [logger for name, logger in all_loggers().items() if name]
+        layout = layout or Layout()
+        # As a copy: another thread may be changing them.
+        isolated = {logger.name: logger.handlers[:] for logger in loggers if not logger.propagate}
+        is_null = {
+            name: all(isinstance(handler, logging.NullHandler) for handler in handlers)
+            for name, handlers in isolated.items()
+            if handlers and name not in layout.senders
+        }
         return cls(
+            layout=layout,
             level=logging.getLogger().level,
             levels={logger.name: logger.level for logger in loggers if logger.level != logging.NOTSET},
-            isolated=[logger.name for logger in loggers if not logger.propagate],
+            isolated=list(isolated),
+            silenced=[name for name, null in is_null.items() if null],
+            cut_off=[name for name, null in is_null.items() if not null],
             disabled=[logger.name for logger in loggers if logger.disabled],
             disable=int(manager.disable),
             level_names={number: name for number, name in _level_names().items() if isinstance(number, int)},
             fast=logging.getLoggerClass().__module__ == "mplog.logger",
         )
 
-    def apply(self) -> None:
-        """Give this process's loggers the same levels."""
+    def apply(self, handler: QueueHandler) -> None:
+        """Give this process's loggers the same levels and filters, and `handler` to those that are cut off."""
         for number, name in self.level_names.items():
             if logging.getLevelName(number) != name:
                 logging.addLevelName(number, name)
@@ -73,9 +132,17 @@ class LoggingState(msgspec.Struct, frozen=True):
             logging.getLogger(name).setLevel(level)
         for name in self.isolated:
             logging.getLogger(name).propagate = False
+        for name in self.silenced:
+            if not logging.getLogger(name).handlers:
+                logging.getLogger(name).addHandler(logging.NullHandler())
+        for name in self.cut_off:
+            # Rather in the server's log than nowhere; where its root logger writes nothing, stderr is left.
+            if "" in self.layout.senders and not logging.getLogger(name).handlers:
+                logging.getLogger(name).addHandler(handler)
         for name in self.disabled:
             logging.getLogger(name).disabled = True
         logging.disable(self.disable)
+        _add_filters(self.layout.filters)
         if self.fast:
             from mplog.logger import Logger, set_logger_class
 
@@ -83,14 +150,58 @@ class LoggingState(msgspec.Struct, frozen=True):
 
     def save(self, directory: str) -> None:
         """Write it where `attach` finds it."""
-        with open(os.path.join(directory, _STATE_NAME), "wb") as file:
+        path = os.path.join(directory, _STATE_NAME)
+        with open(f"{path}.new", "wb") as file:
             file.write(msgspec.json.encode(self))
+        os.replace(f"{path}.new", path)  # whole, also for who attaches at this moment
 
     @classmethod
     def load(cls, directory: str) -> LoggingState:
         """Read what `save` wrote."""
         with open(os.path.join(directory, _STATE_NAME), "rb") as file:
             return msgspec.json.decode(file.read(), type=cls)
+
+
+def all_loggers() -> dict[str, logging.Logger]:
+    """Return the loggers of this process by name; the root logger is ""."""
+    known = list(logging.Logger.manager.loggerDict.items())
+    return {"": logging.getLogger(), **{name: logger for name, logger in known if isinstance(logger, logging.Logger)}}
+
+
+#: What `_add_filters` has added to a logger: the pickle, and the filters.
+_filters: dict[str, tuple[bytes, list[Any]]] = {}
+
+
+def _add_filters(pickled: dict[str, bytes]) -> None:
+    """Give the loggers their filters, once."""
+    for name, data in pickled.items():
+        if name in _filters:
+            if _filters[name][0] == data:
+                continue
+            for filter in _filters[name][1]:
+                logging.getLogger(name).removeFilter(filter)
+        filters = load(data)
+        for filter in filters:
+            logging.getLogger(name).addFilter(filter)
+        _filters[name] = data, filters
+
+
+def brought_filters(name: str) -> list[Any]:
+    """Return the filters of a logger that have come from the server."""
+    return _filters[name][1] if name in _filters else []
+
+
+def note_filters(pickled: dict[str, bytes], filters: dict[str, list[Any]]) -> None:
+    """Remember that the loggers of this process have these filters, for the processes that are forked from it."""
+    for name, data in pickled.items():
+        _filters[name] = data, filters[name]
+
+
+def forget_filters(pickled: dict[str, bytes]) -> None:
+    """Forget what `note_filters` has noted."""
+    for name, data in pickled.items():
+        if name in _filters and _filters[name][0] == data:
+            del _filters[name]
 
 
 def _level_names() -> dict[Any, Any]:
@@ -109,6 +220,7 @@ class Initializer:
 
     Args:
         queue: the queue of the server.
+        layout: what the server's configuration puts where; None (the default) for a server without one.
         state: the levels to set; None (the default) takes them from the process that pickles the initializer.
         calls: functions and their arguments, to call behind it in this order.
     """
@@ -117,47 +229,88 @@ class Initializer:
         self,
         queue: Any,
         *,
+        layout: Layout | None = None,
         state: LoggingState | None = None,
         calls: tuple[tuple[Callable[..., object], tuple[Any, ...]], ...] = (),
     ) -> None:
         self._queue = queue
+        self._layout = layout if state is None else state.layout
         self._state = state
         self._calls = calls
 
     def then(self, function: Callable[..., object], *arguments: Any) -> Initializer:
         """Return an initializer that does the same and then calls ``function(*arguments)``."""
-        return Initializer(self._queue, state=self._state, calls=(*self._calls, (Portable(function), arguments)))
+        call: tuple[Callable[..., object], tuple[Any, ...]] = (Portable(function), arguments)
+        return Initializer(self._queue, layout=self._layout, state=self._state, calls=(*self._calls, call))
 
     def __call__(self, *_: object) -> None:
         """Runs in the worker."""
-        install(self._queue, self._state)
+        start_anew()
+        install(self._queue, self._state, self._layout)
         for function, arguments in self._calls:
             function(*arguments)
 
+    # What starts workers anew when their initializer has changed, as loky does, is given another object each time.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Initializer) and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash((self._queue, len(self._calls)))
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self._queue, self._layout, self._state, self._calls
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _initializer, (self._queue, self._state or LoggingState.capture(), self._calls)
+        return _initializer, (self._queue, self._state or LoggingState.capture(self._layout), self._calls)
 
 
 def _initializer(queue: Any, state: LoggingState, calls: Any) -> Initializer:
     return Initializer(queue, state=state, calls=calls)
 
 
-def install(queue: Any, state: LoggingState | None = None) -> QueueHandler:
-    """Make a QueueHandler on `queue` the only handler of the root logger, and return it.
+def install(queue: Any, state: LoggingState | None = None, layout: Layout | None = None) -> QueueHandler:
+    """Make a QueueHandler on `queue` the only handler of the loggers that send, and return it.
 
     A handler on the same queue that is there already, after a fork or a second call, stays.
     """
+    layout = layout or Layout()
     if isinstance(queue, LogQueue):
         with contextlib.suppress(OSError):  # which the first record tells
             queue.connect()
-    root = logging.getLogger()
-    present = [handler for handler in root.handlers if isinstance(handler, QueueHandler) and _sends_to(handler, queue)]
-    handler = present[0] if present else QueueHandler(queue)
-    # One assignment: another thread that logs in the meantime sees the old list or the new one.
-    root.handlers = [handler]
+    senders = [logging.getLogger(name) for name in layout.senders]
+    there = [handler for logger in senders for handler in logger.handlers]
+    present = [handler for handler in there if isinstance(handler, QueueHandler) and _sends_to(handler, queue)]
+    if layout.preparation and isinstance(queue, LogQueue):
+        queue.preparation = layout.preparation  # for other handlers of this process
+    handler = present[0] if present else make_handler(queue, layout)
+    if layout.preparation:
+        handler.prepare_with(layout.preparation)
+    # One assignment each: another thread that logs in the meantime sees the old list or the new one.
+    for logger in senders:
+        logger.handlers = [handler]
+    for name in {"", *layout.emptied} - {*layout.senders}:
+        logging.getLogger(name).handlers = []
     if state is not None:
-        state.apply()
+        state.apply(handler)
+    install_factory()
+    if isinstance(queue, LogQueue):
+        levels.watch(queue.directory)
     return handler
+
+
+def make_handler(queue: Any, layout: Layout) -> QueueHandler:
+    """Return a QueueHandler on `queue`, on no logger yet."""
+    return (_ArgsHandler if layout.with_args else QueueHandler)(queue)
+
+
+class _ArgsHandler(QueueHandler):
+    """Sends the arguments of the message, too."""
+
+    def prepare(self, record: logging.LogRecord) -> bytes:
+        queue: Any = self.queue
+        if isinstance(queue, LogQueue):
+            return encode(record, next(queue.sequence), queue.details, with_args=True)
+        return encode(record, with_args=True)
 
 
 def _sends_to(handler: QueueHandler, queue: Any) -> bool:
@@ -192,7 +345,8 @@ def attach(directory: str | os.PathLike[str] | None = None, *, level: int | str 
     state = None
     with contextlib.suppress(OSError, ValueError):
         state = LoggingState.load(where)
-    handler = install(queue, state)
+        queue.details, queue.overflow, queue.sync = state.details, state.overflow, state.sync
+    handler = install(queue, state, state.layout if state is not None else None)
     if level is not None:
         logging.getLogger().setLevel(level)
     return handler

@@ -1,0 +1,88 @@
+"""What is wrong with a configuration, in words: the place, the mistake, the remedy.
+
+The rule of this file: **every mistake is said the same way**: ``handlers.file.level: 'LOUD' is not a level. It is a
+number or one of ...``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mplog.errors import ConfigurationError
+
+__all__ = ["cause_of", "first_cause", "join", "pairs", "show", "stdlib_mistake", "suggest", "texts", "unknown", "wrong"]
+
+
+def wrong(place: str, what: str, remedy: str) -> ConfigurationError:
+    """Return the error for what is wrong at a place.
+
+    Args:
+        place: of the mistake, as in ``handlers.file.level``; empty for the whole.
+        what: it is.
+        remedy: what to do.
+    """
+    message = f"{what}. {remedy}" if remedy else what
+    message += "" if message.endswith(("?", ".")) else "."
+    return ConfigurationError(f"{place}: {message}" if place else message, place=place)
+
+
+def unknown(place: str, key: Any, known: Iterable[str], remedy: str = "") -> ConfigurationError:
+    """Return the error for a key that means nothing at that place."""
+    hint = ". ".join(filter(None, [remedy, suggest(key, sorted(known), "Known are")]))
+    return wrong(join(place, key), "this key is unknown", hint)
+
+
+def suggest(name: Any, known: Iterable[str], otherwise: str) -> str:
+    """Return a question with what may be meant, or what there is behind `otherwise`."""
+    names = [str(candidate) for candidate in known]
+    close = difflib.get_close_matches(str(name), names, 1)
+    return f"Did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(names) or 'nothing'}"
+
+
+def stdlib_mistake(error: BaseException) -> ConfigurationError:
+    """Return what the stdlib found while it built a configuration, with its place."""
+    found = re.match(r"Unable to configure (handler|formatter|filter|logger) '(.*)'", str(error))
+    place = f"{found[1]}s.{found[2]}" if found else "root" if "root logger" in str(error) else ""
+    return wrong(place, cause_of(error), "")
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the innermost cause of an error, in words."""
+    first = first_cause(error)
+    return f"{type(first).__name__}: {first}"
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the innermost cause, which is the one that tells something."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def show(value: Any) -> str:
+    """Return a value with its type."""
+    return f"{value!r}, {'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
+
+
+def join(place: str, key: Any) -> str:
+    """Return the place of something inside another place."""
+    return f"{place}.{key}" if place else str(key)
+
+
+def pairs(value: Any) -> list[tuple[Any, Any]] | None:
+    """Return what is inside, with the keys or indices; None where nothing can be."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    return None
+
+
+def texts(value: Any) -> list[str]:
+    """Return all texts inside."""
+    if isinstance(value, str):
+        return [value]
+    return [text for _, inner in pairs(value) or () for text in texts(inner)]

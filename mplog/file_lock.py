@@ -1,0 +1,143 @@
+"""The lock of a log file: one logging process writes it.
+
+The rule of this file: **who holds the lock is written in it, and who dies lets go of it.** The kernel releases the lock
+of a process that ends in any way; the file that carries it is removed by its holder alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import os
+import re
+import stat
+import tempfile
+from typing import TYPE_CHECKING
+
+from mplog.errors import LogFileLockedError
+
+if TYPE_CHECKING:
+    import filelock
+
+__all__ = ["acquire", "clear_up", "release"]
+
+
+def _lock_path(path: str) -> str:
+    """Return the path of the lock file, which is the same by whatever way its directory is reached."""
+    directory, name = os.path.realpath(os.path.dirname(path)), os.path.basename(path)
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
+    place = os.path.join(directory, f".{name}.lock")
+    if not os.access(directory, os.W_OK):
+        # As with /var/log, where an administrator has made the file.
+        place = os.path.join(_own_path(), place.replace(os.sep, "%"))
+    return place
+
+
+def _own_path() -> str:
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    return os.path.join(tempfile.gettempdir(), f"mplog.{user}.locks")
+
+
+def _make_own_directory(path: str) -> None:
+    """Make, where it is not there, a directory for locks in which nobody else can plant anything."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    found = os.lstat(path)
+    if hasattr(os, "geteuid") and (
+        not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077
+    ):
+        raise PermissionError(
+            errno.EPERM,
+            f"{path}, for the lock of a file whose own directory is not writable, is somebody else's work. Remove it",
+        )
+
+
+def acquire(path: str) -> filelock.BaseFileLock:
+    """Become the one process that writes the file.
+
+    Raises:
+        LogFileLockedError: another one is.
+        OSError: the lock file cannot be made.
+    """
+    # Here, because it costs as much as everything else that a program loads to start a server.
+    import filelock
+
+    place = _lock_path(path)
+    if os.path.dirname(place) == _own_path():
+        _make_own_directory(_own_path())
+    with contextlib.suppress(FileNotFoundError):
+        _check_lock(os.lstat(place), place)  # before filelock opens it, some versions of which empty it
+    # 0600: whoever can open it can hold it, and so keep this server from starting.
+    lock = filelock.FileLock(place, mode=0o600, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except FileNotFoundError:
+        if os.path.dirname(place) != _own_path():
+            raise
+        return acquire(path)  # another server of this user has just ended, and removed the directory
+    except filelock.Timeout:
+        pid, since = _read_owner(place)
+        owner = "of unknown pid" if pid is None else f"pid {pid}, since {since}"
+        raise LogFileLockedError(
+            f"{path} is already written by another logging process ({owner}). "
+            "Stop it, or give this server another file.",
+            path=path,
+            pid=pid,
+            since=since,
+        ) from None
+    try:
+        _write_owner(place)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def release(lock: filelock.BaseFileLock) -> None:
+    """Let go of the lock, and remove its file."""
+    if lock.is_locked:
+        # While it is still held: whoever waits for it sees that the file has gone, and makes a new one.
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+            if os.path.dirname(lock.lock_file) == _own_path():
+                os.rmdir(_own_path())
+        lock.release()
+
+
+def clear_up(path: str) -> None:
+    """Remove the lock file that a process which has died has left."""
+    with contextlib.suppress(OSError):
+        if os.path.exists(_lock_path(path)):
+            release(acquire(path))
+
+
+def _check_lock(found: os.stat_result, place: str) -> None:
+    # 0 links: another server has just ended, and removed it.
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise PermissionError(errno.EPERM, f"{place} is not a lock file, but somebody else's work. Remove it")
+
+
+def _write_owner(place: str) -> None:
+    """Note in the lock file who has it."""
+    # Not what a link leads to, even one that has come there in the meantime; nor what is already another file's.
+    fd = os.open(place, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _check_lock(os.fstat(fd), place)
+        # Never empty on the way: to close a file that was, and is not any more, costs ext4 a write to the disk.
+        length = os.write(fd, f"{os.getpid()} {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n".encode("ascii"))
+        os.ftruncate(fd, length)
+    finally:
+        os.close(fd)
+
+
+def _read_owner(place: str) -> tuple[int | None, str | None]:
+    try:
+        fd = os.open(place, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with open(fd, encoding="ascii") as file:
+            # It is shown, and others may have written it.
+            found = re.fullmatch(r"(\d{1,10}) ([\d-]{10} [\d:]{8})\n?", file.readline(100))
+    except (OSError, ValueError):
+        found = None
+    return (int(found[1]), found[2]) if found else (None, None)

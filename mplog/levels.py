@@ -1,0 +1,100 @@
+"""Levels that a server changes while its workers run.
+
+The rule of this file: **a worker notices by itself, for the price of one look.** In the directory of the queue there is
+a word of shared memory that counts the changes, and a file that lists them. A worker compares the word with what it has
+seen when it sends a record; `mplog.Logger` does so at each call, also at one that is below the level. There is no
+thread, no signal and no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+
+import msgspec
+
+__all__ = ["LevelChanges", "look", "watch", "watched"]
+
+_COUNTER_NAME = "level-changes"
+_CHANGES_NAME = "levels"
+_PAGE = mmap.PAGESIZE
+
+
+class _Watched:
+    """What this process looks at.
+
+    Attributes:
+        word: counts the changes.
+        seen: its value when this process looked last.
+        directory: of the queue.
+    """
+
+    __slots__ = ("directory", "seen", "word")
+
+    def __init__(self) -> None:
+        self.word: memoryview = memoryview(bytes(8)).cast("Q")
+        self.seen = 0
+        self.directory = ""
+
+
+#: Where ``word[0]`` differs from ``seen``, it is time to `look`.
+watched = _Watched()
+
+
+class LevelChanges:
+    """What a server has changed, for others to see.
+
+    Args:
+        directory: of its queue.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._changes: dict[str, tuple[int, int]] = {}
+        self._word = _map(directory, create=True)
+
+    def set(self, name: str, level: int) -> None:
+        """Tell the workers of a new level."""
+        count = self._word[0] + 1
+        self._changes[name] = count, level
+        path = os.path.join(self._directory, _CHANGES_NAME)
+        with open(f"{path}.new", "wb") as file:
+            file.write(msgspec.json.encode(self._changes))
+        os.replace(f"{path}.new", path)
+        self._word[0] = count  # in this order: who sees the new number finds the new file
+
+
+def _map(directory: str, *, create: bool = False) -> memoryview:
+    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+    fd = os.open(os.path.join(directory, _COUNTER_NAME), flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        if create:
+            os.ftruncate(fd, _PAGE)
+        access = mmap.ACCESS_WRITE if create else mmap.ACCESS_READ
+        return memoryview(mmap.mmap(fd, _PAGE, access=access)).cast("Q")
+    finally:
+        os.close(fd)
+
+
+def watch(directory: str) -> None:
+    """Look out for changes of the levels of the server whose queue has this directory."""
+    with contextlib.suppress(OSError, ValueError):
+        if directory != watched.directory:
+            watched.word, watched.seen, watched.directory = _map(directory), 0, directory
+        look()
+
+
+def look() -> None:
+    """Take over what has changed since the last look."""
+    count, last = watched.word[0], watched.seen
+    if count == last:
+        return
+    watched.seen = count  # first: what follows may log
+    with contextlib.suppress(OSError, msgspec.DecodeError):  # the server has gone
+        with open(os.path.join(watched.directory, _CHANGES_NAME), "rb") as file:
+            changes = msgspec.json.decode(file.read(), type=dict[str, tuple[int, int]])
+        for name, (number, level) in changes.items():
+            if number > last:  # a level that the process has set itself since stays
+                logging.getLogger(name).setLevel(level)

@@ -1,0 +1,76 @@
+"""The keys of a ``QueueHandler`` in a ``dictConfig``, on every Python: ``queue``, ``listener``, ``handlers``.
+
+The rule of this file: **a dictionary means the same whichever Python reads it.** Since Python 3.12 dictConfig() makes
+the queue and the listener itself, and passes them on; before, and where a dictionary names the handler as ``()``, they
+come as they stand in it, and are made here.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import logging.handlers
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+__all__ = ["make_listener", "make_queue"]
+
+
+def make_queue(queue: Any) -> Any:
+    """Return the queue that is meant: itself, or what a factory makes.
+
+    Args:
+        queue: a queue; the name of a function that returns one; or ``{"()": factory, ...}``.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    configurator: Any = logging.config.BaseConfigurator({})
+    if isinstance(queue, str):
+        factory = configurator.resolve(queue)
+        if not callable(factory):
+            raise TypeError(f"{queue!r} is not a function that makes a queue")
+        return factory()
+    if isinstance(queue, Mapping):
+        if "()" not in queue:
+            raise TypeError(f"{queue!r} has no '()', the function that makes a queue")
+        return configurator.configure_custom(dict(queue))
+    return queue
+
+
+def make_listener(queue: Any, handlers: Iterable[Any], listener: Any, *, respect_handler_level: bool) -> Any:
+    """Return a ``QueueListener`` for the handlers, which its user starts and stops.
+
+    Args:
+        queue: what it reads.
+        handlers: handlers; or, in a dictConfig, their names there.
+        listener: the class, or its name; None for ``logging.handlers.QueueListener``.
+        respect_handler_level: see ``logging.handlers.QueueListener``.
+
+    Raises:
+        TypeError: `listener` is no class of listeners.
+        ValueError: there is no handler of such a name.
+    """
+    kind = logging.config.BaseConfigurator({}).resolve(listener) if isinstance(listener, str) else listener
+    kind = kind or logging.handlers.QueueListener
+    if not (isinstance(kind, type) and issubclass(kind, logging.handlers.QueueListener)) and not callable(kind):
+        raise TypeError(f"a listener is a QueueListener, not {listener!r}")
+    made: Any = kind(queue, respect_handler_level=respect_handler_level)
+    made.handlers = _Handlers(handlers)
+    return made
+
+
+class _Handlers:
+    """Handlers, of which those of a dictConfig may be set up later."""
+
+    def __init__(self, handlers: Iterable[Any]) -> None:
+        configurator: Any = getattr(handlers, "configurator", None)
+        self._configured = configurator.config["handlers"] if configurator is not None else {}
+        self._handlers = list(handlers)
+        for handler in self._handlers:
+            if not isinstance(handler, logging.Handler) and handler not in self._configured:
+                raise ValueError(f"there is no handler {handler!r}")
+
+    def __iter__(self) -> Iterator[logging.Handler]:
+        for handler in self._handlers:
+            yield handler if isinstance(handler, logging.Handler) else self._configured[handler]

@@ -1,0 +1,174 @@
+"""`make_record`: the record that ``logging.LogRecord()`` would have made, for half the time.
+
+The rule of this file: **nobody can tell, but by the clock.** What it makes is a ``logging.LogRecord``, with the same
+attributes in the same order. What does not differ from call to call is looked up: the name of a level, the file and
+module of a path. Whatever is out of the ordinary is left to the class itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing.process
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import FunctionType
+from typing import Any
+
+__all__ = ["COUNTS_NANOSECONDS", "install_factory", "make_record", "now", "own", "task_name"]
+
+_LogRecord = logging.LogRecord
+_logging: Any = logging
+_processes: Any = multiprocessing.process
+_new: Any = object.__new__
+_level_names = logging._levelToName
+_STARTED = logging._startTime  # type: ignore[attr-defined]
+_SCALARS = frozenset({str, int, float, bool})
+
+#: Whether a LogRecord of this Python works its times out from nanoseconds.
+COUNTS_NANOSECONDS = sys.version_info >= (3, 13)
+_HAS_TASK_NAME = sys.version_info >= (3, 12)
+
+
+def own(method: Any) -> Any:
+    """Return a method of logging itself; for one that was patched before this module was imported, what none is."""
+    return method if type(method) is FunctionType and method.__code__.co_filename == _LOGGING_FILE else object()
+
+
+_LOGGING_FILE: str = logging._srcfile  # type: ignore[assignment]
+_INIT = own(logging.LogRecord.__init__)
+
+
+class _Modules(dict[str, tuple[str, str]]):
+    """The file and the module of a path."""
+
+    def __missing__(self, path: str) -> tuple[str, str]:
+        filename = os.path.basename(path)
+        names = filename, os.path.splitext(filename)[0]
+        if type(path) is str:
+            if len(self) >= _KEPT:
+                self.clear()
+            self[path] = names
+        return names
+
+
+#: Paths whose modules are kept; more come from code that is made at run time.
+_KEPT = 2_000
+_modules = _Modules()
+
+
+def make_record(
+    name: str,
+    level: int,
+    pathname: str,
+    lineno: int,
+    msg: Any,
+    args: Any,
+    exc_info: Any,
+    func: str | None = None,
+    sinfo: str | None = None,
+    **kwargs: object,
+) -> logging.LogRecord:
+    """Return ``logging.LogRecord(...)`` of the same arguments."""
+    try:
+        levelname = _level_names[level]
+        filename, module = _modules[pathname]
+        process_name = _processes._current_process.name
+    except Exception:
+        return _LogRecord(name, level, pathname, lineno, msg, args, exc_info, func, sinfo, **kwargs)
+    if _LogRecord.__init__ is not _INIT or not (
+        _logging.logThreads and _logging.logProcesses and _logging.logMultiprocessing
+    ):
+        return _LogRecord(name, level, pathname, lineno, msg, args, exc_info, func, sinfo, **kwargs)
+    if COUNTS_NANOSECONDS:
+        created, milliseconds, relative = now()
+    else:
+        created = time.time()
+        milliseconds = int((created - int(created)) * 1000) + 0.0
+        relative = (created - _STARTED) * 1000
+    if args and len(args) == 1 and type(args[0]) not in _SCALARS and isinstance(args[0], Mapping) and args[0]:
+        args = args[0]
+    record: Any = _new(_LogRecord)
+    record.name = name
+    record.msg = msg
+    record.args = args
+    record.levelname = levelname
+    record.levelno = level
+    record.pathname = pathname
+    record.filename = filename
+    record.module = module
+    record.exc_info = exc_info
+    record.exc_text = None
+    record.stack_info = sinfo
+    record.lineno = lineno
+    record.funcName = func
+    record.created = created
+    record.msecs = milliseconds
+    record.relativeCreated = relative
+    record.thread = threading.get_ident()
+    record.threadName = threading.current_thread().name
+    record.processName = process_name
+    record.process = os.getpid()
+    if _HAS_TASK_NAME:
+        record.taskName = task_name()
+    made: logging.LogRecord = record
+    return made
+
+
+def install_factory() -> None:
+    """Make `make_record` the factory of all records, unless the program has one of its own."""
+    if _is_known and logging.getLogRecordFactory() is _LogRecord:
+        logging.setLogRecordFactory(make_record)
+
+
+# The three times of a record, as the LogRecord of this Python works them out.
+if sys.version_info >= (3, 13):
+
+    def now() -> tuple[float, float, float]:
+        """Return created, msecs and relativeCreated."""
+        nanoseconds = time.time_ns()
+        seconds = nanoseconds / 1e9
+        milliseconds = (nanoseconds % 1_000_000_000) // 1_000_000 + 0.0
+        if milliseconds == 999.0 and int(seconds) != nanoseconds // 1_000_000_000:
+            milliseconds = 0.0  # the division has rounded up to the next second
+        return seconds, milliseconds, (nanoseconds - _STARTED) / 1e6
+
+else:
+
+    def now() -> tuple[float, float, float]:
+        """Return created, msecs and relativeCreated."""
+        seconds = time.time()
+        return seconds, int((seconds - int(seconds)) * 1000) + 0.0, (seconds - _STARTED) * 1000
+
+
+if sys.version_info >= (3, 12):
+
+    def task_name() -> str | None:
+        """Return the name of asyncio's task that is running; None where there is none."""
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is None or not getattr(logging, "logAsyncioTasks", True):
+            return None
+        try:
+            if asyncio._get_running_loop() is None:
+                return None
+            name: str = asyncio.current_task().get_name()
+        except Exception:
+            return None
+        return name
+
+else:
+
+    def task_name() -> str | None:
+        """Return None: records of this Python have no name of a task."""
+        return None
+
+
+def _attributes(made: logging.LogRecord) -> list[str]:
+    return list(made.__dict__)
+
+
+_nothing = "", 0, "", 0, "", None, None
+#: Whether a LogRecord of this Python has the attributes that are known here.
+_is_known = _attributes(make_record(*_nothing)) == _attributes(_LogRecord(*_nothing))

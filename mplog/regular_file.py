@@ -1,0 +1,186 @@
+"""Opening, making and renaming regular files in a directory where others may plant things.
+
+The rule of this file: **nothing is followed, overwritten or waited for that was not asked for.**
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+__all__ = ["claim", "create", "open_for_appending", "read_owner", "rename_to_new", "sync_directory"]
+
+#: O_NONBLOCK: opening a FIFO that somebody planted must not wait for its reader. It does nothing to a file.
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_APPENDING = os.O_WRONLY | os.O_APPEND | _FLAGS
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+#: A user and a group, as chown takes them: -1 leaves one as it is.
+Owner = tuple[int, int]
+
+
+def open_for_appending(
+    path: str, permissions: int, *, owner: Owner | None = None, follow_symlinks: bool = False, make: bool = True
+) -> tuple[int, bool]:
+    """Open a regular file for appending, or make it; return the descriptor, and whether it was made.
+
+    Args:
+        path: the file.
+        permissions: of a file that is made, whatever the umask is.
+        owner: of a file that is made.
+        follow_symlinks: open it also through a symbolic link.
+        make: make it where it is not there.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    flags = _APPENDING if follow_symlinks else _APPENDING | _NOFOLLOW
+    if make:
+        with contextlib.suppress(FileExistsError):
+            return create(path, permissions, owner=owner), True
+    try:
+        # O_CREAT: through a link to a file that is not there.
+        fd = os.open(path, flags | (os.O_CREAT if follow_symlinks and make else 0), permissions)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(
+                errno.ELOOP,
+                "it is a symbolic link, which is refused because it may lead anywhere. Give the file that it points "
+                "to, or FileSink(..., follow_symlinks=True)",
+            ) from None
+        if error.errno == errno.ENXIO:
+            raise _not_a_file() from None
+        raise
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise _not_a_file()
+        if not follow_symlinks:
+            _check_not_planted(found, os.stat(os.path.dirname(path)))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, False
+
+
+def _check_not_planted(file: os.stat_result, directory: os.stat_result) -> None:
+    """Refuse a file that somebody else may have put there, where others can write to its directory."""
+    owners = (directory.st_uid, os.geteuid() if hasattr(os, "geteuid") else directory.st_uid)
+    others_can_write = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if file.st_nlink > 1 and others_can_write:
+        raise OSError(
+            errno.EMLINK,
+            "it is a hard link in a directory where others can write, who may have made it to have another file "
+            "written. Remove the link, or, if it is meant, give FileSink(..., follow_symlinks=True)",
+        )
+    # What Linux does where fs.protected_regular is set.
+    if directory.st_mode & stat.S_ISVTX and directory.st_mode & stat.S_IWOTH and file.st_uid not in owners:
+        raise OSError(
+            errno.EPERM,
+            f"it belongs to another user (uid {file.st_uid}), who may have put it there to read the log. Remove it, or "
+            "log into a directory where others cannot write",
+        )
+
+
+def _not_a_file() -> OSError:
+    return OSError(
+        errno.EINVAL,
+        "it is not a regular file but a device, a FIFO or a socket. For the console there is ConsoleSink(), for "
+        "anything else HandlerSink(lambda: logging.FileHandler(path))",
+    )
+
+
+def create(path: str, permissions: int, *, owner: Owner | None = None) -> int:
+    """Make a file, with just this mode and owner, and return a descriptor for appending to it.
+
+    Raises:
+        FileExistsError: something is there already, whatever it is.
+        PermissionError: it cannot be given to that owner, and so was not made.
+    """
+    fd = os.open(path, _APPENDING | _NOFOLLOW | os.O_CREAT | os.O_EXCL, permissions)
+    try:
+        if owner is not None:
+            _give_to(fd, owner)
+        if hasattr(os, "fchmod"):
+            os.fchmod(fd, permissions)  # the mode that was asked for, whatever the umask has taken off it
+    except BaseException:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    return fd
+
+
+def _give_to(fd: int, owner: Owner) -> None:
+    try:
+        os.fchown(fd, *owner)
+    except PermissionError:
+        raise PermissionError(
+            errno.EPERM,
+            f"it cannot be given to {_show(owner)} by {_show((os.geteuid(), os.getegid()))}: only root may give a file "
+            "to another user, or to a group that it is not in itself. Run as that user, or leave owner= out",
+        ) from None
+
+
+def _show(owner: Owner) -> str:
+    return ", ".join(f"{what} {number}" for what, number in zip(("user", "group"), owner) if number >= 0)
+
+
+def read_owner(owner: str | None) -> Owner | None:
+    """Return what ``user``, ``user:group`` or ``:group`` means, as chown(1) takes it: names or numbers.
+
+    Raises:
+        ValueError: there is no such user or group on this machine.
+    """
+    if owner is None:
+        return None
+    if not isinstance(owner, str) or not owner.strip(":"):
+        raise ValueError(f"owner is 'user', 'user:group' or ':group', not {owner!r}")
+    import grp
+    import pwd
+
+    user, _, group = owner.partition(":")
+    try:
+        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid if user else -1
+        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else -1
+    except KeyError as error:
+        raise ValueError(f"owner={owner!r}: {error.args[0]}") from None
+    return uid, gid
+
+
+def claim(path: str) -> None:
+    """Make an empty file of that name, which so is ours.
+
+    Raises:
+        FileExistsError: something is there already, whatever it is.
+    """
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _FLAGS, 0o600))
+
+
+def rename_to_new(source: str, target: str) -> None:
+    """Rename a file to a name that is free; one that is not is left as it is.
+
+    Raises:
+        FileExistsError: something is there already, whatever it is.
+        OSError: it cannot be renamed; everything is as before.
+    """
+    claim(target)
+    try:
+        os.rename(source, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(target)
+        raise
+
+
+def sync_directory(path: str) -> None:
+    """Force the names in a directory to the disk: a file that was made or renamed is behind a power loss, too."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,148 @@
+"""Records written through: the call returns when the record is on disk. POSIX only.
+
+::
+
+    worker:  FIFO of its own, named by a token; frame of kind SYNC: token | record ---> queue
+             waits at the FIFO  <--- one byte --- logging process: written, fsynced, or not; committed
+
+The rule of this file: **nobody depends on the other's life.** A worker that has died or given up waiting leaves a FIFO
+that nobody reads, which costs the logging process one call; a logging process that has died costs the worker its
+timeout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import stat
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import msgspec
+
+__all__ = ["TOKEN_SIZE", "Acknowledger", "Sync", "Waiter"]
+
+T = TypeVar("T")
+
+#: Bytes of a token.
+TOKEN_SIZE = 16
+
+_PREFIX = "sync-"
+
+_ON_DISK, _NOT_ON_DISK = b"\1", b"\0"
+
+
+class Sync(msgspec.Struct, frozen=True):
+    """Which calls return only when their record is on disk.
+
+    Attributes:
+        level: those of this level and above.
+        timeout: for how many seconds they wait at most. Then they return all the same, the record is counted as not
+            known to be on disk (`Reason.UNSYNCED`), and arrives like any other.
+    """
+
+    level: int
+    #: Longer than a restart of the logging process, and than an fsync of a busy disk.
+    timeout: float = 5.0
+
+
+def _path(directory: str, token: bytes) -> str:
+    return os.path.join(directory, _PREFIX + token.hex())
+
+
+class Waiter:
+    """Where a worker waits for one record.
+
+    Args:
+        directory: of the queue.
+
+    Raises:
+        OSError: there is no descriptor left, or no room, to wait with.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.token = os.urandom(TOKEN_SIZE)
+        self._path = _path(directory, self.token)
+        os.mkfifo(self._path, 0o600)
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except BaseException:
+            self._remove()
+            raise
+
+    def wait(self, deadline: float) -> bool:
+        """Wait until the record is on disk; return whether it is, at the time of ``time.monotonic()`` at the latest."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if poll.poll(min(left, 3600.0) * 1000):
+                with contextlib.suppress(BlockingIOError):
+                    return os.read(self._fd, 1) == _ON_DISK
+            if not left:
+                return False
+
+    def close(self) -> None:
+        """Wait no longer."""
+        os.close(self._fd)
+        self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+
+class Acknowledger(Generic[T]):
+    """The logging process's half: decodes such records, and tells those who wait.
+
+    Args:
+        directory: of the queue.
+        decode: what decodes a record.
+    """
+
+    def __init__(self, directory: str, decode: Callable[[bytes], T]) -> None:
+        self._directory = directory
+        self._decode = decode
+        self._tokens: list[bytes] = []
+
+    def decode(self, payload: bytes) -> T:
+        """Decode a frame of kind `frame.SYNC`, and remember who waits for it.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if len(payload) <= TOKEN_SIZE:
+            raise ValueError("a record to be written through, without its record")
+        decoded = self._decode(payload[TOKEN_SIZE:])
+        self._tokens.append(payload[:TOKEN_SIZE])
+        return decoded
+
+    @property
+    def is_due(self) -> bool:
+        """Whether somebody waits for what has been decoded since `acknowledge`, so that it must be fsynced."""
+        return bool(self._tokens)
+
+    def acknowledge(self, is_on_disk: bool = True) -> None:
+        """Tell everybody that what has been decoded is on disk, or that it is not known to be."""
+        tokens, self._tokens = self._tokens, []
+        for token in tokens:
+            path = _path(self._directory, token)
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    # It waits no longer: it was killed, and has left its FIFO here, or is just removing it.
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+                elif error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._tokens.append(token)  # next time
+                continue
+            try:
+                if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    with contextlib.suppress(OSError):
+                        os.write(fd, _ON_DISK if is_on_disk else _NOT_ON_DISK)
+            finally:
+                os.close(fd)
