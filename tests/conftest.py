@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from multiprocessing import util
@@ -15,6 +16,7 @@ from typing import Any
 
 import multiprocess
 import pytest
+from scripts import Gate
 
 import mplog
 
@@ -23,6 +25,12 @@ LIBRARIES = {"multiprocessing": multiprocessing, "multiprocess": multiprocess}
 
 #: What every test of this suite logs in, so that the oracle can read it back.
 FORMAT = "%(processName)s %(process)d %(levelname)s %(name)s | %(message)s"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """With ``-n auto``, run one test more than there are CPUs: some of them wait for processes to start and to end."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(params=START_METHODS)
@@ -60,6 +68,30 @@ def server(log: Path) -> Iterator[mplog.LogServer]:
     """A running server that writes all levels to `log` in FORMAT."""
     with mplog.LogServer(log, level="DEBUG", format=FORMAT) as server:
         yield server
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """A closed gate, which is opened at the end, whatever happens."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()
+    os.close(gate.fd)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A disk of 1 MiB, or of the size that the test asks for."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    size = getattr(request, "param", "1m")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "mplog-test", place], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("only root can mount a disk")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.fixture(autouse=True)

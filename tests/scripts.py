@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,7 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from oracle import wait_until
+
+from mplog.deaths import has_ended
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -63,6 +68,15 @@ def drop_privileges() -> None:
         cap_dac_override, cap_dac_read_search, pr_capbset_drop = 1, 2, 24
         for capability in (cap_dac_override, cap_dac_read_search):
             libc.prctl(pr_capbset_drop, capability, 0, 0, 0)
+
+
+def fill_disk(disk: Path) -> Path:
+    """Leave no room on a disk; return what takes it."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
 
 
 class Gate:
@@ -137,11 +151,25 @@ def lines(path: str | os.PathLike[str]) -> list[str]:
 
 def process_has_ended(pid: int) -> bool:
     """Whether there is no such process any more, or only what its parent has not yet asked for."""
+    return has_ended(pid)
+
+
+def kill_for_good(server: Any) -> int:
+    """Kill the logging process of a server, and the supervisor, which would start another; return its pid."""
+    pid: int = server.pid
+    supervisor = psutil.Process(pid).ppid()
+    os.kill(supervisor, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: has_let_go(pid) and has_let_go(supervisor), "the logging process has ended")
+    return pid
+
+
+def has_let_go(pid: int) -> bool:
+    """Whether a process that was killed has closed what it had open: its main thread may end before the others do."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
+        return process_has_ended(pid) and len(os.listdir(f"/proc/{pid}/task")) <= 1
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it goes while it is looked at
         return True
-    return state == "Z"
 
 
 def elapsed(since: float) -> float:

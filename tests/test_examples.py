@@ -20,7 +20,7 @@ LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (?P<level>\w+) +(?P<process>\S+) (?P<logger>\S+) \| (?P<text>.*)"
 )
 
-#: Run by these tests, or by one that is.
+#: Run by these tests, by an example that is, or by tests/test_with_*.py.
 TESTED = {
     "stdlib_survey.py",
     "plain_pool.py",
@@ -30,7 +30,20 @@ TESTED = {
     "attach.sh",
     "attach_server.py",
     "attach_job.py",
+    "batch.sh",
+    "celery_prefork.py",
+    "data_loader.py",
+    "gunicorn_workers.py",
+    "joblib_parallel.py",
+    "manager.py",
+    "notebook.py",
+    "pebble_pool.py",
+    "subprocesses.py",
+    "uvicorn_workers.py",
 }
+
+#: Directories, each with the files of one application; run by tests/test_frameworks.py and tests/test_with_xdist.py.
+APPLICATIONS = {"django_site", "fastapi_app", "flask_app", "pytest_xdist"}
 
 
 def run(name: str, directory: Path, *arguments: str) -> str:
@@ -39,7 +52,7 @@ def run(name: str, directory: Path, *arguments: str) -> str:
     done = subprocess.run(
         [*command, *arguments],
         cwd=directory,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": sys.executable, "MPLOG": f"{sys.executable} -m mplog"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -69,6 +82,8 @@ def test_examples_are_listed_and_run() -> None:
     text = (EXAMPLES / "README.rst").read_text(encoding="utf-8")
     files = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")}
     assert files == TESTED
+    directories = {path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert directories == APPLICATIONS == set(re.findall(r"<(\w+)/>", text))
     assert set(re.findall(r"<(\w+\.(?:py|sh))>", text)) == files
     # Anything that docutils has to say is an error.
     docutils.core.publish_string(text, settings_overrides={"report_level": 1, "halt_level": 1})
@@ -147,7 +162,9 @@ def test_process(tmp_path: Path) -> None:
     assert "Waiter ended with exit code 1" in printed
     assert printed.count("ended with exit code 0") == 2
     lines = [(line["process"], line["level"], line["text"]) for line in read(tmp_path / "process.log")]
-    assert sorted(lines) == [
+    deaths = [text for process, _, text in lines if process == "mplog"]
+    assert all("Waiter" in text and "ended with exit code 1" in text for text in deaths)
+    assert sorted(line for line in lines if line[0] != "mplog") == [
         ("Confectioner", "INFO", "cooking pudding"),
         ("Cook", "INFO", "cooking soup"),
         ("Waiter", "WARNING", "dropping the soup"),
@@ -216,3 +233,79 @@ def test_start_up_benchmark_runs(tmp_path: Path) -> None:
     aims = re.findall(r"^(.+?) +[\d.]+ (?:ms|MB) .*aim: (\d+) ", done.stdout, re.M)
     assert [int(aim) for _, aim in aims] == [20, 150, 50, 40, 40]
     assert os.listdir(tmp_path) == []
+
+
+def test_batch(tmp_path: Path) -> None:
+    """The script, what it runs at once, a program that prints, and a Python program are in the log, and counted."""
+    assert run("batch.sh", tmp_path) == "8 records of 7 processes written\n"
+    lines = read(tmp_path / "batch.log")
+    found = [(line["level"], line["logger"], line["text"]) for line in lines]
+    assert (found[0], found[-1]) == (("INFO", "shell", "begin files=3"), ("INFO", "shell", "end"))
+    assert sorted(found[1:4]) == [("INFO", "convert", f"converted file={name}.wav") for name in "abc"]
+    assert sorted(found[4:6]) == [
+        ("INFO", "check.stdout", "3 files are fine"),
+        ("WARNING", "check.stderr", "1 is empty"),
+    ]
+    assert found[6] == ("INFO", "report", "from an ordinary Python program")
+
+
+def test_manager(tmp_path: Path) -> None:
+    """The manager's process and the workers have their lines, in order."""
+    printed = run("manager.py", tmp_path).splitlines()
+    lines = read(tmp_path / "manager.log")
+    assert sorted(printed[0].strip("[]").split(", ")) == ["False", "True", "True"]
+    assert printed[1:] == [line[0] for line in lines]
+    assert messages(lines, "StoreManager-1") == [f"{left} of tea left" for left in (2, 1, 0)]
+    assert sorted(messages(lines, "PoolWorker-")) == ["bought tea", "bought tea", "went home"]
+    assert len(lines) == 6
+
+
+def test_joblib_parallel(tmp_path: Path) -> None:
+    """Both backends of joblib log each task once, under the names of their processes."""
+    pytest.importorskip("joblib")
+    printed = run("joblib_parallel.py", tmp_path).splitlines()
+    assert printed[:3] == [str([n * n for n in range(begin, begin + 5)]) for begin in (0, 5, 10)]
+    lines = read(tmp_path / "joblib_parallel.log")
+    assert sorted(messages(lines, "LokyProcess-")) == sorted(f"squaring {n}" for n in range(10))
+    assert sorted(messages(lines, "PoolWorker-")) == sorted(f"squaring {n}" for n in range(10, 15))
+    assert len(lines) == 15
+
+
+def test_pebble_pool(tmp_path: Path) -> None:
+    """What a worker has logged that was killed for being late is there, and the pool has gone on."""
+    pytest.importorskip("pebble")
+    printed = run("pebble_pool.py", tmp_path).splitlines()
+    assert printed[:2] == ["FIRST", "LAST"]
+    lines = read(tmp_path / "pebble_pool.log")
+    assert messages(lines, "pebble_pool_worker") == ["fetching first", "fetching endless", "fetching last"]
+    assert messages(lines, "MainProcess") == ["endless took too long"]
+
+
+def test_data_loader(tmp_path: Path) -> None:
+    """Each item of each epoch is loaded by a worker, which has logged it."""
+    pytest.importorskip("torch")
+    printed = run("data_loader.py", tmp_path).splitlines()
+    assert printed[:2] == ["70", "70"]
+    lines = read(tmp_path / "data_loader.log")
+    assert messages(lines, "MainProcess") == ["epoch 1", "epoch 2"]
+    assert sorted(messages(lines, " ") + messages(lines, "Process-")) == sorted([f"loading {n}" for n in range(6)] * 2)
+
+
+def test_subprocesses(tmp_path: Path) -> None:
+    """Both programs have their lines under their own names, and so has the output of the shell."""
+    run("subprocesses.py", tmp_path)
+    lines = read(tmp_path / "subprocesses.log")
+    assert messages(lines, "fetch") == messages(lines, "convert") == ["begins", "done"]
+    assert [(line["process"], line["logger"], line["text"]) for line in lines[-2:]] == [
+        ("MainProcess", "sh", "one"),
+        ("MainProcess", "sh", "two"),
+    ]
+    assert len(lines) == 6
+
+
+def test_notebook_as_a_program(tmp_path: Path) -> None:
+    """The notebook runs as a program, too; tests/test_with_jupyter.py runs it in a kernel."""
+    printed = run("notebook.py", tmp_path).splitlines()
+    assert printed[0] == "[0, 1, 8, 27, 64]"
+    lines = read(tmp_path / "notebook.log")
+    assert sorted(messages(lines, "SpawnPoolWorker-")) == [f"cubing {n}" for n in range(5)]

@@ -15,23 +15,29 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mplog import formatters
-from mplog.formatters import renderer
-from mplog.record import HIDDEN, SHOWN, Values, decode_values, encode, to_record
+from mplog.formatters import DatedFormatter, renderer
+from mplog.record import DETAILS, ORIGIN, REST, Entry, decode_entry, encode, to_record
 
-ATTRIBUTES = [*SHOWN, *HIDDEN, "msg", "exc_text", "processName", "taskName", "args", "exc_info", "message", "asctime"]
+ATTRIBUTES = [*ORIGIN, *DETAILS, "msg", "exc_text", "processName", "taskName", "args", "exc_info", "message", "asctime"]
 NAMES = [*ATTRIBUTES, *["asctime", "message", "levelname"] * 4, "user", "n", "missing"]
 
 
-def compare(formatter: logging.Formatter, batch: Sequence[Values], terminator: str = "\n") -> list[str]:
+def compare(formatter: logging.Formatter, batch: Sequence[Entry], terminator: str = "\n") -> list[str]:
     """Hold the renderer to what the formatter does with each record, and to reporting exactly those that fail."""
     expected, expected_failures = [], []
+    dated = DatedFormatter.instead_of(formatter)
+    assert dated is not None
     for values in batch:
         try:
-            expected.append(formatter.format(to_record(values)) + terminator)
+            expected.append(formatter.format(to_record(*values)) + terminator)
         except Exception as error:
             expected.append("")
             expected_failures.append((values, type(error)))
-    failures: list[tuple[Values, type[Exception]]] = []
+            with pytest.raises(type(error)):
+                dated.format(to_record(*values))
+        else:
+            assert dated.format(to_record(*values)) + terminator == expected[-1]
+    failures: list[tuple[Entry, type[Exception]]] = []
     render = renderer(formatter, terminator)
     for _ in range(2):  # nothing stays from batch to batch
         failures.clear()
@@ -47,12 +53,12 @@ def is_compiled(formatter: logging.Formatter) -> bool:
     return formatters._compiled(formatter, "\n") is not None
 
 
-def make(message: str | None = "hello", created: float = 1700000000.25, **attributes: Any) -> Values:
+def make(message: str | None = "hello", created: float = 1700000000.25, **attributes: Any) -> Entry:
     """Return a record as it arrives."""
     record = logging.LogRecord("a.b", logging.INFO, "/dir/file.py", 7, message, None, None, "function")
     record.created, record.msecs = created, 250.0
     record.__dict__.update(attributes)
-    return decode_values(encode(record))
+    return decode_entry(encode(record))
 
 
 # --- any format, any record ---
@@ -126,7 +132,7 @@ extra_values = st.one_of(st.none(), st.integers(), st.floats(), texts, st.lists(
 
 
 @st.composite
-def any_values(draw: st.DrawFn) -> Values:
+def any_values(draw: st.DrawFn) -> Entry:
     """Return a record as it arrives, with any attributes."""
     attributes: dict[str, Any] = {"created": draw(times), "msecs": draw(st.floats(0, 999.999))}
     attributes["exc_text"] = draw(st.sampled_from([None, None, "", "Traceback\n", "ValueError: \ud800"]))
@@ -142,7 +148,8 @@ def any_values(draw: st.DrawFn) -> Values:
 @given(any_formatters(), st.lists(any_values(), max_size=6), st.sampled_from(["\n", "", "\0"]))
 @example(logging.Formatter("{0}", style="{", validate=False), [make(**{"0": 1})], "\n")
 @example(logging.Formatter("$ x", style="$", validate=False), [make(**{"None": 1})], "\n")
-def test_same_bytes_as_the_stdlib(formatter: logging.Formatter, batch: list[Values], terminator: str) -> None:
+@example(logging.Formatter("{", style="{", validate=False), [make()], "\n")
+def test_same_bytes_as_the_stdlib(formatter: logging.Formatter, batch: list[Entry], terminator: str) -> None:
     """Whatever the format and the records are, each text is the one of `Formatter.format`, and so is each failure."""
     compare(formatter, batch, terminator)
 
@@ -244,18 +251,20 @@ def test_text_that_utf_8_does_not_take() -> None:
 
 def test_record_without_a_message() -> None:
     """A record whose message is nothing at all is written as the text "None", also as `!r` and to a width."""
-    values = (None, *make()[1:])
-    assert compare(logging.Formatter("{message!r:>8}", style="{"), [values]) == ["  'None'\n"]
+    values, origin = make()
+    entry = (values[0], None, *values[2:]), origin
+    assert compare(logging.Formatter("{message!r:>8}", style="{"), [entry]) == ["  'None'\n"]
 
 
-@pytest.mark.parametrize("text", ["%(message)s", "%(funcName)s %(message)s"])
+@pytest.mark.parametrize("text", ["%(message)s", "%(relativeCreated)s %(message)s"])
 def test_hidden_part_that_does_not_decode(text: str) -> None:
     """Garbage in the part that is decoded late costs that record at most, and only where it is looked at."""
-    broken = (*make("broken")[:5], msgspec.Raw(b"\xc1"))
+    values, origin = make("broken")
+    broken = ((*values[:REST], msgspec.Raw(b"\xc1"), values[-1]), origin)
     render, failures = renderer(logging.Formatter(text), "\n"), []
     written = render([make("1"), broken, make("2")], lambda values, error: failures.append(values))
     assert [line.split()[-1] for line in written if line] == (["1", "broken", "2"] if not failures else ["1", "2"])
-    assert failures == ([broken] if "funcName" in text else [])
+    assert failures == ([broken] if "relativeCreated" in text else [])
 
 
 # --- dates ---

@@ -88,7 +88,9 @@ def test_a_record_is_out_when_the_call_returns(context: Any, server: mplog.LogSe
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert written() == ["last words"]
+    first, *rest = written()
+    assert first == "last words"
+    assert all("was killed by SIGKILL" in line for line in rest)  # where that is known
 
 
 def log_and_die(initializer: Any) -> None:
@@ -221,7 +223,7 @@ def test_a_repr_that_logs_itself_ends(logger: logging.Logger, written: Any, caps
     assert messages[-1] == "next"
     assert messages[-2].startswith("value ")
     assert time.monotonic() - before < 5
-    assert len(messages) < 100
+    assert len(messages) < 300
     assert capsys.readouterr().err == ""
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mplog.formatters import renderer
 from mplog.json_formatter import DEFAULT_FIELDS, JSONFormatter
 from mplog.plain import ForeignValue
-from mplog.record import Values, decode_values, encode, to_record
+from mplog.record import Entry, decode_entry, encode, to_record
 
 UTC = datetime.timezone.utc
 
@@ -33,12 +33,12 @@ def make(message: Any = "hello", created: float = 1700000000.25, **attributes: A
     return record
 
 
-def write(formatter: logging.Formatter, batch: Sequence[Values]) -> list[str]:
+def write(formatter: logging.Formatter, batch: Sequence[Entry]) -> list[str]:
     """Return the lines of a batch; hold them to being those of `format()`, with the same failures."""
     expected, expected_failures = [], []
     for values in batch:
         try:
-            expected.append(formatter.format(to_record(values)) + "\n")
+            expected.append(formatter.format(to_record(*values)) + "\n")
         except Exception:
             expected.append("")
             expected_failures.append(id(values))
@@ -62,7 +62,7 @@ def read(line: str) -> Any:
 
 def written(record: logging.LogRecord, *arguments: Any, **options: Any) -> Any:
     """Return what is written for a record that has travelled."""
-    return read(write(JSONFormatter(*arguments, **options), [decode_values(encode(record))])[0])
+    return read(write(JSONFormatter(*arguments, **options), [decode_entry(encode(record))])[0])
 
 
 def failed(kind: type[Exception] = KeyError) -> logging.LogRecord:
@@ -126,7 +126,7 @@ def test_bad_arguments_are_refused(options: dict[str, Any]) -> None:
 @settings(max_examples=200, deadline=None)
 def test_times_are_those_of_datetime(times: list[float]) -> None:
     """Each RFC 3339 time is the record's, cut to microseconds, from year 1 to 9999, in any order."""
-    batch = [decode_values(encode(make(created=created))) for created in times]
+    batch = [decode_entry(encode(make(created=created))) for created in times]
     for created, line in zip(times, write(JSONFormatter(), batch)):
         text = read(line)["time"]
         assert len(text) == 27 and text[-1] == "Z"
@@ -141,7 +141,7 @@ def test_times_are_those_of_datetime(times: list[float]) -> None:
 def test_time_beyond_the_calendar(created: float) -> None:
     """A time that is no date fails alone and each time, and no other record gets its date or it another's."""
     records = [make("1"), make("2", created), make("3", created), make("4", 1.0)]
-    lines = write(JSONFormatter(), [decode_values(encode(record)) for record in records])
+    lines = write(JSONFormatter(), [decode_entry(encode(record)) for record in records])
     assert [bool(line) for line in lines] == [True, False, False, True]
     assert read(lines[3])["time"] == "1970-01-01T00:00:01.000000Z"
 
@@ -241,7 +241,7 @@ attributes = st.sampled_from(
 
 
 @st.composite
-def any_values(draw: st.DrawFn) -> Values:
+def any_values(draw: st.DrawFn) -> Entry:
     """Return a record as it arrives."""
     record = make(draw(texts), draw(st.sampled_from([1.7e9, 1.7e9 + 0.5, 1.7e9 + 1, -1e-20, 1e20])))
     record.exc_text = draw(st.sampled_from([None, None, "Traceback\ud800"]))
@@ -249,7 +249,7 @@ def any_values(draw: st.DrawFn) -> Values:
     record.levelname = draw(st.sampled_from(["INFO", "\ud800", "ü"]))
     names = st.one_of(st.sampled_from(["user", "level", "level_", "exc_type", "exception", "line", "stamp", ""]), texts)
     record.__dict__.update(draw(st.dictionaries(names, values, max_size=4)))
-    return decode_values(encode(record))
+    return decode_entry(encode(record))
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
@@ -259,7 +259,7 @@ def any_values(draw: st.DrawFn) -> Values:
     st.sampled_from(["text", "frames"]),
     st.lists(any_values(), max_size=5),
 )
-def test_fast_way_is_the_long_way(fields: Any, time: Any, exceptions: Any, batch: list[Values]) -> None:
+def test_fast_way_is_the_long_way(fields: Any, time: Any, exceptions: Any, batch: list[Entry]) -> None:
     """Whatever is logged and chosen, the fast way writes what `format()` does, and each line is valid JSON."""
     for line in write(JSONFormatter(fields, time=time, exceptions=exceptions), batch):
         if line:
@@ -277,7 +277,7 @@ def test_methods_of_its_own_are_called(name: str) -> None:
     formatter = Own() if name == "class" else JSONFormatter()
     if name != "class":
         setattr(formatter, name, lambda record: "mine: hello")
-    line = write(formatter, [decode_values(encode(make()))])[0]
+    line = write(formatter, [decode_entry(encode(make()))])[0]
     assert (line == "mine: hello\n") == (name != "formatException")
 
 
@@ -316,5 +316,5 @@ def test_it_pickles() -> None:
     fields = {"t": "created", "m": "message"}
     formatter = pickle.loads(pickle.dumps(JSONFormatter(fields, time="epoch", exceptions="frames")))
     assert (formatter.fields, formatter.time, formatter.exceptions) == (fields, "epoch", "frames")
-    line = read(write(formatter, [decode_values(encode(failed()))])[0])
+    line = read(write(formatter, [decode_entry(encode(failed()))])[0])
     assert line["t"] == 1700000000.25 and line["exception"]["type"] == "KeyError"

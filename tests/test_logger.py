@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import io
 import logging
@@ -28,6 +29,8 @@ from scripts import run_script
 
 import mplog
 import mplog.logger
+from mplog.record import DETAILS
+from mplog.record_factory import make_record
 
 #: What differs from call to call by nature.
 TIMES = {"created", "msecs", "relativeCreated"}
@@ -40,6 +43,7 @@ class Sent:
         self.queue = mplog.LogQueue()
         self.handler = mplog.QueueHandler(self.queue)
         self.logger: logging.Logger = mplog.getLogger("base.tested.logger")
+        self.logger.__class__ = mplog.Logger  # whatever the last test has made of it
         #: Calls that were encoded as they stood.
         self.straight = 0
 
@@ -53,10 +57,21 @@ class Sent:
         return found
 
     def as_stdlib(self, call: Callable[[logging.Logger], object]) -> list[dict[str, Any]]:
-        """Return what a call sends, and hold it to being the same with both classes, the first time and later."""
+        """Return what a call sends.
+
+        Hold it to being the same with both classes, the first time and later, and with both makers of records.
+        """
         outcomes = []
-        for kind in (logging.Logger, mplog.Logger, mplog.Logger, logging.Logger):
+        for kind, factory in (
+            (logging.Logger, logging.LogRecord),
+            (mplog.Logger, make_record),
+            (mplog.Logger, logging.LogRecord),
+            (logging.Logger, make_record),
+            (logging.Logger, make_record),
+            (logging.Logger, logging.LogRecord),
+        ):
             self.logger.__class__ = kind
+            logging.setLogRecordFactory(factory)
             straight = self.straight
             try:
                 call(self.logger)
@@ -67,10 +82,10 @@ class Sent:
             if kind is logging.Logger:
                 assert self.straight == straight
         self.logger.__class__ = mplog.Logger
-        assert outcomes[1] == outcomes[0]
-        assert outcomes[2] == outcomes[0]
-        assert outcomes[3] == outcomes[0]
-        return outcomes[0][1]
+        logging.setLogRecordFactory(logging.LogRecord)
+        expected = outcomes[0]
+        assert outcomes == [expected] * len(outcomes)
+        return expected[1]
 
 
 @pytest.fixture
@@ -82,14 +97,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
     monkeypatch.setattr(base, "parent", None)
     base.handlers = [sent.handler]
     base.setLevel(1)
-    send = mplog.logger._send
+    pack = mplog.logger.pack
 
-    def counting(*args: Any) -> Any:
-        rest = send(*args)
-        sent.straight += rest is None
-        return rest
+    def counting(values: Any) -> bytes:
+        payload = pack(values)
+        sent.straight += 1
+        return payload
 
-    monkeypatch.setattr(mplog.logger, "_send", counting)
+    monkeypatch.setattr(mplog.logger, "pack", counting)
     yield sent
     sent.queue.close()
     sent.queue.remove()
@@ -298,6 +313,23 @@ def test_a_method_for_a_level_names_the_same_caller(sent: Sent) -> None:
     assert names[0] == ("trace" if sys.version_info >= (3, 11) else "call")
 
 
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_a_call_sends_no_details_where_nobody_looks_at_them(sent: Sent, name: str) -> None:
+    """Where no sink looks at the thread and the place of a call, they are all that is left out."""
+
+    def send(details: bool) -> list[dict[str, Any]]:
+        sent.queue.details = details
+        with contextlib.suppress(TypeError):  # of a level that is no number
+            STRAIGHT[name](sent.logger)
+        return sent.records()
+
+    complete, short = send(True), send(False)
+    assert len(complete) == len(short)
+    for with_details, without in zip(complete, short):
+        assert all(without.pop(attribute, None) is None for attribute in DETAILS)
+        assert without == {key: value for key, value in with_details.items() if key not in DETAILS}
+
+
 def test_the_place_of_a_call_is_right(sent: Sent) -> None:
     """File, module, line and function are those of the call."""
     sent.logger.info("x")
@@ -319,10 +351,10 @@ def test_code_made_at_run_time_is_told_apart(sent: Sent) -> None:
 
 def test_places_kept_ready_are_limited(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many places a program logs from, the logger keeps some of them only."""
-    monkeypatch.setattr(mplog.logger, "_SITES", 50)
+    monkeypatch.setattr(mplog.logger, "_KEPT", 50)
     for number in range(200):
         exec(compile("log.info('x')", f"/made/{number}.py", "exec"), {"log": sent.logger})
-        assert len(mplog.logger._here.context[1]) <= 50
+        assert len(mplog.logger._here.places) <= 50
     assert [record["filename"] for record in sent.records()] == [f"{number}.py" for number in range(200)]
 
 
@@ -400,7 +432,7 @@ def test_handlers_anywhere_on_the_way_get_the_record(sent: Sent, where: str) -> 
             log.info("a %s", "b")
 
     assert len(sent.as_stdlib(call)) == 3
-    assert len(listing.seen) == 4
+    assert len(listing.seen) == 6  # once each time
     assert {(record.msg, record.args) for record in listing.seen} == {("a %s", ("b",))}
     assert {record.funcName for record in listing.seen} == {"call"}
 
@@ -549,14 +581,13 @@ def test_a_patched_log_record_is_used(sent: Sent, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("on_class", [True, False])
-@pytest.mark.parametrize("name", ["handle", "emit"])
-def test_a_patched_handler_is_called(sent: Sent, monkeypatch: pytest.MonkeyPatch, name: str, on_class: bool) -> None:
+def test_a_patched_handler_is_called(sent: Sent, monkeypatch: pytest.MonkeyPatch, on_class: bool) -> None:
     """A patch of QueueHandler, or of the handler that is there, counts at once."""
     target: Any = mplog.QueueHandler if on_class else sent.handler
     seen: list[str] = []
     for step in range(2):
         if step == 1:
-            monkeypatch.setattr(target, name, spying(getattr(target, name), seen, name))
+            monkeypatch.setattr(target, "handle", spying(target.handle, seen, "handle"))
         sent.logger.info("x")
         assert len(seen) == step
 
@@ -735,6 +766,19 @@ def test_a_logger_that_changes_its_name_is_seen(sent: Sent) -> None:
     assert [record["name"] for record in sent.as_stdlib(call)] == ["other", "base.tested.logger"]
 
 
+@pytest.mark.parametrize("details", [True, False])
+def test_a_clock_set_by_a_test_is_that_of_the_records(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch, details: bool
+) -> None:
+    """A program that replaces time.time() sees it in records, as with the stdlib."""
+    sent.queue.details = details
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_000_000_000)
+    sent.logger.info("text")
+    assert sent.straight == 1
+    assert sent.queue.get(timeout=10).created == 1_700_000_000.0
+
+
 def test_times_are_those_of_the_call(sent: Sent) -> None:
     """The times of a record fit each other, and are from before its message was formatted."""
     before = time.time()
@@ -830,7 +874,7 @@ def test_without_a_reader_warnings_go_to_stderr(sent: Sent, capsys: pytest.Captu
     sent.queue.remove()
     sent.logger.info("quiet")
     sent.logger.warning("%s loud", 100)
-    assert sent.straight == 1
+    assert sent.straight == 3
     first, *rest = capsys.readouterr().err.splitlines()
     assert first.startswith("mplog: ")
     assert rest == ["100 loud"]
@@ -871,13 +915,15 @@ def test_exit_in_a_signal_handler_ends_the_program(sent: Sent) -> None:
 
 
 def test_a_plain_queue_gets_the_bytes() -> None:
-    """A QueueHandler on another queue puts the same encoded records."""
-    plain: queues.Queue[bytes] = queues.Queue()
+    """A QueueHandler on a queue of multiprocessing puts the same encoded records."""
+    plain: Any = multiprocessing.Queue()
     logger = mplog.getLogger("tested.plain")
     logger.addHandler(mplog.QueueHandler(plain))
     logger.propagate = False
     logger.error("x %d", 1)
     assert mplog.record.decode(plain.get(timeout=10)).msg == "x 1"
+    plain.close()
+    plain.join_thread()
 
 
 # --- how loggers become Loggers ---
@@ -990,7 +1036,7 @@ NOT_RUN = {
 
 
 def test_the_tests_of_cpython_pass(tmp_path: Path) -> None:
-    """CPython's test_logging passes with Logger in the place of logging.Logger."""
+    """CPython's test_logging passes with Logger in the place of logging.Logger, and records made by make_record."""
     script = tmp_path / "cpython.py"
     script.write_text(CPYTHON_TESTS.format(not_run=sorted(NOT_RUN)), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(Path(mplog.__file__).parents[1])}
@@ -1012,7 +1058,7 @@ def test_the_tests_of_cpython_pass(tmp_path: Path) -> None:
 CPYTHON_TESTS = """
 import logging, sys, unittest
 
-import mplog.logger
+import mplog.logger, mplog.record_factory
 
 try:
     from test import test_logging
@@ -1024,6 +1070,7 @@ stdlib = logging.Logger
 logging.setLoggerClass(mplog.logger.Logger)
 logging.Logger.manager.loggerClass = None
 logging._loggerClass = logging.Logger = mplog.logger.Logger
+logging.setLogRecordFactory(mplog.record_factory.make_record)
 made = mplog.logger.Logger._log
 used = []
 

@@ -354,6 +354,15 @@ def test_foreign_number_formats_like_the_original(value: Any, template: str) -> 
     assert write(travelled(value)) == expected
 
 
+def test_foreign_value_travels_on_as_it_is() -> None:
+    """One that is sent once more, from a program that reads one log into another, keeps its looks and its number."""
+    for value in (Scalar(1.5), Code.TEAPOT, Colour.RED):
+        once = travelled(value)
+        twice = travelled(once)
+        assert (type(twice), twice) == (ForeignValue, once)
+    assert f"{travelled(travelled(Scalar(1.5))):.2f}" == "1.50"
+
+
 def test_foreign_value_that_is_no_number() -> None:
     """A ForeignValue that is no number is none for int() and float() either."""
     for convert in (int, float, hex):
@@ -853,6 +862,11 @@ def hostile_payloads() -> dict[str, bytes]:
         return with_extra({"value": ext(code, data)})
 
     rest = wire[module.REST]
+    origin = msgspec.msgpack.decode(wire[module.RAW_ORIGIN])
+
+    def with_origin(value: object) -> bytes:
+        return changed(module.RAW_ORIGIN, msgspec.msgpack.encode(value))
+
     claims = {
         f"{name} claim at {place}": whole(claim)
         for place, whole in {
@@ -874,8 +888,8 @@ def hostile_payloads() -> dict[str, bytes]:
         "extra replaces a text": with_extra({"name": "b"}),
         "exc_info": with_extra({"exc_info": ["a", "b", "c"]}),
         "nested rest": raw(module.REST, b"\x91" * 100_000 + b"\xc0"),
-        "nested part of the rest": raw(module.REST, b"\x99" + b"\x91" * 100_000 + b"\xc0" * 9),
-        "rest is nil": changed(module.REST, None),
+        "nested part of the rest": raw(module.REST, b"\x92" + b"\x91" * 100_000 + b"\xc0"),
+        "rest is a number": changed(module.REST, 1),
         "rest is short": changed(module.REST, rest[:-1]),
         "rest is long": changed(module.REST, [*rest, None]),
         "empty": b"",
@@ -900,8 +914,14 @@ def hostile_payloads() -> dict[str, bytes]:
         "exception of texts": changed(module.REST, [*rest[:-1], ["a", "b", "c"]]),
         "exception of numbers": changed(module.REST, [*rest[:-1], [1, 2, []]]),
         "exception with wrong frames": changed(module.REST, [*rest[:-1], ["a", "b", [["file", "line", 5]]]]),
-        "shown is short": changed(module.SHOWN_VALUES, wire[module.SHOWN_VALUES][:-1]),
-        "shown is a map": changed(module.SHOWN_VALUES, {}),
+        "origin is short": with_origin(origin[:-1]),
+        "origin is long": with_origin([*origin, None]),
+        "origin is a map": with_origin({}),
+        "origin is nil": with_origin(None),
+        "origin is no bytes": changed(module.RAW_ORIGIN, origin),
+        "details are short": with_origin([*origin[:-1], [1]]),
+        "nested origin": changed(module.RAW_ORIGIN, b"\x91" * 100_000 + b"\xc0"),
+        "sequence is a text": changed(module.SEQUENCE, "1"),
         "extra with numbers as names": with_extra({1: 2}),
         "extra is a list": with_extra([1]),
     }
@@ -993,3 +1013,21 @@ def test_arrived_record_copies_and_travels_on() -> None:
         assert type(other) is Record
         assert other.__dict__ == first.__dict__
         assert (other.exc_type, other.exc_message) == ("ValueError", "oh")
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize("args", [(1, "two", None, (3,)), {"a": 1}, (object(),)])
+def test_arguments_travel_where_they_are_wanted(args: Any) -> None:
+    """With `with_args`, args arrive as plain data, beside the finished message, which they no longer change."""
+    sent = logging.LogRecord("a", 20, "f.py", 1, "", (), None)
+    sent.args = args
+    sent.msg = "%(a)s" if isinstance(args, dict) else "%s " * len(args)
+    expected = sent.getMessage()
+    assert decode(encode(sent)).args is None
+    arrived = decode(encode(sent, with_args=True))
+    assert arrived.getMessage() == expected
+    assert str(arrived.args) == str(args)
+    assert arrived.__dict__.keys() == decode(encode(sent)).__dict__.keys()
+    assert sent.args == args

@@ -20,20 +20,20 @@ from typing import Any
 import psutil
 import pytest
 from oracle import wait_until
-from scripts import BlockedHandler, Gate, drop_privileges, elapsed, lines, process_has_ended, run_script
+from scripts import (
+    BlockedHandler,
+    Gate,
+    drop_privileges,
+    elapsed,
+    kill_for_good,
+    lines,
+    process_has_ended,
+    run_script,
+)
 
 import mplog
 from mplog import server as server_module
 from mplog.control import Control
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    """A closed gate, which is opened at the end, whatever happens."""
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.open()
-    os.close(gate.fd)
 
 
 def blocked(gate: Gate, path: Path, **options: Any) -> mplog.LogServer:
@@ -76,9 +76,9 @@ def test_server_writes_what_its_own_program_logs(log: Path, nothing_left: None) 
 
 
 def test_server_knows_its_logging_process(log: Path) -> None:
-    """`pid` is the logging process, a direct child, which has ended when stop() returns."""
+    """`pid` is the logging process, the child of a supervisor, which have ended when stop() returns."""
     with mplog.LogServer(log) as server:
-        assert server.pid in [child.pid for child in psutil.Process().children()]
+        assert server.pid in [child.pid for child in psutil.Process().children(recursive=True)]
         assert str(server.pid) in repr(server)
         pid = server.pid
     assert not psutil.pid_exists(pid)
@@ -368,7 +368,8 @@ def test_stop_is_bounded_and_nothing_is_lost(tmp_path: Path, gate: Gate, nothing
         logging.info("%d", number)
     gate.wait_until_reached()
     pid, directory = server.pid, server.queue.directory
-    for ask in (server.flush, server.stats, server.stop):
+    assert server.stats().received == 0, "it is told what is written without being asked"
+    for ask in (server.flush, server.stop):
         started = time.monotonic()
         with pytest.raises(mplog.DrainTimeoutError, match=rf"pid {pid}.*0\.3 seconds"):
             ask(0.3)
@@ -449,11 +450,10 @@ def test_stop_within_stop_in_a_signal_handler(log: Path, nothing_left: None, gat
 
 
 def test_stop_after_the_logging_process_was_killed(log: Path, nothing_left: None) -> None:
-    """A logging process that died is said by every call, with its exit status, and its directory removed."""
+    """A logging process that died with its supervisor is said by every call, and its directory removed."""
     server = mplog.LogServer(log, level="INFO").start()
     directory = server.queue.directory
-    os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: process_has_ended(server.pid), "the logging process has ended")
+    kill_for_good(server)
     for ask in (server.flush, server.stats, server.stop):
         with pytest.raises(mplog.LoggingProcessDiedError, match="exit status -9") as caught:
             ask()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.handlers
 import os
@@ -10,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ import pytest
 from scripts import drop_privileges, elapsed, environment, lines, run_script, write_script
 
 import mplog
+from mplog.sinks import TextHandler
 
 
 def serve(*sinks: Any, messages: tuple[Any, ...] = ("x",), **options: Any) -> mplog.Stats:
@@ -144,6 +147,20 @@ def test_permissions(tmp_path: Path, prepare: str, message: str) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("kind", [mplog.FileSink, mplog.RawSink, mplog.RoutedFileSink])
+def test_bad_path_is_found_before_any_process_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[mplog.FileSink]
+) -> None:
+    """A directory that is not there, or that stands where the file should, is named, with what to do."""
+    monkeypatch.setattr("mplog.server.Control", lambda *_: pytest.fail("a process was started"))
+    with pytest.raises(mplog.SinkError, match=r"its directory .*missing does not exist\. Create it first"):
+        mplog.LogServer(kind(tmp_path / "missing" / "{name}.log")).start()
+    (tmp_path / "{name}.log").mkdir()
+    if kind is not mplog.RoutedFileSink:
+        with pytest.raises(mplog.SinkError, match=r"Is a directory\. Name a file in it"):
+            mplog.LogServer(kind(tmp_path / "{name}.log")).start()
+
+
 @pytest.mark.parametrize(
     ("encoding", "expected"),
     [
@@ -195,6 +212,38 @@ def test_one_file_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 # --- any handler ---
+
+
+class _Stuck(TextHandler):
+    """Cannot write the first time, during which another thread logs."""
+
+    keeps_trying = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[str] = []
+        self.is_full = True
+
+    def write(self, texts: list[str]) -> None:
+        """Fail, or keep them."""
+        if self.is_full:
+            self.is_full = False
+            thread = threading.Thread(target=self.handle, args=(logging.makeLogRecord({"msg": "meanwhile"}),))
+            thread.start()
+            thread.join(30)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.all += texts
+
+
+def test_what_a_thread_logs_while_a_disk_is_full_is_kept() -> None:
+    """It comes behind what waits already."""
+    handler = _Stuck()
+    handler.handle(logging.makeLogRecord({"msg": "before"}))
+    handler.flush()
+    assert handler.stuck_by is not None
+    handler.flush()
+    assert handler.all == ["before\n", "meanwhile\n"]
+    assert handler.stuck_by is None
 
 
 class Shouting(logging.StreamHandler):  # type: ignore[type-arg]
@@ -316,6 +365,8 @@ def test_format_of_every_style(tmp_path: Path, format: Any) -> None:
     [
         (lambda: mplog.FileSink(42), "42|int"),  # type: ignore[arg-type]
         (lambda: mplog.FileSink("x", encoding="klingon"), "klingon"),
+        (lambda: mplog.FileSink("x", mode=640), "mode=640 is no permissions of a file.*mode=0o640"),
+        (lambda: mplog.FileSink("x", mode="0640"), "mode='0640'"),  # type: ignore[arg-type]
         (lambda: mplog.FileSink("x", level="LOUD"), "LOUD"),
         (lambda: mplog.FileSink("x", format="nothing"), "nothing"),
         (lambda: mplog.FileSink("x", format="{message}"), "{message}"),

@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import re
-import signal
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 from oracle import Producer, acknowledged, verdict, wait_until
-from scripts import elapsed, lines, process_has_ended, run_script
+from scripts import elapsed, kill_for_good, lines, run_script
 
 import mplog
 
@@ -210,8 +209,7 @@ def test_second_server_on_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_lock_of_a_killed_owner_is_free_at_once(log: Path) -> None:
     """When a logging process was killed, the next one takes over its file."""
     first = mplog.LogServer(log, level="INFO").start()
-    os.kill(first.pid, signal.SIGKILL)
-    wait_until(lambda: process_has_ended(first.pid), "the logging process has ended")
+    kill_for_good(first)
     with mplog.LogServer(log, level="INFO", format="%(message)s"):
         logging.info("the second")
         with pytest.raises(mplog.LoggingProcessDiedError):

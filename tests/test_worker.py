@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import textwrap
@@ -16,10 +15,10 @@ from typing import Any
 
 import cloudpickle
 import jobs
-import psutil
 import pytest
 from conftest import FORMAT
 from oracle import wait_until
+from scripts import kill_for_good
 
 import mplog
 
@@ -93,6 +92,24 @@ def test_then_chains_any_number_of_functions(context: Any, server: mplog.LogServ
     run_in_worker(context, first)
     server.flush()
     assert jobs.messages_in(log) == ["a", "(1, 2)", "closure", *map(str, range(20))]
+
+
+def test_initializers_of_one_server_are_equal(server: mplog.LogServer, tmp_path: Path) -> None:
+    """So are those that chain the same functions, and no others; equal ones have the same hash."""
+
+    def other() -> None:
+        pass
+
+    chained = server.initializer.then(jobs.note, "a")
+    assert server.initializer == server.initializer != chained
+    assert chained == server.initializer.then(jobs.note, "a")
+    assert chained != server.initializer.then(jobs.note, "b")
+    assert chained != server.initializer.then(other, "a")
+    assert chained != jobs.note
+    assert len({server.initializer, server.initializer, chained, server.initializer.then(jobs.note, "a")}) == 2
+    assert pickle.loads(pickle.dumps(chained)) == pickle.loads(pickle.dumps(chained))
+    with mplog.LogServer(tmp_path / "other.log") as second:
+        assert second.initializer != server.initializer
 
 
 def test_initializers_of_one_server_may_chain_each_other(server: mplog.LogServer, log: Path) -> None:
@@ -216,7 +233,7 @@ def test_a_worker_outlives_its_server(server: mplog.LogServer, log: Path, how: s
     if how == "stopped":
         server.stop()
     else:
-        os.kill(server.pid, signal.SIGKILL)
+        kill_for_good(server)
         with pytest.raises(mplog.LoggingProcessDiedError):
             server.stop()
     _, stderr = worker.communicate("go on\n", timeout=60)
@@ -304,8 +321,7 @@ def test_attach_to_a_server_that_has_stopped_says_so(tmp_path: Path) -> None:
 def test_attach_to_a_server_that_was_killed_says_so(server: mplog.LogServer) -> None:
     """The path of a queue that nobody reads."""
     directory = server.queue.directory
-    os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE, "the logging process is dead")
+    kill_for_good(server)
     with pytest.raises(mplog.QueueNotFoundError, match=r"there is no log queue in .* nobody reads"):
         mplog.attach(directory)
     with pytest.raises(mplog.LoggingProcessDiedError):

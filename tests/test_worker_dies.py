@@ -15,17 +15,27 @@ from typing import Any
 import jobs
 import pytest
 from oracle import Producer, acknowledged, verdict, wait_until
+from readers import Counter
 
 import mplog
 
 
 def flood(server: Any, directory: str, name: str, largest: int) -> None:
-    """Runs in a worker: log until killed."""
+    """Runs in a worker: log until killed; keep the longest call, in milliseconds."""
     server()
-    producer = Producer(directory, name)
+    producer, slowest = Producer(directory, name), Counter(directory, f"slowest-{name}")
     sizes = random.Random(name)
     while True:
+        started = time.monotonic()
         producer.log(round(100 * (largest / 100) ** sizes.random()))
+        slowest.set(max(slowest.value, round(1000 * (time.monotonic() - started))))
+
+
+def longest_call(directory: Path) -> float:
+    """Return for how many seconds a call took that has returned, of whatever worker."""
+    names = [path.name.removeprefix("count-") for path in directory.glob("count-slowest-*")]
+    assert names
+    return max(Counter(directory, name).value for name in names) / 1000
 
 
 def kill_at_random(context: Any, server: mplog.LogServer, directory: Path, kills: int, how: str) -> None:
@@ -45,21 +55,32 @@ def kill_at_random(context: Any, server: mplog.LogServer, directory: Path, kills
         getattr(victim, how)()
         victim.join(10)
         assert victim.exitcode == (-signal.SIGKILL if how == "kill" else -signal.SIGTERM)
+    # Who has survived goes on: nobody who was killed holds anything that he needs.
+    for worker in workers:
+        before = acknowledged(directory, worker.name)
+        wait_until(lambda worker=worker, before=before: acknowledged(directory, worker.name) > before, "it logs on")
     for worker in workers:
         worker.kill()
         worker.join(10)
+
+
+#: By start method: a worker that is not forked takes its time to start, while the others log flat out.
+KILLS = {"fork": 50, "spawn": 6, "forkserver": 6}
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])
 def test_worker_killed_loses_nothing(
     stdlib_context: Any, server: mplog.LogServer, log: Path, tmp_path: Path, how: str
 ) -> None:
-    """50 workers killed while they log flat out lose no acknowledged record, tear none, and stop nobody else."""
-    kill_at_random(stdlib_context, server, tmp_path, 50, how)
+    """Workers killed while they log flat out lose no acknowledged record, tear none, and stop nobody else."""
+    kills = KILLS[stdlib_context.get_start_method()]
+    kill_at_random(stdlib_context, server, tmp_path, kills, how)
     server.stop()
     result = verdict(log, tmp_path)
     assert result.clean, result
-    assert result.acknowledged > 50
+    assert result.acknowledged > kills
+    # A second, and what a machine that has other things to do adds; what a dead process holds is held for ever.
+    assert longest_call(tmp_path) < 5
 
 
 @pytest.mark.long
@@ -71,8 +92,10 @@ def test_thousand_killed_workers_lose_nothing(
     kill_at_random(stdlib_context, server, tmp_path, 1000, "kill")
     server.stop()
     result = verdict(log, tmp_path)
-    print(f"{result.written} records written, {result.acknowledged} acknowledged")
+    stall = longest_call(tmp_path)
+    print(f"{result.written} records written, {result.acknowledged} acknowledged, no call took over {stall} seconds")
     assert result.clean, result
+    assert stall < 1
 
 
 # --- pools that end ---

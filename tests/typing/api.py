@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
+import gzip
 import logging
 import logging.handlers
 import multiprocessing
@@ -24,6 +26,13 @@ def connect(url: str, *, retry: bool = False) -> None: ...
 
 
 # --- the server ---
+
+with mplog.LogServer(config={"version": 1}) as configured, mplog.LogServer.from_logging() as adopting:
+    assert_type(configured.set_level("app", "DEBUG"), None)
+    assert_type(configured.set_level("", 10), None)
+    assert_type(adopting, mplog.LogServer)
+mplog.LogServer(config="logging.toml")
+mplog.LogServer(config=Path("logging.json"))
 
 with mplog.LogServer("app.log", level="INFO") as server:
     assert_type(server, mplog.LogServer)
@@ -48,10 +57,37 @@ mplog.LogServer(
     format="%(asctime)s %(message)s",
     queue=mplog.LogQueue(2**20),
 )
+mplog.FileSink("app.log", rotate="100 MB or midnight", keep=10, compress="gz", archive="app.%Y.{index}.log")
+mplog.FileSink("app.log", rotate=10**6, keep="14 days", compress="zst", timezone=datetime.timezone.utc)
+mplog.FileSink("app.log", timezone="UTC", rotate="hourly", owner="app:adm", fsync="batch")
+mplog.FileSink("app.log", fsync=0.5)
+mplog.FileSink("app.log", compress="zip")  # type: ignore[arg-type]
+mplog.FileSink("app.log", fsync="always")  # type: ignore[arg-type]
 mplog.LogServer("app.log", queue=multiprocessing.Queue(1000))
 mplog.LogServer(5)  # type: ignore[arg-type]
 mplog.LogServer("app.log", level=1.5)  # type: ignore[arg-type]
 mplog.HandlerSink(lambda: "not a handler")  # type: ignore[arg-type,return-value]
+
+
+class OwnWriter:
+    def write(self, batch: list[bytes]) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def take(records: list[logging.LogRecord]) -> None: ...
+
+
+mplog.LogServer(
+    mplog.RoutedFileSink("logs/{processName}.log", missing="other", max_open=5, rotate="1 MB"),
+    mplog.CallableSink(take, batch=5, timeout=1, retry=mplog.Retry(limit=5), threads=2, full="drop"),
+    mplog.RawSink("raw.bin", name="raw", fsync=1),
+    mplog.WriterSink(OwnWriter, name="own"),
+)
+mplog.CallableSink(take, full="wait")  # type: ignore[arg-type]
+mplog.WriterSink(lambda: gzip.GzipFile("raw.gz", "ab"))  # type: ignore[arg-type,return-value]
+assert_type(mplog.write(b"x", to="raw", timeout=1), None)
+mplog.write("x")  # type: ignore[arg-type]
 
 
 class OwnSink(mplog.Sink):
@@ -60,6 +96,25 @@ class OwnSink(mplog.Sink):
 
 
 mplog.LogServer(OwnSink(level="INFO"))
+
+# --- fields ---
+
+
+def mask(name: str, value: Any) -> Any:
+    return "***" if name == "password" else value
+
+
+mplog.LogServer("app.log", fields={"service": "shop", "version": 2})
+mplog.LogServer("app.log", fields=mplog.Fields({"service": "shop"}, enrichers=[dict], redactors=[mask]))
+mplog.LogServer(
+    config={"version": 1}, fields=mplog.Fields(redactors=[mplog.Redactor("password", pattern="x", mask="?")])
+)
+mplog.LogServer.from_logging(fields={"service": "shop"}, overflow="fallback", sync_level="ERROR", buffer_size=2**22)
+mplog.Fields(enrichers=[5])  # type: ignore[list-item]
+with mplog.context(job=42, anything=object()):
+    assert_type(mplog.bind(part=1), None)
+    assert_type(mplog.unbind("part", "other"), None)
+    assert_type(mplog.carry_context(square)(5), int)
 
 # --- workers ---
 

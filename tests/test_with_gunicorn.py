@@ -1,0 +1,91 @@
+"""gunicorn: its arbiter, and workers of its own and of uvicorn, under load, reloaded, replaced, killed and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from managed import Clients, end, entries, running, said
+from oracle import wait_until
+from scripts import process_has_ended
+
+COMMAND = [sys.executable, "-m", "gunicorn", "-c", "gunicorn_workers.py", "-b", "127.0.0.1:0"]
+
+
+@pytest.fixture(params=["sync", "uvicorn"])
+def kind(request: pytest.FixtureRequest) -> tuple[list[str], str]:
+    """A kind of worker: the arguments for it, and the logger of its access log."""
+    if request.param == "sync":
+        return COMMAND, "gunicorn.access"
+    pytest.importorskip("uvicorn_worker")
+    return [*COMMAND, "-k", "uvicorn_worker.UvicornWorker", "gunicorn_workers:asgi"], "uvicorn.access"
+
+
+def booted(log: Path) -> list[int]:
+    """Return the pids of the workers that were started so far."""
+    return [int(pid) for pid in said(log, "gunicorn.error", r"Booting worker with pid: (\d+)")]
+
+
+def clients_of(gunicorn: Any, log: Path) -> Clients:
+    """Return clients, once it listens."""
+    wait_until(lambda: said(log, "gunicorn.error", "Listening at") or gunicorn.poll() is not None, "gunicorn listens")
+    return Clients(int(said(log, "gunicorn.error", r"Listening at: http://127.0.0.1:(\d+)")[0]))
+
+
+def check(clients: Clients, log: Path, access_logger: str) -> None:
+    """Hold the log against the answers, behind the end of gunicorn."""
+    names = clients.check(log, access_logger)
+    assert all(name.startswith("Worker-") for name in names)
+    assert len(booted(log)) == len(set(booted(log)))
+    assert set(names.values()) <= set(booted(log))
+    assert entries(log)[-1]["text"] == "Shutting down: Master"
+    assert (log.parent / "output").read_text() == ""
+
+
+def test_reload_death_and_end_under_load(kind: tuple[list[str], str], tmp_path: Path) -> None:
+    """Through a reload, a worker's death and the end of gunicorn, the log has each record of each worker once."""
+    command, access_logger = kind
+    log = tmp_path / "gunicorn.log"
+    with running(command, tmp_path, "gunicorn_workers.py") as gunicorn:
+        clients = clients_of(gunicorn, log)
+        clients.ask(20)
+        clients.wait_for_answers(10)
+        gunicorn.send_signal(signal.SIGHUP)
+        clients.wait()
+        assert clients.unanswered == set()
+        wait_until(lambda: len(booted(log)) == 4, "there are new workers")
+        wait_until(lambda: all(map(process_has_ended, booted(log)[:2])), "the old ones have ended")
+
+        clients.ask(1)
+        clients.wait()
+        wait_until(lambda: len(said(log, access_logger, '"GET ')) == 63, "the last page is in the access log")
+        killed = list(clients.answers.values())[-1]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: len(booted(log)) == 5, "a worker takes its place")
+
+        clients.ask(20)
+        clients.wait_for_answers(80)
+        assert end(gunicorn) == 0
+        clients.wait()
+    check(clients, log, access_logger)
+    assert said(log, "mplog", r"^mplog: (Worker-\d+ \(pid \d+\)) was killed by SIGKILL")[0].endswith(f"(pid {killed})")
+
+
+def test_workers_that_end_behind_some_requests(kind: tuple[list[str], str], tmp_path: Path) -> None:
+    """With max_requests, the log has each record once, of those that have ended, too."""
+    command, access_logger = kind
+    log = tmp_path / "gunicorn.log"
+    with running([*command, "--max-requests", "5"], tmp_path, "gunicorn_workers.py") as gunicorn:
+        clients = clients_of(gunicorn, log)
+        for number in range(1, 4):
+            clients.ask(5)
+            clients.wait()
+            wait_until(lambda number=number: len(booted(log)) >= 2 + number, "a worker was replaced")
+        assert end(gunicorn) == 0
+    assert clients.unanswered == set()
+    assert len(clients.answers) == 45
+    check(clients, log, access_logger)
