@@ -1,0 +1,9 @@
+"""What is done in a pool of processes."""
+
+import logging
+
+
+def price(item: str) -> int:
+    """Runs in a process of the pool."""
+    logging.getLogger("shop.work").info("pricing %s", item)
+    return len(item)
