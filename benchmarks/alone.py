@@ -1,14 +1,16 @@
 """The logging process by itself: a queue that is full already, and nobody else who wants the CPU.
 
-The rule of this file: **what is timed is what the logging process does with a full queue**: read it, take the frames
-apart, decode them, render the text and write it. Filling the queue is not timed. Beside it stand the machine's own
-rates in the same run: of `os.write` with the same text, and of msgspec with the same records.
+The rule of this file: **what is timed is what the logging process does with a full queue**: read it into the buffers,
+take the frames apart, decode them, render the text, write it, and say that it has. Filling the queue is not timed.
+Beside it stand the machine's own rates in the same run: of `os.write` with the same text, and of msgspec with the same
+records.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import statistics
 import time
 from collections.abc import Callable
@@ -18,16 +20,12 @@ from typing import Any
 import msgspec
 
 import mplog
-from benchmarks import isolated
+from benchmarks import isolated, workload
 from benchmarks.contender import FORMAT, LOGGER
 from benchmarks.throughput import Progress
-from mplog.dispatch import Dispatcher
-from mplog.frame import RECORD, FrameReader
-from mplog.record import decode_values, encode
+from mplog.record import Decoder, encode
 
 __all__ = ["compare", "measure"]
-
-_READ_SIZE = 2**20
 
 
 def compare(rounds: int, records: int, progress: Progress) -> dict[str, Any]:
@@ -47,38 +45,31 @@ def measure(kind: str, records: int, directory: str) -> dict[str, Any]:
     """Return rates, in records a second. Runs in a process of its own."""
     path = os.path.join(directory, "app.log")
     formatter = mplog.JSONFormatter() if kind == "json" else logging.Formatter(FORMAT)
-    handler = mplog.FileSink(path).open(formatter)
-    logging.getLogger().addHandler(handler)
-    dispatcher = Dispatcher([handler])
-    reader: FrameReader[tuple[Any, ...]] = FrameReader({RECORD: decode_values})
+    handled, busy, cpu = 0, 0.0, 0.0
     queue = mplog.LogQueue()
-    fd = queue.release_reader()
-    handled, busy, cpu, batches = 0, 0.0, 0.0, 0
-    while handled < records:
-        filled = _fill(queue, handled)
-        start, start_cpu = time.perf_counter(), time.process_time()
-        batch = reader.feed(os.read(fd, _READ_SIZE), drained=True)
-        dispatcher.handle(batch)
-        busy += time.perf_counter() - start
-        cpu += time.process_time() - start_cpu
-        if len(batch) != filled:
-            raise RuntimeError(f"{filled} records went into the queue, {len(batch)} came out")
-        handled += filled
-        batches += 1
-    dispatcher.close()
-    queue.close()
-    queue.remove()
-    os.close(fd)
+    with mplog.LogServer(mplog.FileSink(path, format=formatter), queue=queue) as server:
+        while handled < records:
+            # It is stopped while the queue is filled.
+            os.kill(server.pid, signal.SIGSTOP)
+            filled = _fill(queue, handled)
+            start, start_cpu = time.perf_counter(), workload.cpu_seconds(server.pid)
+            os.kill(server.pid, signal.SIGCONT)
+            server.flush(60)
+            busy += time.perf_counter() - start
+            cpu += workload.cpu_seconds(server.pid) - start_cpu
+            handled += filled
     text = Path(path).read_bytes()
-    payloads = [encode(_record(number)) for number in range(min(records, 50_000))]
+    if text.count(b"\n") != handled:
+        raise RuntimeError(f"{handled} records went into the queue, {text.count(bytes([10]))} lines came out")
+    decode = Decoder().decode
+    payloads = [encode(_record(number), number, queue.details) for number in range(min(records, 50_000))]
     return {
         "records_per_second": handled / busy,
         "records_per_cpu_second": handled / cpu,
-        "batch": handled / batches,
         "lines": text.count(b"\n") / handled,
-        "write_batches_per_second": _write_rate(text, handled, handled // batches, directory),
+        "write_batches_per_second": _write_rate(text, handled, 1000, directory),
         "write_each_per_second": _write_rate(text, handled, 1, directory),
-        "decode_per_second": _decode_rate(decode_values, payloads),
+        "decode_per_second": _decode_rate(decode, payloads),
         "msgspec_per_second": _decode_rate(msgspec.msgpack.Decoder().decode, payloads),
     }
 
@@ -94,7 +85,7 @@ def _fill(queue: mplog.LogQueue, number: int) -> int:
     """Fill the queue, and return how many records there are in it."""
     count = 0
     while not queue.full():
-        queue.put_record(encode(_record(number + count)))
+        queue.put_record(encode(_record(number + count), number + count + 1, queue.details))
         count += 1
     return count
 

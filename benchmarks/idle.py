@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import isolated
-from benchmarks.throughput import Progress, identity
+from benchmarks.throughput import Progress, once
 from benchmarks.workload import Load, cpu_seconds, make, run_load
 
 __all__ = ["compare", "measure"]
@@ -20,11 +19,7 @@ _SETTLE_SECONDS = 1.0
 
 def compare(names: Sequence[str], seconds: float, progress: Progress) -> dict[str, Any]:
     """Watch the process that writes, which has had something to do before."""
-    rows = {}
-    for name in names:
-        progress(f"idle: {identity(name)['title']}")
-        outcome = isolated.run("idle:measure", timeout=60 + seconds, contender=name, seconds=seconds)
-        rows[name] = {**identity(name), **outcome}
+    rows = once(names, "idle", progress, "idle:measure", timeout=60 + seconds, seconds=seconds)
     return {"seconds": seconds, "rows": rows}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import isolated
 from benchmarks.contender import Contender
 from benchmarks.contenders import BASE
-from benchmarks.throughput import Progress, identity, interleaved
+from benchmarks.throughput import Progress, identity, interleaved, once
 from benchmarks.workload import make
 
 __all__ = ["compare", "lone", "measure_lone", "paced"]
@@ -115,11 +115,7 @@ def _call(contender: Contender, seconds: float, results: str, go: Any) -> None:
 
 def lone(names: Sequence[str], records: int, progress: Progress) -> dict[str, Any]:
     """Measure how long a record takes into the file when nothing else is logged."""
-    rows = {}
-    for name in names:
-        progress(f"a lone record: {identity(name)['title']}")
-        outcome = isolated.run("latency:measure_lone", timeout=60 + records, contender=name, records=records)
-        rows[name] = {**identity(name), **outcome}
+    rows = once(names, "a lone record", progress, "latency:measure_lone", timeout=60 + records, records=records)
     return {"records": records, "rows": rows}
 
 

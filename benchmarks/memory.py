@@ -6,8 +6,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import isolated
-from benchmarks.throughput import Progress, identity
+from benchmarks.throughput import Progress, once
 from benchmarks.workload import Load, make, run_load
 
 __all__ = ["compare", "measure"]
@@ -17,9 +16,9 @@ _STEPS = 10
 
 def compare(name: str, records: int, progress: Progress) -> dict[str, Any]:
     """Send so many records through the logging process, and look at its memory on the way."""
-    progress(f"memory over {records:,} records: {identity(name)['title']}")
-    outcome = isolated.run("memory:measure", timeout=120 + records / 20_000, contender=name, records=records)
-    return {**identity(name), **outcome}
+    what, timeout = f"memory over {records:,} records", 120 + records / 20_000
+    rows = once([name], what, progress, "memory:measure", timeout=timeout, records=records)
+    return dict(rows[name])
 
 
 def measure(contender: str, records: int, directory: str) -> dict[str, Any]:

@@ -54,6 +54,25 @@ def _flush(queue: Any) -> None:
     queue.join_thread()
 
 
+class _Threaded(Contender):
+    """A queue, which a thread of the parent reads.
+
+    Attributes:
+        queue: a multiprocessing.Queue.
+    """
+
+    queue: Any
+
+    def leave(self) -> None:
+        _flush(self.queue)
+
+    def writer(self) -> int | None:
+        return os.getpid()
+
+    def drain(self) -> None:
+        _wait_until_quiet(self.queue, self.path)
+
+
 class ConcurrentLogHandler(Contender):
     """Each worker writes the same file, under a lock."""
 
@@ -72,7 +91,7 @@ class ConcurrentLogHandler(Contender):
         return root_handler(handler)
 
 
-class Loguru(Contender):
+class Loguru(_Threaded):
     """``enqueue=True``: a queue with locks, and a thread in the parent."""
 
     title = "loguru, enqueue=True"
@@ -101,9 +120,6 @@ class Loguru(Contender):
     def leave(self) -> None:
         self.logger.complete()
 
-    def writer(self) -> int | None:
-        return os.getpid()
-
     def drain(self) -> None:
         self.logger.complete()
 
@@ -111,7 +127,7 @@ class Loguru(Contender):
         self.logger.remove()
 
 
-class MultiprocessingLogging(Contender):
+class MultiprocessingLogging(_Threaded):
     """Wraps the handlers that there are; a thread in the parent."""
 
     title = "multiprocessing-logging"
@@ -125,24 +141,16 @@ class MultiprocessingLogging(Contender):
         root_handler(file_handler(self.path))
         multiprocessing_logging.install_mp_handler()
         (self._handler,) = logging.getLogger().handlers
+        self.queue = self._handler.queue  # type: ignore[attr-defined]
 
     def worker(self) -> Callable[..., object]:
         return logging.getLogger(LOGGER).info
-
-    def leave(self) -> None:
-        _flush(self._handler.queue)  # type: ignore[attr-defined]
-
-    def writer(self) -> int | None:
-        return os.getpid()
-
-    def drain(self) -> None:
-        _wait_until_quiet(self._handler.queue, self.path)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         self._handler.close()
 
 
-class Logbook(Contender):
+class Logbook(_Threaded):
     """Its MultiProcessingHandler and Subscriber; a thread in the parent."""
 
     title = "logbook"
@@ -155,7 +163,7 @@ class Logbook(Contender):
         import logbook
         import logbook.queues
 
-        self.queue: Any = multiprocessing.Queue(-1)
+        self.queue = multiprocessing.Queue(-1)
         logbook.set_datetime_format("local")
         self._file = logbook.FileHandler(
             self.path,
@@ -171,15 +179,6 @@ class Logbook(Contender):
         logbook.queues.MultiProcessingHandler(self.queue, level=logbook.INFO).push_application()
         info: Callable[..., object] = logbook.Logger(LOGGER).info
         return info
-
-    def leave(self) -> None:
-        _flush(self.queue)
-
-    def writer(self) -> int | None:
-        return os.getpid()
-
-    def drain(self) -> None:
-        _wait_until_quiet(self.queue, self.path)
 
     def close(self) -> None:
         self._controller.stop()
@@ -232,7 +231,7 @@ class Logxide(Contender):
         self._handler.flush()
 
 
-class LoggingMp(Contender):
+class LoggingMp(_Threaded):
     """A queue, and a thread in the parent."""
 
     title = "logging-mp"
@@ -258,9 +257,6 @@ class LoggingMp(Contender):
 
         _flush(logging_mp._queue)
 
-    def writer(self) -> int | None:
-        return os.getpid()
-
     def drain(self) -> None:
         import logging_mp
 
@@ -268,7 +264,7 @@ class LoggingMp(Contender):
         logging_mp._manager._shutdown()  # what it does at exit
 
 
-class LoggerTt(Contender):
+class LoggerTt(_Threaded):
     """A queue under fork, a socket otherwise; a thread in the parent."""
 
     title = "logger_tt"
@@ -311,9 +307,6 @@ class LoggerTt(Contender):
             _flush(handler.queue)
         else:
             handler.close()
-
-    def writer(self) -> int | None:
-        return os.getpid()
 
     def drain(self) -> None:
         for listener in self._listeners:

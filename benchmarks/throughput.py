@@ -15,7 +15,7 @@ from benchmarks import isolated
 from benchmarks.contenders import BASE, CONTENDERS, by_name
 from benchmarks.pipe import PipeLimit
 
-__all__ = ["SIZES", "WORKERS", "by_size", "by_workers", "compare", "identity", "interleaved"]
+__all__ = ["SIZES", "WORKERS", "by_size", "by_workers", "compare", "identity", "interleaved", "once"]
 
 SIZES = (20, 200, 2_000, 20_000)
 WORKERS = (1, 2, 8, 64)
@@ -45,6 +45,22 @@ def interleaved(names: Sequence[str], rounds: int, measure: Callable[[str], dict
         first = index * max(1, len(names) // rounds) % len(names)
         done.append({name: measure(name) for name in [*names[first:], *names[:first]]})
     return done
+
+
+def once(names: Sequence[str], what: str, progress: Progress, function: str, **arguments: Any) -> dict[str, Any]:
+    """Measure each contender once, by itself.
+
+    Args:
+        names: of the contenders.
+        what: is measured, for `progress`.
+        progress: told what is being done.
+        function, arguments: see `isolated.run`; the name of the contender is added.
+    """
+    rows = {}
+    for name in names:
+        progress(f"{what}: {identity(name)['title']}")
+        rows[name] = {**identity(name), **isolated.run(function, contender=name, **arguments)}
+    return rows
 
 
 def compare(names: Sequence[str], rounds: int, records: int, progress: Progress) -> dict[str, Any]:
