@@ -12,7 +12,7 @@ import logging
 import mmap
 import os
 import re
-import struct
+import sys
 import time
 import zlib
 from collections import defaultdict
@@ -37,8 +37,9 @@ class Producer:
         descriptor = os.open(os.path.join(directory, f"ack-{self.name}"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(descriptor, 8)
-            # Shared memory: what was acknowledged stays, also after a SIGKILL.
-            self._acknowledged = mmap.mmap(descriptor, 8)
+            # Shared memory: what was acknowledged stays, also after a SIGKILL. Written in one store, not by struct: its
+            # pack_into() clears the place first, and a kill in between would leave a 0.
+            self._acknowledged = memoryview(mmap.mmap(descriptor, 8)).cast("Q")
         finally:
             os.close(descriptor)
 
@@ -50,7 +51,7 @@ class Producer:
         (logger or logging.getLogger("producer")).info(
             "producer=%s seq=%d crc=%08x payload=%s", self.name, number, checksum, payload
         )
-        struct.pack_into("<Q", self._acknowledged, 0, number)
+        self._acknowledged[0] = number
         return number
 
 
@@ -91,7 +92,7 @@ def verdict(log: str | os.PathLike[str], directory: str | os.PathLike[str]) -> V
         result.disordered += [(name, after) for before, after in itertools.pairwise(seen) if after < before]
     for path in Path(directory).glob("ack-*"):
         name = path.name.removeprefix("ack-")
-        (last,) = struct.unpack("<Q", path.read_bytes())
+        last = acknowledged(directory, name)
         result.acknowledged += last
         there = set(numbers[name])
         result.lost += [(name, number) for number in range(1, last + 1) if number not in there]
@@ -104,7 +105,7 @@ def acknowledged(directory: str | os.PathLike[str], name: str) -> int:
         data = Path(directory, f"ack-{name}").read_bytes()
     except FileNotFoundError:
         return 0
-    return int.from_bytes(data, "little")
+    return int.from_bytes(data, sys.byteorder)
 
 
 def _counted(numbers: list[int]) -> list[tuple[int, int]]:
