@@ -8,6 +8,7 @@ stack), the call takes the stdlib's own way.
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing.process
 import os
@@ -23,6 +24,7 @@ from mplog.bound import in_use, merged, named
 from mplog.errors import NoReaderError
 from mplog.handler import QueueHandler
 from mplog.levels import look, watched
+from mplog.patches import NEVER, armed, canary
 from mplog.plain import pack, plain_fields, unless_signal
 from mplog.record import MAX_RECORD_SIZE, decode, encode_origin, unformattable
 from mplog.record_factory import COUNTS_NANOSECONDS, make_record, now, own, task_name
@@ -30,6 +32,10 @@ from mplog.record_factory import COUNTS_NANOSECONDS, make_record, now, own, task
 __all__ = ["Logger", "getLogger", "set_logger_class"]
 
 _SCALARS = frozenset({str, int, float, bool})
+_logging: Any = logging
+_Logger: Any = logging.Logger
+_LogRecord = logging.LogRecord
+_IS_ENABLED_FOR = own(logging.Logger.isEnabledFor)
 
 
 class Logger(logging.Logger):
@@ -44,7 +50,7 @@ class Logger(logging.Logger):
     Without a QueueHandler, and wherever anything else may see the record, it is a ``logging.Logger`` like any other.
     """
 
-    if TYPE_CHECKING:  # at run time the base class passes all keywords on to _log()
+    if TYPE_CHECKING:
 
         def debug(self, msg: object, *args: object, **kwargs: Any) -> None: ...
         def info(self, msg: object, *args: object, **kwargs: Any) -> None: ...
@@ -60,12 +66,14 @@ class Logger(logging.Logger):
             look()
         if self.disabled:
             return False
-        try:
-            return self._cache[level]  # type: ignore[attr-defined, no-any-return]
-        except KeyError:
-            return super().isEnabledFor(level)
+        if _Logger.isEnabledFor is _IS_ENABLED_FOR:
+            try:
+                return self._cache[level]  # type: ignore[attr-defined, no-any-return]
+            except KeyError:
+                pass
+        return super().isEnabledFor(level)
 
-    def _log(  # noqa: PLR0915 (another call would take a tenth of its time)
+    def _log(
         self,
         level: int,
         msg: object,
@@ -76,67 +84,35 @@ class Logger(logging.Logger):
         stacklevel: int = 1,
         **fields: Any,
     ) -> None:
-        handler = None
-        if exc_info is None and extra is None and not stack_info and stacklevel == 1:
-            handler = _only_handler(self, level)
-        if handler is not None:
-            # What a LogRecord's constructor and a QueueHandler do, in that order.
-            queue = handler.queue
-            rest = None
-            if queue.details or COUNTS_NANOSECONDS:
-                created, milliseconds, relative = now()
-                if queue.details:
-                    rest = relative, None
-            else:
-                created = time.time()
-                milliseconds = created % 1 * 1000 // 1
-            try:
-                process_name = _processes._current_process._name
-                if process_name == "MainProcess":
-                    process_name = _process_name()
-                if queue.details:
-                    origin = _place(self, level, process_name, sys._getframe(1))
-                else:
-                    origin = _origins[self.name, level, _level_names.get(level), process_name]
-            except Exception:
-                origin = None
-            if origin is not None:
-                try:
-                    message = msg if type(msg) is str else str(msg)
-                    if args:
-                        if len(args) == 1 and type(args[0]) not in _SCALARS:
-                            args = _mapping_or(args)
-                        message = message % args
-                except (Exception, SystemExit, GeneratorExit) as error:
-                    message = unformattable(msg, args, unless_signal(error))
-                msg, args = message, ()
-                try:
-                    extra = plain_fields(named(fields.items())) if fields else None
-                    if in_use.pid:
-                        extra = merged(extra)
-                    payload = pack(
-                        (next(queue.sequence), message, extra, None, created, milliseconds, None, rest, origin)
-                    )
-                except Exception:
-                    payload = b""
-                except (SystemExit, GeneratorExit) as error:
-                    unless_signal(error)
-                    payload = b""
-                if 0 < len(payload) <= MAX_RECORD_SIZE:
-                    try:
-                        handler.send_encoded(payload)
-                        return
-                    except RecursionError:
-                        pass
-                    except NoReaderError as error:
-                        handler.fall_back(decode(payload), error)
-                        return
-                    except Exception:
-                        handler.handleError(decode(payload))  # not once more: it may have been sent already
-                        return
-                else:
-                    queue.count_unused()  # the number that it was encoded with; it gets another
-                extra = None
+        if (
+            exc_info is None
+            and extra is None
+            and not stack_info
+            and stacklevel == 1
+            and type(self) is Logger
+            and type(level) is int  # an enum's level has another name than its number
+            and not self.disabled  # isEnabledFor() is not asked where a program calls this itself
+            and (_canary.__flags__ == _armed or _are_original())
+            and _METHODS.isdisjoint(self.__dict__)
+        ):
+            left = _send(self, level, msg, args, fields)
+            if left is None:
+                return
+            msg, args = left
+        self._log_record(level, msg, args, exc_info, extra, stack_info, stacklevel + _FRAMES_COUNTED, **fields)
+
+    def _log_record(
+        self,
+        level: int,
+        msg: object,
+        args: Any,
+        exc_info: Any = None,
+        extra: Mapping[str, object] | None = None,
+        stack_info: bool = False,
+        stacklevel: int = 1,
+        **fields: Any,
+    ) -> None:
+        """Log the stdlib's way, with the fields among the extra attributes."""
         if fields:
             extra = {**(extra or {}), **dict(named(fields.items()))}
         super()._log(level, msg, args, exc_info, extra, stack_info, stacklevel + _FRAMES_COUNTED)
@@ -147,78 +123,147 @@ class Logger(logging.Logger):
 
 
 _LOGGING_FILE: str = logging._srcfile  # type: ignore[assignment]
-# findCaller() skips the frames of logging's own file, and this one is to be skipped with them.
-Logger._log.__code__ = Logger._log.__code__.replace(co_filename=_LOGGING_FILE)
-# But Python 3.10 goes up by a number of frames from _log(), whatever file they are of, and this is one more.
+# Python 3.10 goes up by a number of frames from logging's _log(), whatever file they are of; each of ours is one more.
 _FRAMES_COUNTED = 1 if sys.version_info < (3, 11) else 0
 
+# --- the methods for the levels ---
 
-def _only_handler(logger: Any, level: Any) -> Any:
-    """Return the QueueHandler that is all that would ever see a call; None where something else might.
 
-    Nothing in the program changes what becomes of a call (Sentry, for one, patches callHandlers), the logger has no
-    filters and no methods of its own, and it and those above it have one handler together.
+def _method(name: str, level: int) -> Any:
+    """Return what logs at a level: by `_send`, without the calls on the way there, or as the stdlib does."""
+    original: Any = getattr(_Logger, name)
+
+    def log(self: Any, msg: object, *args: object, **kwargs: Any) -> None:
+        if (
+            type(self) is Logger
+            and (_canary.__flags__ == _armed or _are_original())
+            and (
+                (len(attributes := self.__dict__) == _ORDINARY_ATTRIBUTES and "manager" in attributes)
+                or _METHODS.isdisjoint(attributes)
+            )
+        ):
+            if watched.word[0] != watched.seen:
+                look()
+            try:
+                is_enabled = self._cache[level] and not self.disabled  # type: ignore[attr-defined]
+            except KeyError:
+                is_enabled = self.isEnabledFor(level)
+            if is_enabled:
+                if kwargs and not _OPTIONS.isdisjoint(kwargs):
+                    self._log(level, msg, args, **kwargs)
+                    return
+                left = _send(self, level, msg, args, kwargs)
+                if left is not None:
+                    self._log_record(level, *left, **kwargs)
+        elif getattr(_Logger, name) is not original:
+            getattr(_Logger, name)(self, msg, *args, **kwargs)
+        elif self.isEnabledFor(level):
+            self._log(level, msg, args, **kwargs)
+
+    # findCaller() skips the frames of logging's own file, and this one is to be skipped with them.
+    log.__code__ = log.__code__.replace(co_filename=_LOGGING_FILE, co_name=name)
+    return functools.update_wrapper(log, original, ("__name__", "__qualname__", "__doc__"), ())
+
+
+for _name in ("debug", "info", "warning", "error", "critical"):
+    setattr(Logger, _name, _method(_name, logging._nameToLevel[_name.upper()]))
+for _function in (Logger._log, Logger._log_record):
+    _function.__code__ = _function.__code__.replace(co_filename=_LOGGING_FILE)
+
+#: What ``info()`` takes beside fields.
+_OPTIONS = frozenset({"exc_info", "extra", "stack_info", "stacklevel"})
+
+
+def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
+    logger: Any, level: Any, msg: object, args: Any, fields: dict[str, Any]
+) -> tuple[object, Any] | None:
+    """Send a call as it stands where a QueueHandler is all that would ever see its record.
+
+    Of the logger, it is known that nothing about it is patched.
+
+    Returns:
+        None where that is done, and otherwise what is left to log: ``msg`` and ``args``.
     """
     if (
-        Logger.callHandlers is not _CALL_HANDLERS
-        or Logger.handle is not _HANDLE
-        or Logger.makeRecord is not _MAKE_RECORD
-        or Logger.findCaller is not _FIND_CALLER
-        or Logger.filter is not _FILTER
-        or _Logger._log is not _LOG
-        or _LogRecord.__init__ is not _INIT
-        or _LogRecord.getMessage is not _GET_MESSAGE
-        or (_logging._logRecordFactory is not make_record and _logging._logRecordFactory is not _LogRecord)
-        or QueueHandler.handle is not _HANDLER_HANDLE
+        (_logging._logRecordFactory is not make_record and _logging._logRecordFactory is not _LogRecord)
         or not (_logging.logThreads and _logging.logProcesses and _logging.logMultiprocessing)
         or logger.filters
-        or logger.disabled  # isEnabledFor() is not asked where a program calls _log() itself
-        or type(logger) is not Logger
-        or type(level) is not int  # an enum's level has another name than its number
     ):
-        return None
-    attributes = logger.__dict__
-    if (len(attributes) != _ORDINARY_ATTRIBUTES or "manager" not in attributes) and not _METHODS.isdisjoint(attributes):
-        return None
-    while not logger.handlers:
-        if not logger.propagate or logger.parent is None:
-            return None
-        logger = logger.parent
-    handlers = logger.handlers
-    if len(handlers) != 1 or (logger.parent is not None and logger.propagate and _has_handlers(logger.parent)):
-        return None
-    handler = handlers[0]
+        return msg, args
+    # Two loops of which each sees one kind of logger nearly always, since the interpreter adapts to that.
+    handlers: Any = logger.handlers
+    above = logger.parent if logger.propagate else None
+    while not handlers:
+        if above is None:
+            return msg, args
+        handlers, above = above.handlers, above.parent if above.propagate else None
+    try:
+        (handler,) = handlers
+    except ValueError:
+        return msg, args
+    while above is not None:
+        if above.handlers:
+            return msg, args
+        above = above.parent if above.propagate else None
     if (
-        type(handler) is QueueHandler
-        and handler.level <= level < handler.direct_below
-        and not handler.filters
-        and len(handler.__dict__) == _HANDLER_ATTRIBUTES
+        type(handler) is not QueueHandler
+        or not handler.level <= level < handler.direct_below
+        or handler.filters
+        or len(handler.__dict__) != _HANDLER_ATTRIBUTES
     ):
-        return handler
-    return None
-
-
-_logging: Any = logging
-_Logger = logging.Logger
-_LogRecord = logging.LogRecord
-_METHODS = frozenset({"_log", "handle", "callHandlers", "makeRecord", "findCaller", "filter"})
-_CALL_HANDLERS = own(_Logger.callHandlers)
-_HANDLE = own(_Logger.handle)
-_MAKE_RECORD = own(_Logger.makeRecord)
-_FIND_CALLER = own(_Logger.findCaller)
-_FILTER = own(_Logger.filter)
-_LOG = own(_Logger._log)
-_INIT = own(_LogRecord.__init__)
-_GET_MESSAGE = own(_LogRecord.getMessage)
-_HANDLER_HANDLE = QueueHandler.handle
-
-
-def _has_handlers(logger: Any) -> bool:
-    while logger is not None:
-        if logger.handlers:
-            return True
-        logger = logger.parent if logger.propagate else None
-    return False
+        return msg, args
+    # What a LogRecord's constructor and a QueueHandler do, in that order.
+    queue: Any = handler.queue
+    rest = None
+    if queue.details or COUNTS_NANOSECONDS:
+        created, milliseconds, relative = now()
+        if queue.details:
+            rest = relative, None
+    else:
+        created = time.time()
+        milliseconds = int((created - int(created)) * 1000) + 0.0
+    try:
+        process_name = _processes._current_process._name
+        if process_name == "MainProcess":
+            process_name = _process_name()
+        if queue.details:
+            origin = _place(logger, level, process_name, sys._getframe(1))
+            if origin is None:
+                return msg, args
+        else:
+            origin = _origins[logger.name, level, _level_names.get(level), process_name]
+    except Exception:
+        return msg, args
+    try:
+        message = msg if type(msg) is str else str(msg)
+        if args:
+            if len(args) == 1 and type(args[0]) not in _SCALARS:
+                args = _mapping_or(args)
+            message = message % args
+    except (Exception, SystemExit, GeneratorExit) as error:
+        message = unformattable(msg, args, unless_signal(error))
+    try:
+        extra = plain_fields(named(fields.items())) if fields else None
+        if in_use.pid:
+            extra = merged(extra)
+        payload = pack((next(queue.sequence), message, extra, None, created, milliseconds, None, rest, origin))
+    except Exception:
+        payload = b""
+    except (SystemExit, GeneratorExit) as error:
+        unless_signal(error)
+        payload = b""
+    if 0 < len(payload) <= MAX_RECORD_SIZE:
+        try:
+            handler.send_encoded(payload)
+        except RecursionError:
+            return message, ()
+        except NoReaderError as error:
+            handler.fall_back(decode(payload), error)
+        except Exception:
+            handler.handleError(decode(payload))  # not once more: it may have been sent already
+        return None
+    queue.count_unused()  # the number that it was encoded with; it gets another
+    return message, ()
 
 
 # The manager gives each logger one more: `manager`.
@@ -229,6 +274,53 @@ _HANDLER_ATTRIBUTES = len(QueueHandler(SimpleQueue()).__dict__)
 def _mapping_or(args: tuple[Any, ...]) -> Any:
     """Return the one argument where it is a mapping, as a LogRecord does."""
     return args[0] if isinstance(args[0], Mapping) and args[0] else args
+
+
+# --- what a program may have patched (Sentry, for one, patches callHandlers) ---
+
+#: What a logger itself must not have.
+_METHODS = frozenset(
+    {"_log", "_log_record", "isEnabledFor", "handle", "callHandlers", "makeRecord", "findCaller", "filter"}
+)
+
+
+def _methods() -> tuple[Any, ...]:
+    """Return the methods on the way of a call: first ours, then those of logging."""
+    return (
+        Logger._log,
+        Logger._log_record,
+        Logger.isEnabledFor,
+        QueueHandler.handle,
+        Logger.callHandlers,
+        Logger.handle,
+        Logger.makeRecord,
+        Logger.findCaller,
+        Logger.filter,
+        _Logger._log,
+        _Logger.isEnabledFor,
+        _Logger.debug,
+        _Logger.info,
+        _Logger.warning,
+        _Logger.error,
+        _Logger.critical,
+        _LogRecord.__init__,
+        _LogRecord.getMessage,
+    )
+
+
+_ORIGINAL = (*_methods()[:4], *map(own, _methods()[4:]))
+_canary: Any = canary(Logger, QueueHandler, _LogRecord)
+#: The flags of the canary while all methods are known to be the original ones.
+_armed = NEVER
+
+
+def _are_original() -> bool:
+    """Look whether the methods on the way of a call are logging's own and ours."""
+    global _armed  # noqa: PLW0603
+    flags = armed(_canary)
+    are_original = _methods() == _ORIGINAL
+    _armed = flags if are_original else NEVER
+    return are_original
 
 
 # --- what does not differ from call to call ---
@@ -277,11 +369,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> bytes | None:
-    """Return the origin with its details; None where only findCaller() knows the place."""
-    code = frame.f_code
-    if _FRAMES_COUNTED or code.co_filename == _LOGGING_FILE:
+    """Return the origin with its details; None where only findCaller() knows the place.
+
+    Args:
+        logger, level, process_name: of the call.
+        frame: that of the method of `Logger` which was called.
+    """
+    skips_one = _FRAMES_COUNTED and frame.f_code is Logger._log.__code__
+    frame = frame.f_back
+    if skips_one or frame.f_code.co_filename == _LOGGING_FILE:
         frame = frame.f_back
-        code = frame.f_code
+    code = frame.f_code
     names = threading.current_thread().name, process_name
     if _here.names != names:
         _here.places, _here.names = {}, names

@@ -40,6 +40,7 @@ ORDER = [
     "levels",
     "listener",
     "handler",
+    "patches",
     "logger",
     "worker",
     "autoattach",

@@ -530,7 +530,7 @@ def test_switches_of_logging_are_obeyed(sent: Sent, monkeypatch: pytest.MonkeyPa
     assert len(sent.as_stdlib(call)) == 3
 
 
-METHODS = ["callHandlers", "handle", "makeRecord", "findCaller", "_log", "filter"]
+METHODS = ["info", "isEnabledFor", "callHandlers", "handle", "makeRecord", "findCaller", "_log", "filter"]
 
 
 def spying(function: Any, seen: list[str], name: str) -> Any:
