@@ -33,6 +33,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+def pytest_configure() -> None:
+    """Have the fork servers import once what most modules of tests import, and not each of the processes they fork."""
+    for library in LIBRARIES.values():
+        library.set_forkserver_preload(["hypothesis", "multiprocess", "psutil", "pytest"])
+
+
 @pytest.fixture(params=START_METHODS)
 def start_method(request: pytest.FixtureRequest) -> str:
     """Each way to start a process."""
