@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -29,8 +30,17 @@ FORMAT = "%(processName)s %(process)d %(levelname)s %(name)s | %(message)s"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """With ``-n auto``, run one test more than there are CPUs: some of them wait for processes to start and to end."""
-    return (os.cpu_count() or 1) + 1
+    """With ``-n auto``, run two tests more than there are CPUs: many of them wait for processes to start and to end."""
+    return (os.cpu_count() or 1) + 2
+
+
+def pytest_configure() -> None:
+    """Have all processes that the tests start begin alike, and soon."""
+    # What a shell starts in the background ignores SIGINT, and so would they.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What most modules of tests import, once, and not in each of the processes that are forked.
+    for library in LIBRARIES.values():
+        library.set_forkserver_preload(["hypothesis", "multiprocess", "psutil", "pytest"])
 
 
 @pytest.fixture(params=START_METHODS)

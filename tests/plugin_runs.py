@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from scripts import REPOSITORY
+from scripts import INSTALLED
 
 #: What the tests that are run may use.
 JOBS = """
@@ -40,13 +40,13 @@ class Runs:
         self.path = pytester.path
         # The plugin comes by the entry point of the package; who has it installed has it twice, and so once.
         config = configparser.ConfigParser()
-        config.read(REPOSITORY / "setup.cfg")
+        config.read(Path(__file__).parents[1] / "setup.cfg")
         installed = self.path / "installed" / "mplog-0.dist-info"
         installed.mkdir(parents=True)
         (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: mplog\nVersion: 0\n")
         entry_point = config["options.entry_points"]["pytest11"].strip()
         (installed / "entry_points.txt").write_text(f"[pytest11]\n{entry_point}\n")
-        paths = [str(installed.parent), str(REPOSITORY), str(self.path), os.environ.get("PYTHONPATH", "")]
+        paths = [str(installed.parent), str(INSTALLED), str(self.path), os.environ.get("PYTHONPATH", "")]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         # Others cost a second each time.
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

@@ -17,14 +17,16 @@ from typing import Any
 import psutil
 from oracle import wait_until
 
+import mplog
 from mplog.deaths import has_ended
 
-REPOSITORY = Path(__file__).parents[1]
+#: The directory that mplog is imported from: where it is installed, which may be the checkout.
+INSTALLED = Path(mplog.__file__).parents[1]
 
 
 def environment(**changes: str | None) -> dict[str, str]:
     """Return this process's environment, with mplog and the tests importable, and these changes; None takes one out."""
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(INSTALLED), str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     merged = {**os.environ, "PYTHONPATH": path, **changes}
     return {name: value for name, value in merged.items() if value is not None}
 

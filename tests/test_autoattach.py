@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import mplog
-from scripts import environment, write_script
+from scripts import INSTALLED, environment, write_script
 
 FORMAT = "%(levelname)s %(processName)s %(name)s | %(message)s"
 
@@ -166,7 +166,7 @@ def test_python_without_mplog(tmp_path: Path) -> None:
 
 def test_server_that_has_ended(tmp_path: Path) -> None:
     """A program that logs first behind the end of the server runs on, says so, and has its warnings on stderr."""
-    startup = Path(__file__).parents[1] / "mplog" / "cli" / "startup"
+    startup = INSTALLED / "mplog" / "cli" / "startup"
     directory = tmp_path / "queue"
     directory.mkdir()
     state = '{"layout": {"senders": [""]}, "level": 20, "levels": {}, "disable": 0}'
@@ -213,7 +213,7 @@ def test_directory_of_somebody_else(tmp_path: Path) -> None:
     state = '{"layout": {"senders": [""]}, "level": 50, "levels": {"a": 50}, "disable": 50}'
     (tmp_path / "logging").write_text(state)
     program = "import logging; logging.getLogger('a').error('said')"
-    startup = Path(__file__).parents[1] / "mplog" / "cli" / "startup"
+    startup = INSTALLED / "mplog" / "cli" / "startup"
     changes = environment(MPLOG_QUEUE=str(tmp_path))
     changes["PYTHONPATH"] = f"{startup}{os.pathsep}{changes['PYTHONPATH']}"
     for owner, said in ((0, ""), (65534, "said\n")):

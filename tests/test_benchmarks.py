@@ -10,11 +10,11 @@ from typing import Any
 import docutils.core
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+# Last, since what the tests import, and all the processes that they start, is the mplog that is installed.
+sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import compare, isolated, report  # noqa: E402
-from benchmarks.contenders import CONTENDERS, MPLOG  # noqa: E402
+from benchmarks import compare, isolated, report
+from benchmarks.contenders import CONTENDERS, MPLOG
 
 OURS = [contender.__name__ for contender in MPLOG]
 TINY = compare.Effort(

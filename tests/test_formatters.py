@@ -144,13 +144,26 @@ def any_values(draw: st.DrawFn) -> Entry:
     return make(draw(texts), **attributes)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(any_formatters(), st.lists(any_values(), max_size=6), st.sampled_from(["\n", "", "\0"]))
+several = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+anything = given(any_formatters(), st.lists(any_values(), max_size=6), st.sampled_from(["\n", "", "\0"]))
+
+
+@several
+@anything
 @example(logging.Formatter("{0}", style="{", validate=False), [make(**{"0": 1})], "\n")
 @example(logging.Formatter("$ x", style="$", validate=False), [make(**{"None": 1})], "\n")
 @example(logging.Formatter("{", style="{", validate=False), [make()], "\n")
 def test_same_bytes_as_the_stdlib(formatter: logging.Formatter, batch: list[Entry], terminator: str) -> None:
     """Whatever the format and the records are, each text is the one of `Formatter.format`, and so is each failure."""
+    compare(formatter, batch, terminator)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@settings(several, max_examples=5_000)
+@anything
+def test_same_bytes_as_the_stdlib_at_length(formatter: logging.Formatter, batch: list[Entry], terminator: str) -> None:
+    """The same with thousands of formats."""
     compare(formatter, batch, terminator)
 
 

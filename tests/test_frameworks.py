@@ -109,7 +109,7 @@ class Site:
 
     def workers(self) -> set[str]:
         """Return the names of the processes that have answered requests."""
-        return {line["process"] for line in self.lines() if line["text"].startswith("asked for")}
+        return set(re.findall(r"^\S+ \S+ (\S+) .* \| asked for", self.log(), re.MULTILINE))
 
 
 @contextlib.contextmanager

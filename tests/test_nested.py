@@ -16,35 +16,12 @@ from typing import Any
 import jobs
 import psutil
 import pytest
+from floods import log_as, start_pool
 from oracle import Producer, acknowledged, verdict, wait_until
 
 import mplog
 
 # --- workers of workers ---
-
-
-def log_as(directory: str, name: str, _: object = None) -> str:
-    """Log some lines as a producer of this name."""
-    producer = Producer(directory, name)
-    for _ in range(10):
-        producer.log()
-    return name
-
-
-def log_in_pool(directory: str, number: int) -> str:
-    """Runs in a worker of a Pool of a worker."""
-    return log_as(directory, f"third level {number} of {os.getppid()}".replace(" ", "-"))
-
-
-def start_pool(initializer: Any, directory: str, library_name: str, method: str) -> None:
-    """Runs in a Process: log, start a Pool whose workers log, and log again."""
-    initializer()
-    context = __import__(library_name).get_context(method)
-    producer = Producer(directory, f"second-{os.getpid()}")
-    producer.log()
-    with context.Pool(2, initializer) as pool:
-        pool.map(functools.partial(log_in_pool, directory), range(4))
-    producer.log()
 
 
 def test_a_process_that_starts_a_pool(
@@ -106,7 +83,7 @@ def test_a_forked_process_starts_wrappers(
 def start_program(directory: str, queue_directory: str) -> int:
     """Runs in a daemonic worker, which may start a program, if not a Process."""
     log_as(directory, f"daemonic-{os.getpid()}")
-    code = "import sys, mplog, test_nested; mplog.attach(sys.argv[2]); test_nested.log_as(sys.argv[1], sys.argv[3])"
+    code = "import sys, mplog, floods; mplog.attach(sys.argv[2]); floods.log_as(sys.argv[1], sys.argv[3])"
     command = [sys.executable, "-c", code, directory, queue_directory, f"program-of-{os.getpid()}"]
     return subprocess.run(command, env=jobs.environment(), timeout=60).returncode
 

@@ -13,25 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from floods import log_as_the_stdlib_does, log_many
 from oracle import wait_until
 from scripts import BlockedHandler, Gate, elapsed, lines, process_has_ended, run_script
 
 import mplog
-
-
-def log_many(initializer: Any, name: str, count: int) -> None:
-    """Runs in a worker."""
-    initializer()
-    for number in range(count):
-        logging.getLogger("worker").info("%s %d", name, number)
-
-
-def log_as_the_stdlib_does(queue: Any, name: str, count: int) -> None:
-    """Runs in a worker that knows nothing of mplog."""
-    logging.getLogger().handlers = [logging.handlers.QueueHandler(queue)]
-    logging.getLogger().setLevel("DEBUG")
-    for number in range(count):
-        logging.getLogger("worker").info("%s %d", name, number)
 
 
 def run_workers(context: Any, target: Any, argument: Any, count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import itertools
 import logging
 import multiprocessing
 import os
@@ -12,7 +11,6 @@ import queue
 import random
 import re
 import signal
-import struct
 import time
 import zlib
 from collections import defaultdict
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from floods import PIECE, flood_with_pieces, piece
 from oracle import wait_until
 from readers import Counter, running
 from scripts import lines
@@ -28,15 +27,7 @@ import mplog
 from mplog import frame, record
 from mplog.queue import decode_bytes
 
-_PIECE = struct.Struct("<4sIIII")  # a mark, worker, number, length and checksum of the rest
-
 SIZES = [0, 1, 100, 4000, frame.PAYLOAD_SIZE - 7, frame.PAYLOAD_SIZE - 6, frame.PAYLOAD_SIZE - 5, 65_536, 3_000_000]
-
-
-def piece(worker: int, number: int, size: int) -> bytes:
-    """Return bytes that tell what they are."""
-    content = random.Random(number).randbytes(size)
-    return _PIECE.pack(b"PIEC", worker, number, size, zlib.crc32(content)) + content
 
 
 def pieces_in(data: bytes) -> dict[int, list[int]]:
@@ -44,26 +35,13 @@ def pieces_in(data: bytes) -> dict[int, list[int]]:
     found: dict[int, list[int]] = defaultdict(list)
     position = 0
     while position < len(data):
-        mark, worker, number, size, checksum = _PIECE.unpack_from(data, position)
-        position += _PIECE.size
+        mark, worker, number, size, checksum = PIECE.unpack_from(data, position)
+        position += PIECE.size
         assert (mark, zlib.crc32(data[position : position + size])) == (b"PIEC", checksum), f"torn at {position}"
         assert len(data) >= position + size, "torn at the end"
         position += size
         found[worker].append(number)
     return found
-
-
-def flood(initializer: Any, directory: str, worker: int, ending: Any) -> None:
-    """Runs in a worker: write numbered pieces of many sizes, and log between them, until told to end."""
-    initializer()
-    count, chance = Counter(directory, worker), random.Random(worker)
-    for number in itertools.count(1):
-        mplog.write(piece(worker, number, chance.choice((10, 10, 10, 200, 200, 5000, 20_000))))
-        count.set(number)
-        if number % 10 == 0:
-            logging.info("%d", number)
-            if ending.is_set():
-                return
 
 
 # --- files ---
@@ -88,7 +66,7 @@ def test_bytes_of_every_worker_are_there_in_order(tmp_path: Path, context: Any) 
     ending.set()
     with mplog.LogServer(tmp_path / "app.log", mplog.RawSink(tmp_path / "raw.bin"), level="INFO") as server:
         workers = [
-            context.Process(target=flood, args=(server.initializer, str(tmp_path), number, ending))
+            context.Process(target=flood_with_pieces, args=(server.initializer, str(tmp_path), number, ending))
             for number in range(2)
         ]
         for worker in workers:
@@ -111,7 +89,7 @@ def test_killed_logging_process_loses_nothing(tmp_path: Path, monkeypatch: pytes
     with mplog.LogServer(tmp_path / "app.log", mplog.RawSink(tmp_path / "raw.bin"), level="INFO") as server:
         first = server.pid
         workers = [
-            context.Process(target=flood, args=(server.initializer, str(tmp_path), number, ending))
+            context.Process(target=flood_with_pieces, args=(server.initializer, str(tmp_path), number, ending))
             for number in range(2)
         ]
         with running(workers):
@@ -139,7 +117,7 @@ def test_killed_workers_lose_nothing_that_was_written(tmp_path: Path) -> None:
     with mplog.LogServer(tmp_path / "app.log", mplog.RawSink(tmp_path / "raw.bin"), level="INFO") as server:
         for number in range(6):
             ending = context.Event()  # one each: a worker may be killed with its lock
-            worker = context.Process(target=flood, args=(server.initializer, str(tmp_path), number, ending))
+            worker = context.Process(target=flood_with_pieces, args=(server.initializer, str(tmp_path), number, ending))
             with running([worker]):
                 wait_until(lambda number=number: Counter(tmp_path, number).value > 20, "the worker writes")
                 time.sleep(chance.uniform(0, 0.02))  # the moment of the kill, which is to be any

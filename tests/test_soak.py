@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
-from oracle import Producer, Verdict, verdict, wait_until
+from oracle import Producer, Verdict, acknowledged, verdict, wait_until
 from scripts import elapsed, fill_disk
 
 import mplog
@@ -98,10 +98,12 @@ class Soak:
 
     def run(self, seconds: float) -> mplog.Stats:
         """Let faults happen for so long; return what was counted."""
-        end = time.monotonic() + seconds
         with self.server:
             supervisor = psutil.Process(self.server.pid).parent()
             try:
+                self._employ()
+                wait_until(lambda: acknowledged(self.directory, "w1"), "a worker logs")
+                end = time.monotonic() + seconds
                 while time.monotonic() < end:
                     self._employ()
                     self._pause(0.02, 0.3)  # the moment of the fault, which is to be any

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import logging
 import os
 import re
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -15,37 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle import Producer, acknowledged, verdict, wait_until
+from floods import flood_until_refused
+from oracle import acknowledged, verdict, wait_until
 from scripts import elapsed, kill_for_good, lines, run_script
 
 import mplog
-
-
-class Refused(logging.Handler):
-    """Counts in a file what falls back to stderr."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.count = 0
-        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the number of the record down."""
-        found = re.search(r"seq=(\d+)", record.getMessage())
-        assert found is not None
-        os.write(self.fd, found[1].encode() + b"\n")
-        self.count += 1
-
-
-def flood_until_refused(server: Any, directory: str, name: str) -> None:
-    """Runs in a worker: log until the server takes no more."""
-    sys.stderr = Path(directory, f"stderr-{name}").open("w")  # noqa: SIM115
-    server()
-    logging.lastResort = refused = Refused(os.path.join(directory, f"refused-{name}"))  # type: ignore[assignment]
-    producer = Producer(directory, name)
-    sizes = itertools.cycle([10, 100, 100, 20_000])
-    while refused.count < 50:
-        producer.log(next(sizes))
 
 
 def test_stop_under_flood_is_bounded_and_nothing_vanishes(

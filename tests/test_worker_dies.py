@@ -14,21 +14,11 @@ from typing import Any
 
 import jobs
 import pytest
+from floods import flood_until_killed
 from oracle import Producer, acknowledged, verdict, wait_until
 from readers import Counter
 
 import mplog
-
-
-def flood(server: Any, directory: str, name: str, largest: int) -> None:
-    """Runs in a worker: log until killed; keep the longest call, in milliseconds."""
-    server()
-    producer, slowest = Producer(directory, name), Counter(directory, f"slowest-{name}")
-    sizes = random.Random(name)
-    while True:
-        started = time.monotonic()
-        producer.log(round(100 * (largest / 100) ** sizes.random()))
-        slowest.set(max(slowest.value, round(1000 * (time.monotonic() - started))))
 
 
 def longest_call(directory: Path) -> float:
@@ -47,7 +37,7 @@ def kill_at_random(context: Any, server: mplog.LogServer, directory: Path, kills
         while len(workers) < 4:
             name = f"w{next(numbers)}"
             args = (server.initializer, str(directory), name, 20_000)
-            workers.append(context.Process(target=flood, args=args, daemon=True, name=name))
+            workers.append(context.Process(target=flood_until_killed, args=args, daemon=True, name=name))
             workers[-1].start()
         victim = workers.pop(dice.randrange(len(workers)))
         wait_until(functools.partial(acknowledged, directory, victim.name), f"{victim.name} logs")
