@@ -155,18 +155,28 @@ def _run(command: list[str], name: str, levels: list[int], linger: float) -> int
             running.process.stdout.close()
             running.process.stderr.close()
             loggers = [logging.getLogger(f"{name}.{stream}") for stream in ("stdout", "stderr")]
-            capture = Capture(zip(ends, loggers, levels))
+            capture = Capture(zip(ends, loggers, levels, (1, 2)), lambda: _say_that_lines_pass(name))
         status = running.wait()
     # From here on, a signal is for mplog itself: while the log is full, this takes its time.
     if capture is not None:
         for stream in capture.finish(linger):
             log.warning("mplog: what %s has left running keeps %s open; the rest of it is lost", name, stream)
+        if capture.passed_through:
+            print(f"mplog run: lines that are not in the log: {capture.passed_through:,}", file=sys.stderr)
     if status:
         kills = memory_kills()
         kills = None if kills is None or kills_before is None else max(0, kills - kills_before)
         level = logging.ERROR if status < 0 else logging.WARNING
         log.log(level, "mplog: %s (pid %d) %s", name, running.process.pid, describe_end(status, kills))
     return 128 - status if status < 0 else status
+
+
+def _say_that_lines_pass(name: str) -> None:
+    print(
+        f"mplog run: the server has ended, and nobody takes records any more. What {name} prints comes out here",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _stop(server: LogServer) -> None:
