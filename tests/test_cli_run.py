@@ -69,13 +69,8 @@ def test_log_that_cannot_be_opened(tmp_path: Path) -> None:
         (["--log", "none/app.log"], "none/app.log"),
         (["--config", "bad.toml"], "handlers.file"),
         (["--config", "none.toml"], "none.toml"),
-        (["--log", "app.log", "--level", "LOUD"], "LOUD"),
-        (["--log", "app.log", "--rotate", "now and then"], "now and then"),
-        (["--log", "app.log", "--config", "bad.toml"], "--log"),
-        (["--level", "INFO"], "--log FILE"),
         ([], "MPLOG_QUEUE"),
         (["--queue", "/nowhere"], "/nowhere"),
-        (["--queue", "/nowhere", "--log", "app.log"], "--queue"),
     ):
         done = mplog("run", *options, "--", "touch", "was-run", directory=tmp_path)
         assert (done.returncode, done.stdout) == (125, ""), options
@@ -83,6 +78,38 @@ def test_log_that_cannot_be_opened(tmp_path: Path) -> None:
         assert reason in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--log", "app.log", "--level", "LOUD"], "LOUD"),
+        (["--log", "app.log", "--stdout-level", "LOUD"], "LOUD"),
+        (["--log", "app.log", "--linger", "soon"], "soon"),
+        (["--log", "app.log", "--format", "{x}"], "{x}"),
+        (["--log", "app.log", "--rotate", "now and then"], "now and then"),
+        (["--log", "app.log", "--keep", "3"], "rotate"),
+        (["--log", "app.log", "--config", "log.toml"], "--log"),
+        (["--log", "app.log", "--log", "app.log"], "twice"),
+        (["--level", "INFO"], "--log FILE"),
+        (["--queue", "/nowhere", "--log", "app.log"], "--queue"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_make_no_sense(
+    options: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The status is 2, the reason is on stderr, and the command was not run."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(["run", *options, "--", "touch", "was-run"])
+    except SystemExit as error:  # of argparse
+        status = int(str(error.code))
+    said = capsys.readouterr().err
+    assert status == 2
+    assert "mplog run: " in said
+    assert reason in said
+    assert os.listdir(tmp_path) == []
 
 
 def test_no_command(tmp_path: Path) -> None:

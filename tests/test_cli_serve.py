@@ -121,15 +121,30 @@ def test_start_that_fails(tmp_path: Path) -> None:
     for options, reason in (
         (["--log", "none/app.log"], "none/app.log"),
         (["--config", "bad.toml"], "root.level"),
-        ([], "--log FILE"),
-        (["--log", "-"], "leave out start"),
-        (["--log", "app.log", "--ready-fd", "3"], "leave out --ready-fd"),
     ):
         done = mplog("serve", "start", *options, directory=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("mplog serve: ")
         assert reason in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_options_that_make_no_sense(tmp_path: Path) -> None:
+    """The status is 2, and the reason is on stderr, before anything is started or stopped."""
+    for arguments, reason in (
+        (["start"], "--log FILE"),
+        (["start", "--log", "-"], "leave out start"),
+        (["start", "--log", "app.log", "--ready-fd", "3"], "leave out --ready-fd"),
+        (["start", "--log", "app.log", "--level", "LOUD"], "no level LOUD"),
+        (["--log", "app.log", "--ready-fd", "77"], "there is no descriptor 77"),
+        (["stop", "--log", "app.log"], "stop takes --queue and --timeout"),
+        (["stop", "--ready-fd", "1"], "stop takes --queue and --timeout"),
+    ):
+        done = mplog("serve", *arguments, directory=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("mplog serve: ")
+        assert reason in done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_file_that_another_server_writes(tmp_path: Path, queue: str) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from mplog.errors import MplogError
 
-__all__ = ["FAILED", "MISUSED", "main"]
+__all__ = ["FAILED", "MISUSED", "MisusedError", "main"]
 
 #: The exit status of a command that could not do what it was asked for.
 FAILED = 1
@@ -31,6 +31,10 @@ VERBS: dict[str, str] = {
     "top": "show the servers that run",
     "demo": "see it survive kills, in ten seconds",
 }
+
+
+class MisusedError(MplogError):
+    """The arguments make no sense: the value of one, or two that do not go together."""
 
 
 class Verb(Protocol):
@@ -68,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where somebody answers for it
     except MplogError as error:
         print(f"{verb}: {error}", file=sys.stderr)
+        return MISUSED if isinstance(error, MisusedError) else FAILED
     except BrokenPipeError:
         _drop_output()  # whoever read the output has seen enough
     except OSError as error:

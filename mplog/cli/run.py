@@ -21,8 +21,17 @@ import sys
 
 from mplog.cli.capture import Capture
 from mplog.cli.command import NOT_EXECUTABLE, NOT_FOUND, Command, signals_held
+from mplog.cli.main import MISUSED, MisusedError
 from mplog.cli.queues import running_queue
-from mplog.cli.servers import add_server_arguments, make_server, seconds, start, to_level, unwritten, wants_server
+from mplog.cli.servers import (
+    add_server_arguments,
+    given_server_arguments,
+    make_server,
+    seconds,
+    start,
+    to_level,
+    unwritten,
+)
 from mplog.deaths import describe_end, memory_kills
 from mplog.errors import MplogError
 from mplog.server import LogServer
@@ -57,9 +66,9 @@ examples:
 exit status:
   that of COMMAND; 128+N where signal N has ended it
   126  COMMAND cannot be executed       127  it is not found
-  125  COMMAND was not run: the log could not be opened, an option's value is
-       not understood, or there is no server
-  2    the arguments make no sense
+  125  COMMAND was not run: the log could not be opened, the configuration is
+       wrong, or there is no server
+  2    COMMAND was not run: the arguments make no sense
 
 SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP and SIGCONT are
 passed on to COMMAND. Programs that outlive COMMAND lose the server: use
@@ -96,15 +105,15 @@ def run(arguments: argparse.Namespace) -> int:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         print("mplog run: which command? See mplog run --help.", file=sys.stderr)
-        return 2
+        return MISUSED
     try:
-        levels = [_level(arguments.stdout_level or "INFO"), _level(arguments.stderr_level or "WARNING")]
+        levels = [to_level(arguments.stdout_level or "INFO"), to_level(arguments.stderr_level or "WARNING")]
         name = arguments.name or os.path.basename(command[0])
         multiprocessing.current_process().name = name  # what the log calls the captured lines' process
         server = _server(arguments)
     except MplogError as error:
         print(f"mplog run: {error}", file=sys.stderr)
-        return NOT_STARTED
+        return MISUSED if isinstance(error, MisusedError) else NOT_STARTED
     if arguments.python:
         _have_python_attach()
     try:
@@ -114,18 +123,11 @@ def run(arguments: argparse.Namespace) -> int:
             _stop(server)
 
 
-def _level(text: str) -> int:
-    try:
-        return logging.Handler(to_level(text)).level
-    except (ValueError, TypeError) as error:
-        raise MplogError(str(error)) from None
-
-
 def _server(arguments: argparse.Namespace) -> LogServer | None:
     """Start a server, or join the one that runs."""
-    if wants_server(arguments):
+    if given_server_arguments(arguments):
         if arguments.queue:
-            raise MplogError("--queue joins a running server; leave it out, or --log, --config and what goes with them")
+            raise MisusedError("--queue joins a running server: leave it out, or --log, --config and the rest")
         server = make_server(arguments)
         start(server)
         return server

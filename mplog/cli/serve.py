@@ -26,8 +26,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from mplog.cli.command import has_terminal
+from mplog.cli.main import MisusedError
 from mplog.cli.queues import running_queue
-from mplog.cli.servers import account, add_server_arguments, make_server, seconds, start, unwritten
+from mplog.cli.servers import (
+    account,
+    add_server_arguments,
+    given_server_arguments,
+    make_server,
+    seconds,
+    start,
+    unwritten,
+)
 from mplog.errors import MplogError, QueueNotFoundError
 from mplog.queue import LogQueue
 from mplog.server import LogServer
@@ -97,14 +106,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Start, run or stop a server; return the exit status."""
     if arguments.action == "stop":
+        others = given_server_arguments(arguments) + ["ready-fd"] * (arguments.ready_fd is not None)
+        if others:
+            raise MisusedError(f"stop takes --queue and --timeout: --{others[0]} is for the start of a server")
         return _stop(running_queue(arguments.queue), arguments.timeout)
     server = make_server(arguments)
     if arguments.action == "start":
         if arguments.log and "-" in arguments.log:
-            raise MplogError("a server in the background has no standard error: give --log a file, or leave out start")
+            raise MisusedError("a server in the background has no standard error: name a file, or leave out start")
         if arguments.ready_fd is not None:
-            raise MplogError("start itself returns when the server is ready: leave out --ready-fd, or start")
+            raise MisusedError("start itself returns when the server is ready: leave out --ready-fd, or start")
         return _start_in_background(server, arguments)
+    if arguments.ready_fd is not None:
+        _check_descriptor(arguments.ready_fd)
     return _serve(server, arguments, 1)
 
 
@@ -229,6 +243,13 @@ def _say_ready(queue: str, out: int, ready_fd: int | None) -> None:
             pass
         except OSError as error:
             raise MplogError(f"--ready-fd {ready_fd}: {error.strerror}") from None
+
+
+def _check_descriptor(ready_fd: int) -> None:
+    try:
+        os.fstat(ready_fd)
+    except (OSError, OverflowError):
+        raise MisusedError(f"--ready-fd: there is no descriptor {ready_fd}") from None
 
 
 def _notify(state: str) -> None:
