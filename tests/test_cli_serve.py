@@ -100,6 +100,21 @@ def test_name_that_is_known_in_advance(tmp_path: Path, queue: str) -> None:
     assert messages(tmp_path / "app.log") == ["by its name"]
 
 
+def test_server_is_found_by_its_log(tmp_path: Path, queue: str) -> None:
+    """Another terminal, or a cron job, names the log in place of the queue, to log, to run and to stop."""
+    cron = {"MPLOG_QUEUE": str(tmp_path / "app.log")}
+    assert mplog("log", "info", "from a cron job", directory=Path("/"), changes=cron).returncode == 0
+    ran = mplog("run", "--queue", "app.log", "--capture", "echo", "from a terminal", directory=tmp_path)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    (tmp_path / "other.log").touch()
+    stopped = mplog("serve", "stop", "--queue", "other.log", directory=tmp_path)
+    assert (stopped.returncode, stopped.stdout) == (1, "")
+    assert "other.log', which is a file, and no server of this user writes it" in stopped.stderr
+    stopped = mplog("serve", "stop", "--queue", "app.log", directory=tmp_path)
+    assert (stopped.returncode, stopped.stdout) == (0, "2 records of 2 processes written\n")
+    assert messages(tmp_path / "app.log") == ["from a cron job", "from a terminal"]
+
+
 def test_link_of_a_server_that_was_killed(tmp_path: Path, queue: str) -> None:
     """The log goes on without mplog serve until nobody logs any more; then another server takes the name."""
     (serving,) = [each for each in psutil.process_iter(["cmdline"]) if queue in (each.info["cmdline"] or ())]

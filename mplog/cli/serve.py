@@ -93,7 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument("action", nargs="?", choices=["start", "stop"], help="none: run in the foreground")
     parser.add_argument(
-        "--queue", metavar="PATH", help="a link to make to the queue's directory; for stop, where that is (MPLOG_QUEUE)"
+        "--queue",
+        metavar="PATH",
+        help="a link to make to the queue's directory; for stop, that or the log (MPLOG_QUEUE)",
     )
     parser.add_argument("--ready-fd", metavar="N", type=int, help="write the directory to this descriptor when ready")
     parser.add_argument(
