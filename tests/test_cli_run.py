@@ -114,7 +114,7 @@ def test_options_that_make_no_sense(
 
 def test_no_command(tmp_path: Path) -> None:
     """Without a command, the status is 2, and the help is named."""
-    for arguments in ([], ["--"]):
+    for arguments in ([], ["--"], [""]):
         done = mplog("run", "--log", "app.log", *arguments, directory=tmp_path)
         assert (done.returncode, done.stderr) == (2, "mplog run: which command? See mplog run --help.\n")
     assert not (tmp_path / "app.log").exists()

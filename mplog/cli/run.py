@@ -96,14 +96,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=LINGER,
         help=f"wait so long for what COMMAND has left running with captured output (default: {LINGER:g})",
     )
-    parser.add_argument("--queue", metavar="DIR", help=f"the running server to join (default: {MPLOG_QUEUE})")
+    parser.add_argument(
+        "--queue", metavar="PATH", help=f"the server to join, by its queue or log (default: {MPLOG_QUEUE})"
+    )
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    if not command:
+    if not any(command[:1]):
         print("mplog run: which command? See mplog run --help.", file=sys.stderr)
         return MISUSED
     try:
