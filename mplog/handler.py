@@ -165,7 +165,7 @@ class QueueHandler(logging.handlers.QueueHandler):
     def _fail(self, record: logging.LogRecord, error: Exception) -> None:
         """Do what is left to do; runs in the except clause."""
         if isinstance(error, NoReaderError):
-            self.fall_back(record, error)
+            self.fall_back(self._prepared(record), error)
         elif isinstance(error, RecursionError):
             # As the stdlib's StreamHandler does: there is no room left even to report it. Where a __repr__ logs itself
             # for ever, the call that began it sends a placeholder.
@@ -190,7 +190,6 @@ class QueueHandler(logging.handlers.QueueHandler):
     def fall_back(self, record: logging.LogRecord, error: NoReaderError) -> None:
         """Do what the stdlib does where nothing is configured: warnings to stderr, and the reason, once per process."""
         try:
-            record = self._prepared(record)
             pid = os.getpid()
             if self._told_in_pid != pid and sys.stderr is not None:
                 self._told_in_pid = pid

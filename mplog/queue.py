@@ -361,10 +361,13 @@ class LogQueue(_Base):
                 self._gave_up_at = time.monotonic()
             return self._put_elsewhere(payload, Reason.TIMEOUT if timeout else Reason.QUEUE_FULL, limit is not None)
         except NoReaderError as error:
-            if os.path.exists(given_up_path(self.directory)):
-                return self._put_elsewhere(payload, Reason.REJECTED, is_synced=True)
-            self._count(payload, _reason(error))
-            raise
+            if not os.path.exists(given_up_path(self.directory)):
+                self._count(payload, _reason(error))
+                raise
+            is_kept = self._put_elsewhere(payload, Reason.REJECTED, is_synced=True)
+            if is_kept is False:
+                raise  # there is no room for it anywhere, and nobody left who would say so
+            return is_kept
         except BaseException as error:
             self._count(payload, _reason(error))
             raise

@@ -16,7 +16,7 @@ import os
 from mplog.errors import ServerStateError
 from mplog.handler import QueueHandler
 from mplog.queue import LogQueue
-from mplog.worker import MPLOG_QUEUE, all_loggers
+from mplog.worker import MPLOG_QUEUE, all_loggers, queue_directory
 
 __all__ = ["write"]
 
@@ -52,7 +52,7 @@ def _queue() -> LogQueue:
     if directory:
         known = _opened.get(directory)
         if known is None:
-            known = _opened[directory] = LogQueue.open(directory)
+            known = _opened[directory] = LogQueue.open(queue_directory(directory))
         return known
     raise ServerStateError(
         "mplog.write() was called in a process that logs to no server with a LogQueue. Give its pool "

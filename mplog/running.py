@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from mplog.deaths import has_ended, is_held, start_mark
+from mplog.errors import QueueNotFoundError
 from mplog.losses import read_all
 from mplog.queue import fifo_path, given_up_path
 from mplog.statistics import Stats, read_statistics, to_stats
@@ -32,7 +33,7 @@ from mplog.statistics import Stats, read_statistics, to_stats
 if sys.platform != "win32":
     from mplog import buffers
 
-__all__ = ["Found", "RunningServer", "Snapshot", "find_servers", "publish"]
+__all__ = ["Found", "RunningServer", "Snapshot", "find_servers", "find_writer", "publish"]
 
 _NAME = "server"
 _PREFIX = "mplog-"
@@ -320,6 +321,26 @@ def find_servers(directories: Sequence[str] = ()) -> Found:
         elif os.path.isdir(directory):  # it may have ended meanwhile, and taken it away
             left.append(server.directory)
     return Found(sorted(servers, key=lambda server: server.notice.started), left, place)
+
+
+def find_writer(log: str) -> str:
+    """Return the directory of the queue of the server that writes a log.
+
+    Args:
+        log: the path of a file that is there.
+
+    Raises:
+        QueueNotFoundError: no server of this user that is found (`find_servers`) writes it.
+    """
+    for server in find_servers().servers:
+        for path, _ in _files(server.notice.outputs)[0]:
+            with contextlib.suppress(OSError):
+                if os.path.samefile(path, log):
+                    return server.directory
+    raise QueueNotFoundError(
+        f"there is no log queue in {log!r}, which is a file, and no server of this user writes it. mplog top shows the "
+        "servers that run; one with another TMPDIR is found by the directory of its queue alone."
+    )
 
 
 def _is_own(directory: str) -> bool:

@@ -39,6 +39,7 @@ __all__ = [
     "install",
     "make_handler",
     "note_filters",
+    "queue_directory",
 ]
 
 #: The environment variable that names the directory of a running server's queue.
@@ -319,12 +320,26 @@ def _sends_to(handler: QueueHandler, queue: Any) -> bool:
     return handler.queue is queue
 
 
+def queue_directory(where: str) -> str:
+    """Return the directory of a queue that is named by it, or by a log that its server writes.
+
+    Raises:
+        QueueNotFoundError: it is a file that no server of this user writes.
+    """
+    if not os.path.isfile(where):
+        return where
+    from mplog.running import find_writer  # here, because few programs need it
+
+    return find_writer(where)
+
+
 def attach(directory: str | os.PathLike[str] | None = None, *, level: int | str | None = None) -> QueueHandler:
     """Send the records of this process to a running server. For processes that were started by other means.
 
     Args:
-        directory: the directory of the server's queue (``server.queue.directory``). None (the default) takes it from
-            the environment variable ``MPLOG_QUEUE``, which a running server sets for the processes that its own
+        directory: the directory of the server's queue (``server.queue.directory``), or the log that it writes, which
+            tells the servers of this user that have the same ``TMPDIR`` from each other. None (the default) takes it
+            from the environment variable ``MPLOG_QUEUE``, which a running server sets for the processes that its own
             process starts.
         level: the root logger's level; None (the default) takes all levels as they were in the process of the server
             when that started.
@@ -339,8 +354,10 @@ def attach(directory: str | os.PathLike[str] | None = None, *, level: int | str 
     if not where:
         raise QueueNotFoundError(
             f"attach() does not know which server to use: the environment variable {MPLOG_QUEUE} is not set, as it is "
-            "in processes that a program with a running LogServer starts. Start one, or pass server.queue.directory."
+            "in processes that a program with a running LogServer starts. Start one, or pass server.queue.directory or "
+            "the path of its log."
         )
+    where = queue_directory(where)
     queue = LogQueue.open(where)
     state = None
     with contextlib.suppress(OSError, ValueError):

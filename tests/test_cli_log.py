@@ -116,6 +116,15 @@ def test_lines_of_standard_input(tmp_path: Path, server: library.LogServer) -> N
     ]
 
 
+def test_bytes_that_are_no_text(tmp_path: Path, server: library.LogServer) -> None:
+    """In a message or a field, they stand as escapes, as in lines of standard input."""
+    with server:
+        script = r"""mplog log --process p info "$(printf 'two\351')" "a=$(printf '\377')" """
+        done = shell(script, tmp_path, MPLOG_QUEUE=server.queue.directory)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert lines(tmp_path / "app.log") == ["INFO 20 p shell | two\\xe9 a=\\xff"]
+
+
 def test_process_is_the_script(tmp_path: Path, server: library.LogServer) -> None:
     """By default, the log names the script that has called it, and its pid."""
     (tmp_path / "backup").write_text("#!/bin/sh\nmplog log info $$\nexit 0\n")

@@ -64,6 +64,21 @@ def test_output_that_was_closed_at_the_start(directory: Path, command: str, clos
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_option_that_there_is_not(directory: Path) -> None:
+    """The usage that is shown is that of the verb."""
+    done = shell("mplog run --bogus true", directory)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: mplog run [OPTION ...] [--] COMMAND")
+    assert done.stderr.endswith("mplog run: error: unrecognized arguments: --bogus\n")
+
+
+def test_error_output_that_was_closed_at_the_start(directory: Path) -> None:
+    """Without a standard error, what goes wrong is not said on standard output, and the command starts without it."""
+    command = "sh -c 'test -e /dev/fd/2 || echo closed'"
+    done = shell(f"mplog run --log app.log none 2>&-; mplog run --log app.log -- {command} 2>&-", directory)
+    assert (done.returncode, done.stdout) == (0, "closed\n")
+
+
 def test_nothing_gets_the_number_of_an_output_that_was_closed(directory: Path) -> None:
     """What mplog serve prints when it is ready does not go into a file that it has opened itself."""
     script = """

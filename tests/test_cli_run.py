@@ -16,7 +16,7 @@ import psutil
 import pytest
 from commands import MPLOG, messages, mplog, shell, start
 from oracle import wait_until
-from scripts import process_has_ended, write_script
+from scripts import process_has_ended, run_script, write_script
 from terminal import Terminal
 
 from mplog.cli.capture import GOES_ON, Lines
@@ -69,13 +69,8 @@ def test_log_that_cannot_be_opened(tmp_path: Path) -> None:
         (["--log", "none/app.log"], "none/app.log"),
         (["--config", "bad.toml"], "handlers.file"),
         (["--config", "none.toml"], "none.toml"),
-        (["--log", "app.log", "--level", "LOUD"], "LOUD"),
-        (["--log", "app.log", "--rotate", "now and then"], "now and then"),
-        (["--log", "app.log", "--config", "bad.toml"], "--log"),
-        (["--level", "INFO"], "--log FILE"),
         ([], "MPLOG_QUEUE"),
         (["--queue", "/nowhere"], "/nowhere"),
-        (["--queue", "/nowhere", "--log", "app.log"], "--queue"),
     ):
         done = mplog("run", *options, "--", "touch", "was-run", directory=tmp_path)
         assert (done.returncode, done.stdout) == (125, ""), options
@@ -85,9 +80,41 @@ def test_log_that_cannot_be_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "was-run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--log", "app.log", "--level", "LOUD"], "LOUD"),
+        (["--log", "app.log", "--stdout-level", "LOUD"], "LOUD"),
+        (["--log", "app.log", "--linger", "soon"], "soon"),
+        (["--log", "app.log", "--format", "{x}"], "{x}"),
+        (["--log", "app.log", "--rotate", "now and then"], "now and then"),
+        (["--log", "app.log", "--keep", "3"], "rotate"),
+        (["--log", "app.log", "--config", "log.toml"], "--log"),
+        (["--log", "app.log", "--log", "app.log"], "twice"),
+        (["--level", "INFO"], "--log FILE"),
+        (["--queue", "/nowhere", "--log", "app.log"], "--queue"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_make_no_sense(
+    options: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The status is 2, the reason is on stderr, and the command was not run."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(["run", *options, "--", "touch", "was-run"])
+    except SystemExit as error:  # of argparse
+        status = int(str(error.code))
+    said = capsys.readouterr().err
+    assert status == 2
+    assert "mplog run: " in said
+    assert reason in said
+    assert os.listdir(tmp_path) == []
+
+
 def test_no_command(tmp_path: Path) -> None:
     """Without a command, the status is 2, and the help is named."""
-    for arguments in ([], ["--"]):
+    for arguments in ([], ["--"], [""]):
         done = mplog("run", "--log", "app.log", *arguments, directory=tmp_path)
         assert (done.returncode, done.stderr) == (2, "mplog run: which command? See mplog run --help.\n")
     assert not (tmp_path / "app.log").exists()
@@ -362,6 +389,76 @@ def _logging_process(runner: int) -> psutil.Process:
         if "program.py" not in child.cmdline():
             return child.children()[0]
     raise AssertionError("there is no supervisor")
+
+
+def test_lines_behind_the_end_of_the_server_pass_through(tmp_path: Path) -> None:
+    """Once nobody takes records any more, each line, of whatever level, comes out where the command has printed it."""
+    lines = "seq 1000; seq 2000 2010 >&2"
+    (tmp_path / "job").write_text(f"{lines}\nmplog serve stop >stopped\n{lines}\nexit 3\n")
+    script = "export MPLOG_QUEUE=$(mplog serve start --log app.log); mplog run --capture --name job -- sh job"
+    done = shell(script, tmp_path)
+    assert done.returncode == 3
+    expected = [str(n) for n in range(1, 1001)] * 2
+    logged = re.findall(r"INFO .* \| (\d+)$", (tmp_path / "app.log").read_text(), re.M)
+    assert logged + done.stdout.splitlines() == expected
+    logged = re.findall(r"WARNING .* \| (\d+)$", (tmp_path / "app.log").read_text(), re.M)
+    passed = [line for line in done.stderr.splitlines() if line.isdigit()]
+    assert logged + passed == [str(n) for n in range(2000, 2011)] * 2
+    assert done.stderr.count("What job prints comes out here\n") == 1
+    count = len(done.stdout.splitlines()) + len(passed)
+    assert f"mplog run: lines that are not in the log: {count:,}\n" in done.stderr
+
+
+#: Runs mplog with a server that gives up soon, after vain restarts.
+IMPATIENT = """
+    import sys
+    import mplog
+    from mplog.cli.main import main
+    from mplog.supervisor import Patience
+    mplog.LogServer._patience = Patience(at_once=2, first_pause=0.01, longest_pause=0.02, restarts=4, seconds=0.2)
+    sys.exit(main(sys.argv[1:]))
+"""
+
+#: Prints what kills the logging process, and more when the supervisor has given up.
+POISONING = """
+    import os, time
+    print("poison", flush=True)
+    while True:
+        try:
+            os.close(os.open(os.environ["MPLOG_QUEUE"] + "/queue", os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            break
+        time.sleep(0.01)
+    print("behind")
+"""
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_lines_behind_vain_restarts(tmp_path: Path, has_room: bool) -> None:
+    """Where the logging process is given up, lines are kept for the next server; else they come out."""
+    (tmp_path / "poisoned.py").write_text(
+        "import logging, os, signal\nclass Poisoned(logging.Handler):\n    def emit(self, record):\n"
+        "        if 'poison' in record.getMessage():\n            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "log.toml").write_text(
+        'version = 1\nroot = {level = "INFO", handlers = ["file", "poisoned"]}\n'
+        '[handlers.file]\nclass = "logging.FileHandler"\nfilename = "app.log"\n'
+        '[handlers.poisoned]\nclass = "poisoned.Poisoned"\n'
+    )
+    write_script(tmp_path, POISONING, "poisoning.py")
+    if not has_room:
+        (tmp_path / ".app.log.emergency").mkdir()
+    command = ["run", "--config", "log.toml", "--capture", "--", sys.executable, "poisoning.py"]
+    done = run_script(tmp_path, IMPATIENT, *command)
+    assert done.returncode == 0
+    assert "given up" in done.stderr
+    if has_room:
+        assert done.stdout == ""
+        assert mplog("run", "--log", "app.log", "true", directory=tmp_path).returncode == 0
+        assert messages(tmp_path / "app.log") == ["poison", "behind"]
+    else:
+        assert done.stdout == "behind\n"
+        assert "mplog run: lines that are not in the log: 1\n" in done.stderr
 
 
 def test_pipe_that_somebody_keeps_open(tmp_path: Path) -> None:

@@ -17,7 +17,13 @@ import psutil
 import pytest
 from commands import messages, mplog, shell, start
 from oracle import wait_until
-from scripts import process_has_ended
+from scripts import environment, process_has_ended
+
+from mplog.cli import serve
+from mplog.cli.main import main
+from mplog.queue import LogQueue
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/net/unix"), reason="it looks into /proc")
 
 #: Logs a record, and one for what it was given.
 JOB = """#!/bin/sh
@@ -94,6 +100,21 @@ def test_name_that_is_known_in_advance(tmp_path: Path, queue: str) -> None:
     assert messages(tmp_path / "app.log") == ["by its name"]
 
 
+def test_server_is_found_by_its_log(tmp_path: Path, queue: str) -> None:
+    """Another terminal, or a cron job, names the log in place of the queue, to log, to run and to stop."""
+    cron = {"MPLOG_QUEUE": str(tmp_path / "app.log")}
+    assert mplog("log", "info", "from a cron job", directory=Path("/"), changes=cron).returncode == 0
+    ran = mplog("run", "--queue", "app.log", "--capture", "echo", "from a terminal", directory=tmp_path)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    (tmp_path / "other.log").touch()
+    stopped = mplog("serve", "stop", "--queue", "other.log", directory=tmp_path)
+    assert (stopped.returncode, stopped.stdout) == (1, "")
+    assert "other.log', which is a file, and no server of this user writes it" in stopped.stderr
+    stopped = mplog("serve", "stop", "--queue", "app.log", directory=tmp_path)
+    assert (stopped.returncode, stopped.stdout) == (0, "2 records of 2 processes written\n")
+    assert messages(tmp_path / "app.log") == ["from a cron job", "from a terminal"]
+
+
 def test_link_of_a_server_that_was_killed(tmp_path: Path, queue: str) -> None:
     """The log goes on without mplog serve until nobody logs any more; then another server takes the name."""
     (serving,) = [each for each in psutil.process_iter(["cmdline"]) if queue in (each.info["cmdline"] or ())]
@@ -121,15 +142,30 @@ def test_start_that_fails(tmp_path: Path) -> None:
     for options, reason in (
         (["--log", "none/app.log"], "none/app.log"),
         (["--config", "bad.toml"], "root.level"),
-        ([], "--log FILE"),
-        (["--log", "-"], "leave out start"),
-        (["--log", "app.log", "--ready-fd", "3"], "leave out --ready-fd"),
     ):
         done = mplog("serve", "start", *options, directory=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("mplog serve: ")
         assert reason in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_options_that_make_no_sense(tmp_path: Path) -> None:
+    """The status is 2, and the reason is on stderr, before anything is started or stopped."""
+    for arguments, reason in (
+        (["start"], "--log FILE"),
+        (["start", "--log", "-"], "leave out start"),
+        (["start", "--log", "app.log", "--ready-fd", "3"], "leave out --ready-fd"),
+        (["start", "--log", "app.log", "--level", "LOUD"], "no level LOUD"),
+        (["--log", "app.log", "--ready-fd", "77"], "there is no descriptor 77"),
+        (["stop", "--log", "app.log"], "stop takes --queue and --timeout"),
+        (["stop", "--ready-fd", "1"], "stop takes --queue and --timeout"),
+    ):
+        done = mplog("serve", *arguments, directory=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("mplog serve: ")
+        assert reason in done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_file_that_another_server_writes(tmp_path: Path, queue: str) -> None:
@@ -180,6 +216,117 @@ def test_jobs_outlive_a_killed_logging_process(tmp_path: Path, queue: str) -> No
     found = messages(tmp_path / "app.log")
     assert [line for line in found if not line.startswith("mplog: ")] == ["before", "behind"]
     assert any("was killed by SIGKILL" in line for line in found)
+
+
+GATED = """
+import logging, os, pathlib, time
+class Gated(logging.NullHandler):
+    def __init__(self):
+        super().__init__()
+        pathlib.Path("begun").touch()
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_start_that_ends_before_the_server_is_ready(tmp_path: Path, number: signal.Signals) -> None:
+    """Where start is interrupted or killed while it waits, no server is left; Ctrl-C waits until it is gone."""
+    (tmp_path / "gated.py").write_text(GATED)
+    (tmp_path / "log.toml").write_text(
+        'version = 1\nroot = {level = "INFO", handlers = ["gated"]}\n[handlers.gated]\nclass = "gated.Gated"\n'
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    starting = start(
+        *("serve", "start", "--config", "log.toml", "--queue", "queue"),
+        directory=tmp_path,
+        changes={"PYTHONPATH": f"{environment()['PYTHONPATH']}{os.pathsep}{path}"},
+        stdout=-1,
+        start_new_session=True,
+    )
+    wait_until((tmp_path / "begun").exists, "the logging process opens its handlers")
+    (serving,) = psutil.Process(starting.pid).children()
+    os.killpg(starting.pid, number)
+    if number != signal.SIGINT:
+        starting.wait(30)  # otherwise it waits for the server
+    (tmp_path / "go").touch()
+    assert starting.communicate(timeout=60)[0] == ""
+    assert starting.returncode == (130 if number == signal.SIGINT else -number)
+    if number == signal.SIGINT:
+        assert process_has_ended(serving.pid)
+    wait_until(lambda: process_has_ended(serving.pid), "the server has ended")
+    assert not os.path.lexists(tmp_path / "queue")
+
+
+def test_start_that_is_interrupted_before_it_has_said_where(tmp_path: Path) -> None:
+    """A server whose directory is not printed yet, for nobody reads it, ends with Ctrl-C."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    starting = start("serve", "start", "--log", "app.log", "--queue", "queue", directory=tmp_path, stdout=writing)
+    os.close(writing)
+    wait_until((tmp_path / "queue").exists, "the server is ready")
+    (serving,) = psutil.Process(starting.pid).children()
+    starting.send_signal(signal.SIGINT)
+    assert starting.wait(60) == 130
+    os.close(reading)
+    assert process_has_ended(serving.pid)
+    assert not os.path.lexists(tmp_path / "queue")
+
+
+def _serving(queue: str) -> psutil.Process:
+    (serving,) = [each for each in psutil.process_iter(["cmdline"]) if queue in (each.info["cmdline"] or ())]
+    return serving
+
+
+def test_stop_of_a_server_that_is_slow(
+    tmp_path: Path, queue: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that does not answer in time is said to run, and ends by what it was asked when it can."""
+    monkeypatch.setattr(serve, "_GRACE", 0.1)
+    serving = _serving(queue)
+    serving.suspend()
+    try:
+        assert main(["serve", "stop", "--queue", queue, "--timeout", "0.1"]) == 1
+    finally:
+        serving.resume()
+    assert "still runs, but has not answered for 0.2 seconds" in capsys.readouterr().err
+    wait_until(lambda: process_has_ended(serving.pid), "the server has ended")
+
+
+@needs_proc
+def test_stop_of_a_server_that_is_killed(tmp_path: Path, queue: str) -> None:
+    """One that is killed while it is asked is said to have been."""
+    serving = _serving(queue)
+    directory = os.path.realpath(queue)
+    with contextlib.closing(LogQueue.open(directory)):  # as long as that is open, the log goes on
+        serving.suspend()
+        stopping = start("serve", "stop", "--queue", queue, directory=tmp_path, stderr=-1)
+        wait_until(lambda: _asking(directory) == 1, "it is asked")
+        serving.kill()
+        assert "was killed before it could answer" in stopping.communicate(timeout=60)[1]
+    assert stopping.returncode == 1
+
+
+@needs_proc
+def test_stop_twice_at_once(tmp_path: Path, queue: str) -> None:
+    """All who ask a server to end get its account."""
+    serving, directory = _serving(queue), os.path.realpath(queue)
+    serving.suspend()
+    stopping = [start("serve", "stop", "--queue", queue, directory=tmp_path, stdout=-1) for _ in range(3)]
+    try:
+        wait_until(lambda: _asking(directory) == 3, "all have asked")
+    finally:
+        serving.resume()
+    assert [each.communicate(timeout=60)[0] for each in stopping] == ["0 records of 0 processes written\n"] * 3
+
+
+def _asking(directory: str) -> int:
+    """Return how many have connected to a server that answers nobody."""
+    return Path("/proc/net/unix").read_text().count(f" {directory}/serve\n") - 1  # that of the server itself
 
 
 # --- in the foreground ---

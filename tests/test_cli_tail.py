@@ -22,11 +22,11 @@ from typing import Any
 import psutil
 import pytest
 from oracle import wait_until
-from scripts import drop_privileges, environment, run
+from scripts import drop_privileges, environment, run, write_script
 from terminal import Terminal
 
 import mplog
-from mplog.cli.following import Follower, open_log
+from mplog.cli.following import CHUNK, Follower, open_log
 from mplog.cli.lines import LineParser
 from mplog.cli.main import main
 from mplog.sinks import DEFAULT_FORMAT
@@ -194,6 +194,30 @@ def test_follower_goes_on_in_the_copy_of_a_file_that_was_emptied(log: Path, foll
         os.truncate(log, 0)
         append(log, f"{round}b\n" * (1 + 99 * round))
         assert read(follower) == f"{round}a\n" + f"{round}b\n" * (1 + 99 * round)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_follower_reads_large_copies_in_pieces(log: Path, follower: Follower, compress: bool) -> None:
+    """What was missed before the file was emptied, twice, comes in pieces of whole lines, however much it is."""
+    expected = []
+    for round in range(2):
+        wait_for_clock(log)
+        text = "".join(f"{round} {number:99}\n" for number in range(100_000))
+        append(log, text)
+        expected.append(text.encode())
+        copy = log.with_name(f"app.log.{round}")
+        if compress:
+            log.with_name(f"{copy.name}.gz").write_bytes(gzip.compress(log.read_bytes(), 1))
+        else:
+            shutil.copy(log, copy)
+        os.truncate(log, 0)
+    append(log, "the end\n")
+    pieces = []
+    while data := follower.read():
+        pieces.append(data)
+    assert b"".join(pieces) == b"".join(expected) + b"the end\n"
+    assert max(map(len, pieces)) < CHUNK + 200
+    assert all(piece.endswith(b"\n") for piece in pieces)
 
 
 def test_follower_begins_again_in_a_file_that_was_emptied(log: Path, follower: Follower) -> None:
@@ -733,6 +757,53 @@ def test_a_carriage_return_begins_no_record(log: Path) -> None:
     log.write_text(line)
     assert shown("--level", "ERROR", log) == []
     assert shown("--level", "INFO", log) == line.splitlines()
+
+
+#: Bytes of a line that nobody wants to hold in memory.
+HUGE = 100 * 10**6
+
+
+@pytest.fixture
+def huge(log: Path) -> Path:
+    """A log with a line of 100 MB between two others."""
+    with open(log, "w") as file:
+        file.write("2026-11-21 10:00:00,001 INFO     w x | before\n2026-11-21 10:00:00,002 ERROR    w x | ")
+        for _ in range(HUGE // 10**6):
+            file.write("x" * 10**6)
+        file.write("\n2026-11-21 10:00:00,003 INFO     w x | behind\n")
+    return log
+
+
+@pytest.mark.parametrize("arguments", [["-n", "3"], ["-n", "1", "--level", "ERROR"], ["-n", "all", "--logger", "x"]])
+def test_huge_line_takes_no_memory(huge: Path, tmp_path: Path, arguments: list[str]) -> None:
+    """The bytes of a line of 100 MB come out whole in a pipe, the filters hold, and memory is bounded."""
+    program = """
+        import sys
+        def peak():
+            with open("/proc/self/status") as status:
+                return 1024 * int(status.read().partition("VmHWM:")[2].split()[0])
+        from mplog.cli.main import main
+        before = peak()
+        assert main(["tail", *sys.argv[1:]]) == 0
+        print(peak() - before, file=sys.stderr)
+    """
+    script = write_script(tmp_path, program)
+    with open(tmp_path / "shown", "wb") as output:
+        command = [sys.executable, str(script), *arguments, str(huge)]
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment(), timeout=60, check=True)
+    assert int(done.stderr) < HUGE / 2
+    lines = huge.read_bytes().splitlines(keepends=True)
+    expected = lines[1:2] if "ERROR" in arguments else lines
+    assert (tmp_path / "shown").read_bytes() == b"".join(expected)
+
+
+def test_huge_line_on_a_terminal(huge: Path) -> None:
+    """It is cut, and its true length is said; what follows is shown."""
+    with Terminal([sys.executable, *TAIL, str(huge)], 200) as terminal:
+        length = HUGE + len("2026-11-21 10:00:00,002 ERROR    w x | ")
+        terminal.wait_for(f"[the line goes on; it has {length:,} bytes]", "behind")
+        assert terminal.wait() == 0
+        assert terminal.output.count(b"x") < 2**16 + 100
 
 
 def test_help_has_examples_and_exit_statuses() -> None:

@@ -153,7 +153,7 @@ def test_requests_to_all_workers_are_in_one_log(name: str, tmp_path: Path) -> No
         site.check([request_id for request_id in answered if request_id])
         assert [line["text"] for line in site.lines() if line["level"] not in ("INFO", "DEBUG")] == []
         assert "exiting" in site.log() or "Finished server process" in site.log()
-        left = {path.name for path in site.directory.iterdir()} - before - {"__pycache__", "shop.queue"}
+        left = {path.name for path in site.directory.iterdir()} - before - {"__pycache__"}
         assert left == {"shop.log"}
 
 

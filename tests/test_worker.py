@@ -270,6 +270,29 @@ def attach_with_argument(directory: Any) -> None:
     logging.info("attached")
 
 
+@pytest.mark.parametrize("how", ["argument", "environment", "link"])
+def test_attach_finds_the_server_that_writes_a_log(
+    server: mplog.LogServer, log: Path, tmp_path: Path, how: str
+) -> None:
+    """A program that the server's knows nothing of joins by the path of the log; of several servers, it takes that."""
+    where = log
+    if how == "link":
+        where = tmp_path / "link"
+        where.symlink_to(log)
+    program = (
+        "import logging, mplog, os, sys\n"
+        "os.environ['MPLOG_QUEUE'] = sys.argv[1]\n"
+        "mplog.attach(*sys.argv[2:])\n"
+        "logging.warning('found')\n"
+    )
+    arguments = [str(where)] if how == "environment" else ["/nowhere", str(where)]
+    with mplog.LogServer(tmp_path / "other.log"):
+        assert jobs.run_python(["-c", program, *arguments]).stderr == ""
+    server.flush()
+    assert jobs.messages_in(log) == ["found"]
+    assert (tmp_path / "other.log").read_text() == ""
+
+
 def test_attach_takes_the_levels_of_the_server_s_process(tmp_path: Path, log: Path) -> None:
     """Without a level, an attached program logs what the process of the server would; with one, what that says."""
     logging.getLogger("quiet").setLevel(logging.ERROR)

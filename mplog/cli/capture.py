@@ -3,10 +3,11 @@
 ::
 
     command --- stdout, stderr (pipes) ---> Capture, a thread ---> a record for each line ---> LogQueue
+                                               '--- when nobody takes records any more ---> stdout, stderr of mplog run
 
 The rule of this file: **whatever a program writes, memory is bounded and nothing is dropped unsaid.** A line without an
 end goes out in pieces, bytes that are no UTF-8 are shown as escapes, and while the log is full the pipe fills, so that
-the program waits as it would for a slow terminal.
+the program waits as it would for a slow terminal. When the log has ended, lines go where they would go without it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import logging
 import os
 import selectors
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from mplog import fifo
+from mplog.errors import NoReaderError
+from mplog.handler import QueueHandler
+from mplog.worker import all_loggers
 
 __all__ = ["LONGEST_LINE", "Capture", "Lines"]
 
@@ -82,11 +86,23 @@ class Capture:
     """Reads pipes and logs their lines, in a thread.
 
     Args:
-        streams: for each pipe, its reading end, the logger and the level.
+        streams: for each pipe, its reading end, the logger, the level, and the descriptor that gets its lines when
+            nobody takes records any more.
+        tell: called once, before the first of them.
+
+    Attributes:
+        passed_through: how many lines have gone there.
     """
 
-    def __init__(self, streams: Iterable[tuple[int, logging.Logger, int]]) -> None:
-        self._streams = {fd: (logger, level, Lines()) for fd, logger, level in streams}
+    def __init__(self, streams: Iterable[tuple[int, logging.Logger, int, int]], tell: Callable[[], object]) -> None:
+        streams = list(streams)
+        self._streams = {fd: (logger, level, Lines()) for fd, logger, level, _ in streams}
+        self._outputs = {logger.name: output for _, logger, _, output in streams}
+        self._tell = tell
+        self.passed_through = 0
+        for handler in {handler for logger in all_loggers().values() for handler in logger.handlers}:
+            if isinstance(handler, QueueHandler):
+                handler.fall_back = self._fall_back(handler.fall_back)  # type: ignore[assignment, method-assign]
         self._is_over, self._end_it = os.pipe()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
@@ -107,6 +123,24 @@ class Capture:
         os.close(self._end_it)
         os.close(self._is_over)
         return [logger.name for logger, _, _ in self._streams.values()]
+
+    def _fall_back(self, fall_back: Callable[..., None]) -> Callable[[logging.LogRecord, NoReaderError], None]:
+        """Return what a handler does with a record that nobody takes: a line goes on, others as ever."""
+
+        def pass_through(record: logging.LogRecord, error: NoReaderError) -> None:
+            output = self._outputs.get(record.name)
+            if output is None:
+                fall_back(record, error)
+                return
+            if not self.passed_through:
+                self._tell()
+            self.passed_through += 1
+            rest = f"{record.getMessage()}\n".encode()
+            with contextlib.suppress(OSError):  # nobody reads that either
+                while rest:
+                    rest = rest[os.write(output, rest) :]
+
+        return pass_through
 
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:

@@ -20,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from mplog.cli.servers import seconds
 from mplog.pools import Process
 from mplog.server import LogServer
 from mplog.statistics import Stats
@@ -45,7 +46,8 @@ examples:
 
 exit status:
   0  every record that was logged is in the file, once
-  1  one is not
+  1  one is not, or the log could not be opened
+  2  the arguments make no sense
 
 With the extra "cli" (pip install 'mplog[cli]'), it is in colour.
 """
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument("--workers", metavar="N", type=int, default=4, help="how many workers (default: 4; at least 2)")
     parser.add_argument(
-        "--seconds", metavar="SECONDS", type=float, default=10.0, help="how long it takes, at least 1 (default: 10)"
+        "--seconds", metavar="SECONDS", type=seconds, default=10.0, help="how long it takes, at least 1 (default: 10)"
     )
     parser.add_argument("--log", metavar="FILE", help="the log, which is then kept; by default a temporary file")
 

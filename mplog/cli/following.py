@@ -5,7 +5,8 @@ the next one; files that have come and gone between two looks are found by their
 file that is copied and emptied goes on in its copy. A logging process that was killed is followed by one that cuts the
 file back and writes the rest again: those lines are known, and skipped.
 
-Only whole lines are given out, so that what is cut back never ends in the middle of one.
+Only whole lines are given out, so that what is cut back never ends in the middle of one; but of a line that is longer
+than anybody wants to hold in memory, pieces.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from typing import IO, NamedTuple, cast
 
 from mplog.errors import MplogError
 
-__all__ = ["CHUNK", "Follower", "open_compressed", "open_log"]
+__all__ = ["CHUNK", "LONGEST_LINE", "Follower", "open_compressed", "open_log", "read_lines"]
 
 #: Bytes that are read at a time.
 CHUNK = 2**20
+#: Bytes of a line above which it comes in pieces, each of them of so many at least but the last.
+LONGEST_LINE = 4 * CHUNK
 #: Bytes before the place where it reads that are remembered: more than a logging process writes between two commits.
 _REMEMBERED = 2**20
 #: So many bytes before the place where it reads tell whether the file is still the same.
@@ -81,7 +84,17 @@ def open_compressed(path: str, name: str = "") -> IO[bytes]:
         import zstandard
     except ImportError:
         raise MplogError(f"to read {name or path}, install mplog[zstd] (zstandard).") from None
-    return cast(IO[bytes], zstandard.open(path, "rb"))
+    return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, zstandard.open(path, "rb")), CHUNK))
+
+
+def read_lines(fd: int, offset: int) -> bytes:
+    """Return what stands there, with the end of a line in it if that is not too far away."""
+    size = CHUNK
+    while True:
+        data = os.pread(fd, size, offset)
+        if b"\n" in data or len(data) < size or size >= LONGEST_LINE:
+            return data
+        size *= 2
 
 
 @dataclass
@@ -90,8 +103,8 @@ class _File:
 
     Attributes:
         fd: the descriptor; -1 for a compressed file.
-        source: a compressed file; None for any other.
-        name: of a compressed file, without what the compressor has added.
+        source: a compressed file, or a copy; None for any other.
+        name: of such a file, without what the compressor has added.
         written_at: when that was written last, in nanoseconds.
         offset: how far it is read.
         recent: the last bytes before that.
@@ -118,10 +131,11 @@ class _File:
     def read(self) -> bytes:
         if self.source is not None:
             try:
-                return self.source.read(CHUNK)
+                data = self.source.read(CHUNK)
+                return data if data[-1:] in (b"", b"\n") else data + self.source.readline(LONGEST_LINE)
             except Exception as error:  # of gzip, zlib or zstandard
                 raise MplogError(f"a rotated file, {self.name}, cannot be unpacked: {error}") from None
-        return os.pread(self.fd, CHUNK, self.offset)
+        return read_lines(self.fd, self.offset)
 
     def note(self, data: bytes) -> None:
         self.offset += len(data)
@@ -156,14 +170,16 @@ class Follower:
         #: Lines that were given out and are expected again.
         self._again: Counter[bytes] = Counter()
         self._again_until = 0.0
-        #: The copy of an emptied file that was read last: its name, and when it was written last.
+        #: The copy of an emptied file that is being read; and the last one: its name, and when it was written last.
+        self._copy: _File | None = None
         self._copied: tuple[str, int] | None = None
         self._seen: tuple[int, int] = (-1, -1)
 
     def close(self) -> None:
         """Close all files."""
-        for file in (self._file, *self._kept):
-            file.close()
+        for file in (self._file, *self._kept, self._copy):
+            if file is not None:
+                file.close()
 
     def read(self) -> bytes:
         """Return whole lines that are new, b"" where there are none at this moment.
@@ -180,15 +196,16 @@ class Follower:
 
     def _read_on(self) -> bytes | None:
         """Return some lines, b"" to be called again, None where there is nothing at this moment."""
+        if self._copy is not None:
+            return self._read_copy(self._copy)
         file = self._file
         if file.fd >= 0:
             status = file.status()
             state = status.st_size, status.st_mtime_ns
             if state == self._seen and status.st_size <= file.offset:
                 return self._go_on()
-            rest = self._resume(file, status)
-            if rest is not None:
-                return self._new(rest)
+            if not self._is_as_it_was(file, status):
+                return b""
             self._seen = state
         data = self._whole_lines(file.read())
         return self._take(data) if data else self._go_on()
@@ -197,7 +214,7 @@ class Follower:
         if self._file.source is not None:
             return data  # it does not grow
         end = data.rfind(b"\n") + 1
-        return data if not end and len(data) == CHUNK else data[:end]
+        return data if not end and len(data) >= LONGEST_LINE else data[:end]
 
     def _take(self, data: bytes) -> bytes:
         """Note that so much of the file is read, and return what of it is new."""
@@ -226,18 +243,15 @@ class Follower:
 
     # --- a file that is cut ---
 
-    def _resume(self, file: _File, status: os.stat_result) -> bytes | None:
-        """Find out where to go on in a file that has changed: None where it has only grown.
-
-        Returns:
-            What else of its old content there was: in a copy of it, from before it was emptied.
-        """
+    def _is_as_it_was(self, file: _File, status: os.stat_result) -> bool:
+        """Whether a file that has changed has only grown. Otherwise, find out where to go on: there, or in a copy."""
         if not file.offset:
-            return self._later_copies() or None  # it may have been emptied before anything of it was read
+            self._open_later_copy()  # it may have been emptied before anything of it was read
+            return self._copy is None
         context = bytes(file.recent[-_CONTEXT:])
         start = file.offset - len(context)
         if status.st_size >= file.offset and os.pread(file.fd, len(context), start) == context:
-            return None
+            return True
         kept = self._common(file, min(status.st_size, file.offset))
         if kept:
             # It was cut back, by a logging process that goes on after another one.
@@ -245,10 +259,10 @@ class Follower:
             self._expect_again(file.recent[cut:])
             del file.recent[cut:]
             file.offset = kept
-            return b""
-        rest = self._rest_of_copy(file)
-        file.offset, file.recent = 0, bytearray()
-        return rest
+        else:
+            self._open_copy_of(file)
+            file.offset, file.recent = 0, bytearray()
+        return False
 
     def _common(self, file: _File, end: int) -> int:
         """Return up to where, below `end`, the file is as it was read, in whole lines; 0 where it is another."""
@@ -260,34 +274,41 @@ class Follower:
             now = now[: next((index for index, pair in enumerate(zip(now, file.recent)) if pair[0] != pair[1]), 0)]
         return start + now.rfind(b"\n") + 1 if b"\n" in now else 0
 
-    def _rest_of_copy(self, file: _File) -> bytes:
-        """Return what the copy has that was made of the file before it was emptied (copytruncate of logrotate)."""
+    def _open_copy_of(self, file: _File) -> None:
+        """Go on in the copy that was made of the file before it was emptied (copytruncate), if there is one."""
         context = bytes(file.recent[-_CONTEXT:])
         stem = os.path.splitext(self._name)[0]
         with contextlib.suppress(OSError), os.scandir(self._directory) as entries:
             found = [entry for entry in entries if entry.name.startswith(stem) and entry.name != self._name]
             for entry in sorted(found, key=_written_at, reverse=True):
-                with contextlib.suppress(OSError, EOFError, MplogError), _open_any(entry.path) as copy:
+                with contextlib.suppress(OSError, EOFError, MplogError), contextlib.ExitStack() as stack:
+                    copy = stack.enter_context(_open_any(entry.path))
                     copy.seek(file.offset - len(context))
                     if copy.read(len(context)) == context:
+                        stack.pop_all()
+                        self._copy = _File(-1, copy, entry.name)
                         self._copied = _base(entry.name), _written_at(entry)
-                        return copy.read() + self._later_copies()
-        return b""
+                        return
 
-    def _later_copies(self) -> bytes:
-        """Return what is in copies that were made behind the one that was read last."""
-        data = b""
-        while self._copied is not None:
-            following = self._next_after(*self._copied, is_removed=True)
-            opened = None if following is None else _open_rotated(self._directory, following)
-            if following is None or opened is None:
-                break
-            with contextlib.closing(opened):
-                while piece := opened.read():
-                    data += piece
-                    opened.offset += len(piece)
+    def _read_copy(self, copy: _File) -> bytes:
+        """Return what is new in a copy; at its end, go on in one that was made behind it."""
+        data = copy.read()
+        if copy.fd >= 0:  # it is read where it was left, and so ends where a line does
+            data = data[: data.rfind(b"\n") + 1] or data
+        copy.offset += len(data)
+        if not data:
+            copy.close()
+            self._copy = None
+            self._open_later_copy()
+        return self._new(data)
+
+    def _open_later_copy(self) -> None:
+        """Go on in the copy that was made behind the one that was read last, if there is one."""
+        following = None if self._copied is None else self._next_after(*self._copied, is_removed=True)
+        if following is not None:
+            self._copy = _open_rotated(self._directory, following)
+        if following is not None and self._copy is not None:
             self._copied = _base(following.name), following.key[0]
-        return data
 
     # --- the next file ---
 

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--process", metavar="NAME", help="what the log calls the process (default: the script's name and pid)"
     )
     parser.add_argument("--fields-only", action="store_true", help="do not repeat the fields behind the message")
-    parser.add_argument("--queue", metavar="DIR", help="the server's queue (default: MPLOG_QUEUE)")
+    parser.add_argument("--queue", metavar="PATH", help="the server's queue, or its log (default: MPLOG_QUEUE)")
     # No option is looked for behind the level: a message may look like one.
     parser.add_argument(
         "message",
@@ -109,10 +109,11 @@ def _field(text: str) -> tuple[str, Any]:
 def run(arguments: argparse.Namespace) -> int:
     """Send the record, or those of the lines of standard input."""
     try:
-        fields = [_field(text) for text in arguments.message[1:]]
-        message = arguments.message[0]
-    except (ValueError, IndexError) as error:
-        reason = "MESSAGE is missing" if isinstance(error, IndexError) else error
+        # Bytes that are no UTF-8 stand as those of standard input do.
+        message, *texts = [os.fsencode(text).decode("utf-8", "backslashreplace") for text in arguments.message]
+        fields = [_field(text) for text in texts]
+    except ValueError as error:
+        reason = error if arguments.message else "MESSAGE is missing"
         print(f"mplog log: {reason}. See mplog log --help.", file=sys.stderr)
         return 2
     lines = _read_lines() if message == "-" else iter([message])

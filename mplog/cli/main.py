@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from mplog.errors import MplogError
 
-__all__ = ["FAILED", "MISUSED", "main"]
+__all__ = ["FAILED", "MISUSED", "MisusedError", "main"]
 
 #: The exit status of a command that could not do what it was asked for.
 FAILED = 1
@@ -31,6 +31,10 @@ VERBS: dict[str, str] = {
     "top": "show the servers that run",
     "demo": "see it survive kills, in ten seconds",
 }
+
+
+class MisusedError(MplogError):
+    """The arguments make no sense: the value of one, or two that do not go together."""
 
 
 class Verb(Protocol):
@@ -55,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with `MISUSED`, where the arguments make no sense; with 0 for ``--help`` and ``--version``.
     """
-    if sys.stdout is None:
-        _open_output()
+    if sys.stdout is None or sys.stderr is None:
+        _open_outputs()
     given = sys.argv[1:] if arguments is None else list(arguments)
     verb = "mplog"
     if given[:1] and given[0] in VERBS:
@@ -68,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where somebody answers for it
     except MplogError as error:
         print(f"{verb}: {error}", file=sys.stderr)
+        return MISUSED if isinstance(error, MisusedError) else FAILED
     except BrokenPipeError:
         _drop_output()  # whoever read the output has seen enough
     except OSError as error:
@@ -87,7 +92,9 @@ def _run(given: list[str]) -> int:
         verb_parser = verbs.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in given[:1]:
             _verb(name).add_arguments(verb_parser)
-    parsed = parser.parse_args(given)
+    parsed, unknown = parser.parse_known_args(given)
+    if unknown:
+        verbs.choices.get(given[0], parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if parsed.version:
         from importlib.metadata import version
 
@@ -100,11 +107,14 @@ def _run(given: list[str]) -> int:
     return _verb(parsed.verb).run(parsed)
 
 
-def _open_output() -> None:
-    """Have a standard output where it was closed by whoever has started this: no other file is to get its number."""
-    while (fd := os.open(os.devnull, os.O_WRONLY)) < 1:
-        pass
-    sys.stdout = os.fdopen(fd, "w")
+def _open_outputs() -> None:
+    """Have the standard outputs that whoever has started this has closed: no other file is to get their numbers."""
+    while (fd := os.open(os.devnull, os.O_WRONLY)) <= 2:
+        if fd == 1:
+            sys.stdout = os.fdopen(fd, "w")
+        elif fd == 2:
+            sys.stderr = os.fdopen(fd, "w")
+    os.close(fd)
 
 
 def _drop_output() -> None:

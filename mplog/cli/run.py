@@ -21,8 +21,17 @@ import sys
 
 from mplog.cli.capture import Capture
 from mplog.cli.command import NOT_EXECUTABLE, NOT_FOUND, Command, signals_held
+from mplog.cli.main import MISUSED, MisusedError
 from mplog.cli.queues import running_queue
-from mplog.cli.servers import add_server_arguments, make_server, seconds, start, to_level, unwritten, wants_server
+from mplog.cli.servers import (
+    add_server_arguments,
+    given_server_arguments,
+    make_server,
+    seconds,
+    start,
+    to_level,
+    unwritten,
+)
 from mplog.deaths import describe_end, memory_kills
 from mplog.errors import MplogError
 from mplog.server import LogServer
@@ -57,9 +66,9 @@ examples:
 exit status:
   that of COMMAND; 128+N where signal N has ended it
   126  COMMAND cannot be executed       127  it is not found
-  125  COMMAND was not run: the log could not be opened, an option's value is
-       not understood, or there is no server
-  2    the arguments make no sense
+  125  COMMAND was not run: the log could not be opened, the configuration is
+       wrong, or there is no server
+  2    COMMAND was not run: the arguments make no sense
 
 SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP and SIGCONT are
 passed on to COMMAND. Programs that outlive COMMAND lose the server: use
@@ -87,24 +96,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=LINGER,
         help=f"wait so long for what COMMAND has left running with captured output (default: {LINGER:g})",
     )
-    parser.add_argument("--queue", metavar="DIR", help=f"the running server to join (default: {MPLOG_QUEUE})")
+    parser.add_argument(
+        "--queue", metavar="PATH", help=f"the server to join, by its queue or log (default: {MPLOG_QUEUE})"
+    )
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    if not command:
+    if not any(command[:1]):
         print("mplog run: which command? See mplog run --help.", file=sys.stderr)
-        return 2
+        return MISUSED
     try:
-        levels = [_level(arguments.stdout_level or "INFO"), _level(arguments.stderr_level or "WARNING")]
+        levels = [to_level(arguments.stdout_level or "INFO"), to_level(arguments.stderr_level or "WARNING")]
         name = arguments.name or os.path.basename(command[0])
         multiprocessing.current_process().name = name  # what the log calls the captured lines' process
         server = _server(arguments)
     except MplogError as error:
         print(f"mplog run: {error}", file=sys.stderr)
-        return NOT_STARTED
+        return MISUSED if isinstance(error, MisusedError) else NOT_STARTED
     if arguments.python:
         _have_python_attach()
     try:
@@ -114,18 +125,11 @@ def run(arguments: argparse.Namespace) -> int:
             _stop(server)
 
 
-def _level(text: str) -> int:
-    try:
-        return logging.Handler(to_level(text)).level
-    except (ValueError, TypeError) as error:
-        raise MplogError(str(error)) from None
-
-
 def _server(arguments: argparse.Namespace) -> LogServer | None:
     """Start a server, or join the one that runs."""
-    if wants_server(arguments):
+    if given_server_arguments(arguments):
         if arguments.queue:
-            raise MplogError("--queue joins a running server; leave it out, or --log, --config and what goes with them")
+            raise MisusedError("--queue joins a running server: leave it out, or --log, --config and the rest")
         server = make_server(arguments)
         start(server)
         return server
@@ -155,18 +159,28 @@ def _run(command: list[str], name: str, levels: list[int], linger: float) -> int
             running.process.stdout.close()
             running.process.stderr.close()
             loggers = [logging.getLogger(f"{name}.{stream}") for stream in ("stdout", "stderr")]
-            capture = Capture(zip(ends, loggers, levels))
+            capture = Capture(zip(ends, loggers, levels, (1, 2)), lambda: _say_that_lines_pass(name))
         status = running.wait()
     # From here on, a signal is for mplog itself: while the log is full, this takes its time.
     if capture is not None:
         for stream in capture.finish(linger):
             log.warning("mplog: what %s has left running keeps %s open; the rest of it is lost", name, stream)
+        if capture.passed_through:
+            print(f"mplog run: lines that are not in the log: {capture.passed_through:,}", file=sys.stderr)
     if status:
         kills = memory_kills()
         kills = None if kills is None or kills_before is None else max(0, kills - kills_before)
         level = logging.ERROR if status < 0 else logging.WARNING
         log.log(level, "mplog: %s (pid %d) %s", name, running.process.pid, describe_end(status, kills))
     return 128 - status if status < 0 else status
+
+
+def _say_that_lines_pass(name: str) -> None:
+    print(
+        f"mplog run: the server has ended, and nobody takes records any more. What {name} prints comes out here",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _stop(server: LogServer) -> None:

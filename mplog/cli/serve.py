@@ -3,10 +3,11 @@
 ::
 
     mplog serve start --- fork, wait until ready ---> mplog serve, in the background: LogServer --> logging process
-         prints the queue's directory                       |
+         prints the queue's directory --- printed --->      |
     mplog serve stop ---------- socket "serve" in it -------'  drains, answers what was written, ends
 
-The rule of this file: **who stops the server is told what was not written.**
+The rule of this file: **nobody is left in the dark.** A server in the background of which start could not tell anybody
+ends again, and who stops one is told what was not written.
 """
 
 from __future__ import annotations
@@ -26,8 +27,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from mplog.cli.command import has_terminal
+from mplog.cli.main import MisusedError
 from mplog.cli.queues import running_queue
-from mplog.cli.servers import account, add_server_arguments, make_server, seconds, start, unwritten
+from mplog.cli.servers import (
+    account,
+    add_server_arguments,
+    given_server_arguments,
+    make_server,
+    seconds,
+    start,
+    unwritten,
+)
 from mplog.errors import MplogError, QueueNotFoundError
 from mplog.queue import LogQueue
 from mplog.server import LogServer
@@ -38,6 +48,8 @@ __all__ = ["add_arguments", "run"]
 STOP_TIMEOUT = 30.0
 #: Seconds after which it is looked whether the logging process is still there.
 _LOOK_SECONDS = 30.0
+#: Seconds that an answer to ``serve stop`` may take beyond what the writing may take.
+_GRACE = 30.0
 #: Bytes of what a server in the background has said on standard error that are kept.
 _KEPT_ERRORS = 2**20
 
@@ -81,7 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument("action", nargs="?", choices=["start", "stop"], help="none: run in the foreground")
     parser.add_argument(
-        "--queue", metavar="PATH", help="a link to make to the queue's directory; for stop, where that is (MPLOG_QUEUE)"
+        "--queue",
+        metavar="PATH",
+        help="a link to make to the queue's directory; for stop, that or the log (MPLOG_QUEUE)",
     )
     parser.add_argument("--ready-fd", metavar="N", type=int, help="write the directory to this descriptor when ready")
     parser.add_argument(
@@ -97,28 +111,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Start, run or stop a server; return the exit status."""
     if arguments.action == "stop":
+        others = given_server_arguments(arguments) + ["ready-fd"] * (arguments.ready_fd is not None)
+        if others:
+            raise MisusedError(f"stop takes --queue and --timeout: --{others[0]} is for the start of a server")
         return _stop(running_queue(arguments.queue), arguments.timeout)
     server = make_server(arguments)
     if arguments.action == "start":
         if arguments.log and "-" in arguments.log:
-            raise MplogError("a server in the background has no standard error: give --log a file, or leave out start")
+            raise MisusedError("a server in the background has no standard error: name a file, or leave out start")
         if arguments.ready_fd is not None:
-            raise MplogError("start itself returns when the server is ready: leave out --ready-fd, or start")
+            raise MisusedError("start itself returns when the server is ready: leave out --ready-fd, or start")
         return _start_in_background(server, arguments)
-    return _serve(server, arguments, 1)
+    if arguments.ready_fd is not None:
+        _check_descriptor(arguments.ready_fd)
+    return _serve(server, arguments)
 
 
 # --- the server ---
 
 
-def _serve(server: LogServer, arguments: argparse.Namespace, ready: int, *, in_background: bool = False) -> int:
+def _serve(server: LogServer, arguments: argparse.Namespace, starter: socket.socket | None = None) -> int:
     """Run the server until it is told to end; return the exit status.
 
     Args:
         server: not started.
         arguments: those of the command line.
-        ready: where to write the directory when it is ready.
-        in_background: whether standard error is a file that nobody reads before the end.
+        starter: the connection to ``serve start``; in the background, where standard error is a file that nobody reads
+            before the end. None in the foreground.
     """
     had_terminal = has_terminal()
     link = None if arguments.queue is None else os.path.abspath(arguments.queue)
@@ -129,11 +148,14 @@ def _serve(server: LogServer, arguments: argparse.Namespace, ready: int, *, in_b
             start(server)
             try:
                 directory = server.queue.directory
-                listener = stack.enter_context(_listen(directory))
+                listener = _listen(directory)
                 if link is not None:
                     _make_link(link, directory)
                     stack.callback(_remove_link, link, directory)
-                _say_ready(link or directory, ready, arguments.ready_fd)
+                if starter is None:
+                    _say_ready(link or directory, arguments.ready_fd)
+                else:
+                    _report_ready(link or directory, starter)
             except BaseException:
                 server.stop()
                 raise
@@ -142,11 +164,11 @@ def _serve(server: LogServer, arguments: argparse.Namespace, ready: int, *, in_b
             timeout = _receive_timeout(asking, timeout)
         _notify("STOPPING=1")
         answer = _end(server, timeout)
-    answer["said"] = _read_errors() if in_background else ""
-    if asking is not None:
-        with contextlib.suppress(OSError), asking:
-            asking.sendall(json.dumps(answer).encode())
-        return 0
+    answer["said"] = "" if starter is None else _read_errors()
+    with listener:
+        if asking is not None:
+            _answer(asking, listener, answer)
+            return 0
     for line in answer["lost"]:
         print(f"mplog serve: {line}", file=sys.stderr)
     return 1 if answer["lost"] else 0
@@ -169,6 +191,17 @@ def _wait(server: LogServer, signals: _Signals, listener: socket.socket, had_ter
                 with contextlib.suppress(OSError, MplogError):
                     os.kill(server.pid, signal.SIGHUP)
     return None
+
+
+def _answer(asking: socket.socket, listener: socket.socket, answer: dict[str, Any]) -> None:
+    """Tell all who have asked the server to end."""
+    listener.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            with contextlib.suppress(ConnectionError, TimeoutError), asking:
+                asking.sendall(json.dumps(answer).encode())
+            asking = listener.accept()[0]
+            _receive_timeout(asking, 0.0)  # what is left unread would break the connection
 
 
 def _end(server: LogServer, timeout: float) -> dict[str, Any]:
@@ -214,13 +247,11 @@ class _Signals:
 # --- ready ---
 
 
-def _say_ready(queue: str, out: int, ready_fd: int | None) -> None:
+def _say_ready(queue: str, ready_fd: int | None) -> None:
     _notify("READY=1")
     line = os.fsencode(f"{queue}\n")
     with contextlib.suppress(OSError):  # nobody reads it, or it is closed
-        os.write(out, line)
-    if out > 2:
-        os.close(out)
+        os.write(1, line)
     if ready_fd is not None:
         try:
             os.write(ready_fd, line)
@@ -229,6 +260,27 @@ def _say_ready(queue: str, out: int, ready_fd: int | None) -> None:
             pass
         except OSError as error:
             raise MplogError(f"--ready-fd {ready_fd}: {error.strerror}") from None
+
+
+def _report_ready(queue: str, starter: socket.socket) -> None:
+    """Have ``serve start`` say where the server is.
+
+    Raises:
+        MplogError: it has been interrupted or killed, or could not say it, so nobody counts on this server.
+    """
+    _notify("READY=1")
+    with starter, contextlib.suppress(OSError):
+        starter.sendall(os.fsencode(f"{queue}\n"))
+        if starter.recv(1):
+            return
+    raise MplogError("serve start has ended before the server was ready")
+
+
+def _check_descriptor(ready_fd: int) -> None:
+    try:
+        os.fstat(ready_fd)
+    except (OSError, OverflowError):
+        raise MisusedError(f"--ready-fd: there is no descriptor {ready_fd}") from None
 
 
 def _notify(state: str) -> None:
@@ -279,15 +331,15 @@ def _remove_link(link: str, directory: str) -> None:
 def _start_in_background(server: LogServer, arguments: argparse.Namespace) -> int:
     """Start the server in a process of its own, and return the exit status when it is ready."""
     sys.stdout.flush()
-    ready, theirs = os.pipe()
+    connection, theirs = socket.socketpair()
     with tempfile.TemporaryFile() as errors:
         child = os.fork()
         if not child:
             status = 1
             try:
-                os.close(ready)
-                theirs = _detach(theirs, errors.fileno())
-                status = _serve(server, arguments, theirs, in_background=True)
+                connection.close()
+                starter = socket.socket(fileno=_detach(theirs.detach(), errors.fileno()))
+                status = _serve(server, arguments, starter)
             except MplogError as error:
                 print(f"mplog serve: {error}", file=sys.stderr, flush=True)
             except BaseException:
@@ -295,28 +347,48 @@ def _start_in_background(server: LogServer, arguments: argparse.Namespace) -> in
                 sys.stderr.flush()
             finally:
                 os._exit(status)
-        os.close(theirs)
-        with open(ready, "rb") as pipe:
-            directory = pipe.read()
-        if directory:
-            try:
-                os.write(sys.stdout.fileno(), directory)
-            except OSError as error:
-                if arguments.queue is None:
-                    _ask_to_end(os.fsdecode(directory).removesuffix("\n"), arguments.timeout)
-                    raise MplogError(
-                        f"the directory of the queue cannot be printed ({error.strerror}), and nobody would find the "
-                        "server, so it was stopped. Read what start prints, or give it a name: --queue PATH"
-                    ) from None
-            return 0
-        os.waitpid(child, 0)
+        theirs.close()
+        is_told = False
+        try:
+            with connection:
+                directory = _receive_line(connection)
+                if directory:
+                    _print_directory(directory, is_known=arguments.queue is not None)
+                    is_told = True
+                    connection.send(b"\n")
+                    return 0
+        finally:
+            if not is_told:  # it has failed, or it ends because the connection is closed, by Ctrl-C for instance
+                os.waitpid(child, 0)
         errors.seek(0)
         sys.stderr.write(errors.read().decode(errors="replace"))
         return 1
 
 
+def _receive_line(connection: socket.socket) -> bytes:
+    """Return a line, b"" where none comes any more."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = connection.recv(4096)
+        if not data:
+            return b""
+        line += data
+    return line
+
+
+def _print_directory(line: bytes, *, is_known: bool) -> None:
+    try:
+        os.write(sys.stdout.fileno(), line)
+    except OSError as error:
+        if not is_known:
+            raise MplogError(
+                f"the directory of the queue cannot be printed ({error.strerror}), and nobody would find the server, "
+                "so it was stopped. Read what start prints, or give it a name: --queue PATH"
+            ) from None
+
+
 def _detach(ready: int, errors: int) -> int:
-    """Keep nothing of whoever has started this but the end of the pipe, and return it."""
+    """Keep nothing of whoever has started this but the end of the connection, and return it."""
     os.setsid()
     fcntl.fcntl(errors, fcntl.F_SETFL, fcntl.fcntl(errors, fcntl.F_GETFL) | os.O_APPEND)
     # First out of the way: where standard input was closed, one of them may have its number.
@@ -378,14 +450,24 @@ def _ask_to_end(directory: str, timeout: float) -> dict[str, Any]:
             ) from None
         connection.sendall(json.dumps(timeout).encode() + b"\n")
         # It answers in that time, but for the time that it takes to end.
-        connection.settimeout(timeout + 30)
+        connection.settimeout(timeout + _GRACE)
         received = b""
         try:
             while data := connection.recv(65536):
                 received += data
             answer: dict[str, Any] = json.loads(received)
+        except TimeoutError:
+            raise MplogError(
+                f"the server of {directory} still runs, but has not answered for {timeout + _GRACE:g} seconds: it is "
+                "suspended, or the machine is very busy. It ends, and writes what there is, as soon as it can"
+            ) from None
         except (OSError, ValueError):
-            raise MplogError(f"the server of {directory} ended without an answer: was it killed?") from None
+            if not os.path.isdir(directory):
+                raise MplogError(f"the server of {directory} was just ending by itself, or for somebody else") from None
+            raise MplogError(
+                f"the server of {directory} was killed before it could answer. Its logging process writes what there "
+                "is, and ends when nobody has the queue open any more"
+            ) from None
     return answer
 
 

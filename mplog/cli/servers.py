@@ -7,9 +7,11 @@ every process of the job; the logging process must neither end nor stop by them.
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 from typing import Any
 
+from mplog.cli.main import MisusedError
 from mplog.errors import MplogError
 from mplog.files import FileSink
 from mplog.server import LogServer
@@ -19,12 +21,12 @@ from mplog.statistics import Stats
 __all__ = [
     "account",
     "add_server_arguments",
+    "given_server_arguments",
     "make_server",
     "seconds",
     "start",
     "to_level",
     "unwritten",
-    "wants_server",
 ]
 
 #: The root logger's level where none is given: the programs of a script do not set one, and logging's own default,
@@ -61,38 +63,48 @@ def seconds(text: str) -> float:
     return value
 
 
-def wants_server(arguments: argparse.Namespace) -> bool:
-    """Return whether any option asks for a server of its own."""
+def given_server_arguments(arguments: argparse.Namespace) -> list[str]:
+    """Return the names of the options that say how a server is to write, of those that are given."""
     names = ("log", "config", "level", "format", "json", "rotate", "keep", "compress")
-    return any(getattr(arguments, name) for name in names)
+    return [name for name in names if getattr(arguments, name) not in (None, False)]
 
 
 def make_server(arguments: argparse.Namespace) -> LogServer:
     """Return the server that the options describe, not started.
 
     Raises:
-        MplogError: they make no sense.
+        MisusedError: they make no sense.
+        MplogError: it cannot be made as they say: the configuration cannot be read, or a library is not installed.
     """
+    given = given_server_arguments(arguments)
+    if arguments.config is not None:
+        others = [name for name in given if name != "config"]
+        if others:
+            raise MisusedError(f"--config says all of it, so --{others[0]} cannot be given beside it")
+        return LogServer(config=arguments.config)
+    if not arguments.log:
+        raise MisusedError("it does not know where to write: give --log FILE, or --config FILE")
+    level = to_level(arguments.level or DEFAULT_LEVEL)
     try:
-        if arguments.config is not None:
-            others = [name for name in ("log", "level", "format", "json") if getattr(arguments, name)]
-            others += [name for name in ("rotate", "keep", "compress") if getattr(arguments, name)]
-            if others:
-                raise MplogError(f"--config says all of it, so --{others[0]} cannot be given beside it")
-            return LogServer(config=arguments.config)
-        if not arguments.log:
-            raise MplogError("it does not know where to write: give --log FILE, or --config FILE")
-        level = to_level(arguments.level or DEFAULT_LEVEL)
         return LogServer(*(_to_sink(path, arguments) for path in arguments.log), level=level, format=_format(arguments))
-    except MplogError:
-        raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError) as error:
+        raise MisusedError(str(error)) from error
+    except (OSError, ImportError) as error:
         raise MplogError(str(error)) from error
 
 
-def to_level(text: str) -> int | str:
-    """Return a level of the command line as logging takes it."""
-    return int(text) if text.lstrip("-").isdigit() else text.upper()
+def to_level(text: str) -> int:
+    """Return the number of a level of the command line.
+
+    Raises:
+        MisusedError: there is none of that name.
+    """
+    if text.lstrip("-").isdigit():
+        return int(text)
+    level = logging.getLevelName(text.upper())
+    if not isinstance(level, int):
+        raise MisusedError(f"there is no level {text}: DEBUG, INFO, WARNING, ERROR, CRITICAL or a number")
+    return level
 
 
 def _to_sink(path: str, arguments: argparse.Namespace) -> Sink:

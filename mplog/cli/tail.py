@@ -1,12 +1,14 @@
 """``mplog tail``: the end of a log, and what comes, across rotations.
 
 The rule of this file: **what goes into a pipe is the bytes of the log.** On a terminal, characters that would steer it
-are shown as escapes, and lines have the colour of their level.
+are shown as escapes, long lines are cut, and lines have the colour of their level. Memory is bounded, whatever the log
+holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import io
 import logging
 import os
@@ -17,7 +19,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from mplog.cli.following import CHUNK, Follower, open_compressed, open_log
+from mplog.cli.following import CHUNK, LONGEST_LINE, Follower, open_compressed, open_log, read_lines
 from mplog.cli.lines import Filter, LineParser
 from mplog.errors import MplogError
 from mplog.plain import printable
@@ -63,6 +65,8 @@ exit status:
 _RECORDS = 10
 #: Seconds between two looks while nothing comes: nobody sees so short a delay, and a look is two system calls a file.
 _INTERVAL = 0.25
+#: Bytes of a line above which it is cut on a terminal, where it fills hundreds of rows by then.
+_LONGEST_SHOWN = 2**16
 #: Bytes that are looked at first to find the last records.
 _WINDOW = 2**16
 
@@ -230,6 +234,7 @@ class _View:
         parser, wanted: the same.
         is_known: whether a line has begun a record, as far as the parser knows.
         level: of the record that the last line belongs to; None where that is not known.
+        begun: how many bytes of a line that is too long have been taken, and more of it is to come; otherwise 0.
     """
 
     def __init__(self, parser: LineParser, wanted: Filter) -> None:
@@ -238,6 +243,7 @@ class _View:
         self._is_shown = wanted.is_empty
         self.is_known = False
         self.level: int | None = None
+        self.begun = 0
         self._is_text = False
         self._has_looked = False
 
@@ -263,9 +269,15 @@ class _View:
         return True
 
     def shows(self, line: bytes) -> bool:
-        """Take the next line, and return whether it is shown: as the record that it belongs to."""
-        self.begins(line)
+        """Take the next line, or piece of one, and return whether it is shown: as the record that it belongs to."""
+        if not self.begun:
+            self.begins(line)
         return self._is_shown
+
+    def go_on(self, line: bytes) -> None:
+        """Note what was taken."""
+        is_piece = len(line) >= LONGEST_LINE and not line.endswith(b"\n")
+        self.begun = self.begun + len(line) if is_piece else 0
 
     def last(self, fd: int, end: int, count: int | None) -> int:
         """Return where the last records begin, of those that are shown, in a file of so many bytes."""
@@ -302,21 +314,20 @@ class _View:
 
 
 def _lines(fd: int, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yield each line with its place."""
-    rest = b""
+    """Yield each line with its place; of one that is too long, its beginning."""
+    place, line = begin, b""
     while begin < end:
         data = os.pread(fd, min(CHUNK, end - begin), begin)
         if not data:
             break
-        *whole, rest_now = (rest + data).split(b"\n")
-        place = begin - len(rest)
-        begin += len(data)
-        rest = rest_now
-        for line in whole:
-            yield place, line + b"\n"
-            place += len(line) + 1
-    if rest:
-        yield begin - len(rest), rest
+        for piece in io.BytesIO(data):
+            begin += len(piece)
+            line += piece[: LONGEST_LINE - len(line)]
+            if piece.endswith(b"\n"):
+                yield place, line
+                place, line = begin, b""
+    if line:
+        yield place, line
 
 
 class _Source:
@@ -365,7 +376,7 @@ class _Source:
             self._follower = Follower(self.path, self._fd, place)
             return
         while place < self._end:
-            data = os.pread(self._fd, min(CHUNK, self._end - place), place)
+            data = read_lines(self._fd, place)[: self._end - place]
             if place + len(data) < self._end:
                 data = data[: data.rfind(b"\n") + 1] or data
             if not data:
@@ -397,7 +408,7 @@ class _Output:
         view = source.view
         if not view.wanted.is_empty or self._has_color or self._is_terminal:
             # Not splitlines(), for which a carriage return in a message ends a line, too.
-            data = b"".join(self._line(line, view) for line in io.BytesIO(data) if view.shows(line))
+            data = b"".join(self._lines(io.BytesIO(data), view))
         if not data:
             return
         if self.has_headings and source is not self._current:
@@ -409,18 +420,30 @@ class _Output:
         self._stream.write(data)
         self._stream.flush()
 
+    def _lines(self, lines: Iterable[bytes], view: _View) -> Iterator[bytes]:
+        for line in lines:
+            if view.shows(line):
+                yield self._line(line, view)
+            view.go_on(line)
+
     def _line(self, line: bytes, view: _View) -> bytes:
         text = line.rstrip(b"\n")
         end = line[len(text) :]
         if self._is_terminal:
-            text = _harmless(text)
-        if self._has_color and view.level is not None:
+            length = view.begun + len(text)
+            is_last = end or len(text) < LONGEST_LINE
+            text = b"" if view.begun else _harmless(text)
+            if length > _LONGEST_SHOWN and is_last:
+                text += f" [the line goes on; it has {length:,} bytes]".encode()
+        if text and self._has_color and view.level is not None:
             color = next((color for level, color in _COLORS if view.level >= level), _COLORS[-1][1])
             text = b"%s%s%s" % (color, text, _PLAIN) if color else text
         return text + end
 
 
 def _harmless(line: bytes) -> bytes:
-    """Return a line without what would steer a terminal: somebody else may have chosen what was logged."""
-    # A byte that is no UTF-8 steers terminals that use another encoding.
-    return printable(line.decode("utf-8", "backslashreplace"), tab=True).encode()
+    """Return the beginning of a line without what would steer a terminal: somebody else may have chosen its text."""
+    # A byte that is no UTF-8 steers terminals that use another encoding. A character that is cut is left out.
+    is_whole = len(line) <= _LONGEST_SHOWN
+    text, _ = codecs.utf_8_decode(line[:_LONGEST_SHOWN], "backslashreplace", is_whole)
+    return printable(text, tab=True).encode()

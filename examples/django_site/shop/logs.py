@@ -7,8 +7,7 @@ from typing import Any
 import mplog
 
 SITE = Path(__file__).parents[1]
-#: Says which queue leads into the log, to commands that are run beside the site.
-QUEUE = SITE / "shop.queue"
+LOG = str(SITE / "shop.log")
 
 LOGGING: dict[str, Any] = {
     "version": 1,
@@ -17,7 +16,7 @@ LOGGING: dict[str, Any] = {
         "line": {"format": "%(asctime)s %(processName)s %(levelname)s %(request_id)s %(name)s | %(message)s"},
     },
     "handlers": {
-        "file": {"class": "logging.FileHandler", "filename": str(SITE / "shop.log"), "formatter": "line"},
+        "file": {"class": "logging.FileHandler", "filename": LOG, "formatter": "line"},
     },
     "root": {"handlers": ["file"], "level": "INFO"},
 }
@@ -27,8 +26,7 @@ def start_logging() -> None:
     """Join the log of the program that has started this process, or of the site that runs; else start it."""
     if "MPLOG_QUEUE" not in os.environ:
         try:
-            server = mplog.LogServer(config=LOGGING, fields={"request_id": "-"}).start()
-            QUEUE.write_text(server.queue.directory)
+            mplog.LogServer(config=LOGGING, fields={"request_id": "-"}).start()
         except mplog.LogFileLockedError:
-            os.environ["MPLOG_QUEUE"] = QUEUE.read_text()
+            os.environ["MPLOG_QUEUE"] = LOG
     mplog.attach()
