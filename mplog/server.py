@@ -138,7 +138,7 @@ class LogServer:
             raise TypeError("LogServer needs somewhere to write: LogServer('app.log'), or LogServer(ConsoleSink())")
         self._sinks = tuple(_to_sink(sink) for sink in sinks)
         _check_paths(self._sinks)
-        check_raw_names(self._sinks)
+        raw_names = check_raw_names(self._sinks) if self._config is None else self._config.raw_names
         self._format = DEFAULT_FORMAT if format is None else format
         to_formatter(self._format)
         self._level = None if level is None else logging.Handler(level).level
@@ -157,7 +157,7 @@ class LogServer:
                 f"overflow and sync_level need a LogQueue: {queue!r} waits when it is full, and cannot tell what is on "
                 "disk. Leave queue out, or these."
             )
-        if queue is not None and not isinstance(queue, LogQueue) and check_raw_names(self._sinks):
+        if queue is not None and not isinstance(queue, LogQueue) and raw_names:
             raise ValueError(f"a sink for bytes needs a LogQueue: {queue!r} carries records alone. Leave queue out.")
         self._buffer_size = buffer_size
         self._given_queue = queue
