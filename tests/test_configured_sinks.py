@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 from commands import mplog as command
 from commands import shell
 from logs import rotated
+from pages import DOCS
 from scripts import lines, run_script, write_script
 
 import mplog
+from mplog.config_check import _NOT_IN_SINKS, _arguments
 
 Config = dict[str, Any]
 
@@ -401,6 +404,17 @@ def test_sinks_that_would_share_a_file_are_refused(
     with pytest.raises(mplog.ConfigurationError, match=message) as caught:
         mplog.LogServer(config=config)
     assert caught.value.place == "handlers"
+
+
+@pytest.mark.parametrize("kind", [mplog.FileSink, mplog.RoutedFileSink, mplog.ConsoleSink, mplog.CallableSink])
+def test_page_of_keys_has_all_of_them(kind: type[mplog.Sink]) -> None:
+    """What a sink takes in a configuration is in its row of docs/configuration-keys.rst."""
+    page = (DOCS / "configuration-keys.rst").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"\* - ``mplog\.(\w+)``\n     - ((?:.+\n)+?)(?=   \*)", page))
+    row = rows[kind.__name__] + (rows["FileSink"] if "those of a ``FileSink``" in rows[kind.__name__] else "")
+    # Where a handler of any kind has these.
+    names = _arguments(kind)[0].keys() - {"level", "filters", *_NOT_IN_SINKS}
+    assert {name for name in names if f"``{name}``" not in row} == set()
 
 
 def test_bytes_of_a_configuration_need_a_log_queue() -> None:
