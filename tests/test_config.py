@@ -351,7 +351,7 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     "module": (handlers(x={"class": "no.such.Thing"}), "handlers.x.class: .*No module named 'no'"),
     "no handler": (
         handlers(x={"class": "logging.Formatter"}),
-        "handlers.x.class: .* is no logging.Handler. Name a class of handlers or of sinks",
+        "handlers.x.class: .* is not a logging.Handler. Name a handler's class, or a sink's",
     ),
     "not callable": (handlers(x={"()": "logging.INFO"}), r"handlers.x.\(\): 20 cannot be called"),
     "level": (handlers(x={"class": FILE, "filename": "a", "level": "LOUD"}), "handlers.x.level: 'LOUD' is not a level"),
