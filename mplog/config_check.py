@@ -292,8 +292,6 @@ class _Check:
                 "a QueueHandler, and the thread behind it, is what the server takes the place of",
                 "Leave it out, and name the handlers behind it at the loggers",
             )
-        if "." in config and not isinstance(config["."], Mapping):
-            raise wrong(f"{place}..", f"it is {show(config['.'])}", "It must be a dictionary of attributes")
 
     def _make_sink(self, place: str, kind: type[Sink], config: Any, given: dict[str, Any]) -> Sink:
         """Return the sink, with what stands for its formatter and filters, which only the logging process has."""
@@ -316,6 +314,10 @@ class _Check:
         self, place: str, kind: str, config: Any, others: tuple[str, ...], also: dict[str, str]
     ) -> tuple[Any, dict[str, Any]]:
         """Check the arguments of what makes something, and return both."""
+        attributes = config.get(".")
+        is_dictionary = isinstance(attributes, Mapping) and all(isinstance(name, str) for name in attributes)
+        if attributes is not None and not is_dictionary:
+            raise wrong(f"{place}..", f"it is {show(attributes)}", "It must be a dictionary of attributes")
         factory = self._resolve(f"{place}.{kind}", config[kind])
         if not callable(factory):
             raise wrong(f"{place}.{kind}", f"{factory!r} cannot be called", "Name a class or a function")
@@ -413,7 +415,10 @@ class _Check:
 
     def _check_targets(self, handlers: dict[str, Any]) -> None:
         """Follow each ``target`` of a MemoryHandler."""
-        for name in handlers:
+        for name, handler in handlers.items():
+            target = handler.get("target")
+            if "target" in handler and not isinstance(target, str) and self._is_memory_handler(handler):
+                raise wrong(f"handlers.{name}.target", f"it is {show(target)}", "It must be the name of a handler")
             seen: list[str] = [name]
             while isinstance(target := handlers[seen[-1]].get("target"), str):
                 place = f"handlers.{seen[-1]}.target"
@@ -488,16 +493,18 @@ def _check_file_handler(place: str, given: dict[str, Any], factory: Any) -> None
 
     def check(key: str, is_right: Callable[[Any], object], remedy: str) -> None:
         value = given.get(key)
-        if value is not None and not is_right(value):
+        is_left_out = key not in given or (value is None and key in ("encoding", "errors", "atTime"))
+        if not is_left_out and not is_right(value):
             raise wrong(f"{place}.{key}", f"it is {show(value)}", remedy)
 
     if not isinstance(given["filename"], (str, os.PathLike)):
         raise wrong(f"{place}.filename", f"it is {show(given['filename'])}", "It must be a path")
-    check("mode", lambda mode: mode in _MODES, "It is 'a', or 'w' to empty the file first")
+    check("filename", lambda path: "\0" not in os.fspath(path), "No path has a NUL")
+    check("mode", lambda mode: isinstance(mode, str) and mode in _MODES, "It is 'a', or 'w' to empty the file first")
     check("encoding", _is_encoding, "It is the name of one, such as 'utf-8'")
     check("errors", _is_error_handler, "It is 'strict', 'backslashreplace', or another name that open() knows")
     check("maxBytes", _is_number, "It is a number: 10 MB are 10_000_000")
-    check("backupCount", lambda count: _is_number(count) and count == int(count), "It is a whole number of files")
+    check("backupCount", lambda count: _is_number(count) and float(count).is_integer(), "It is a whole number of files")
     check("interval", lambda number: _is_number(number) and number > 0, "It is a number above 0")
     check("atTime", lambda time: isinstance(time, datetime.time), "It is a datetime.time")
     check("when", lambda when: isinstance(when, str), "It is one of S, M, H, D, midnight, and W0 to W6")
@@ -514,20 +521,26 @@ def _is_number(value: Any) -> bool:
 def _is_encoding(value: Any) -> bool:
     try:
         return value == "locale" or bool(codecs.lookup(value))
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, ValueError):
         return False
 
 
 def _is_error_handler(value: Any) -> bool:
     try:
         return bool(codecs.lookup_error(value))
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, ValueError):
         return False
 
 
 def check_writable(place: str, path: str) -> None:
     directory = os.path.dirname(path)
     remedy = "Correct the path or its permissions"
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # of which more can be said
+    except OSError as error:
+        raise wrong(place, f"{path} cannot be written: {error.strerror}", remedy) from None
     if not os.path.isdir(directory):
         raise wrong(place, f"{path} cannot be written: there is no directory {directory}", "Create it first")
     if os.path.isdir(path):

@@ -78,7 +78,7 @@ class FileSink(Sink):
     ) -> None:
         super().__init__(**options)
         "".encode(encoding)
-        self.path = os.path.abspath(path)
+        self.path = _to_path(path)
         self.encoding = encoding
         self.mode = _check_mode(mode)
         self.owner = regular_file.read_owner(owner)
@@ -137,6 +137,14 @@ class FileSink(Sink):
             "fsync": self.fsync,
         }
         return kind(**(arguments | changes))
+
+
+def _to_path(path: str | os.PathLike[str]) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is that of a file, 'app.log', not {path!r}")
+    if "\0" in os.fspath(path):
+        raise ValueError(f"path={path!r} has a NUL, as no path may")
+    return os.path.abspath(path)
 
 
 def _check_mode(mode: object) -> int:

@@ -406,6 +406,33 @@ MISTAKES: dict[str, tuple[Config, str]] = {
         handlers(x={"class": ROTATING, "filename": "missing/a.log", "maxBytes": 9}),
         "handlers.x.filename: .*there is no directory .*missing. Create it first",
     ),
+    "attribute": (
+        handlers(x={"class": FILE, "filename": "a", ".": {None: 1}}),
+        r"handlers.x..: it is {None: 1}, a dict",
+    ),
+    "attributes of a formatter": (
+        {"formatters": {"short": {"()": "logging.Formatter", ".": ["converter"]}}},
+        r"formatters.short..: it is \['converter'\], a list. It must be a dictionary of attributes",
+    ),
+    "no target": (
+        handlers(x={"class": MEMORY, "capacity": 1, "target": None}),
+        "handlers.x.target: it is None, a NoneType. It must be the name of a handler",
+    ),
+    "nul": (handlers(x={"class": FILE, "filename": "a\0"}), r"handlers.x.filename: it is 'a\\x00', a str. No path has"),
+    "long name": (handlers(x={"class": FILE, "filename": "a" * 300}), "handlers.x.filename: .* File name too long"),
+    "mode type": (handlers(x={"class": FILE, "filename": "a", "mode": {}}), "handlers.x.mode: it is {}, a"),
+    "endless count": (
+        handlers(x={"class": TIMED, "filename": "a", "backupCount": float("inf")}),
+        "handlers.x.backupCount: it is inf, a float. It is a whole number of files",
+    ),
+    "no interval": (
+        handlers(x={"class": TIMED, "filename": "a", "interval": None}),
+        "handlers.x.interval: it is None, a NoneType. It is a number above 0",
+    ),
+    "encoding with a nul": (
+        handlers(x={"class": FILE, "filename": "a", "encoding": "utf-8\0"}),
+        "handlers.x.encoding: it is",
+    ),
     "attributes": (handlers(x={"class": FILE, "filename": "a", ".": 1}), r"handlers.x..: it is 1"),
     "queue": (handlers(x={"class": "mplog.QueueHandler", "queue": 1}), "handlers.x.class: a QueueHandler"),
     "target": (

@@ -287,7 +287,8 @@ SEND = "ext://builtins.print"
 MISTAKES: dict[str, tuple[Config, str]] = {
     "unknown": ({"class": SINK, "path": "a", "rotat": 1}, r"x\.rotat: this key is unknown.*Did you mean 'rotate'"),
     "missing": ({"class": SINK}, r"x\.path: it is missing, and mplog\.files\.FileSink needs it"),
-    "path": ({"class": SINK, "path": 7}, r"x\.path: expected str"),
+    "path": ({"class": SINK, "path": 7}, r"x\.path: path is that of a file, 'app\.log', not 7"),
+    "nul": ({"class": SINK, "path": "a\0b"}, r"x\.path: path='a\\x00b' has a NUL"),
     "rotate": (
         {"class": SINK, "path": "a", "rotate": "100 MBs"},
         r"x\.rotate: rotate='100 MBs' is not understood.*100 MB",
