@@ -56,8 +56,10 @@ class Retry:
         for name, value in vars(self).items():
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise TypeError(f"{name} of a Retry is a number of seconds, not {value!r}")
-        if not (0 < self.first <= self.longest and self.limit >= 0 and self.at_end >= 0):
-            raise ValueError(f"{self}: 0 < first <= longest, and limit and at_end are 0 or more")
+        if not (0 < self.first <= self.longest <= threading.TIMEOUT_MAX and self.limit >= 0 and self.at_end >= 0):
+            raise ValueError(
+                f"{self}: 0 < first <= longest, which a thread can wait, and limit and at_end are 0 or more"
+            )
 
     @classmethod
     def of(cls, retry: Retry | Mapping[str, float] | None) -> Retry | None:
@@ -130,6 +132,10 @@ class CallableSink(Sink):
                 raise TypeError(f"{name} is a whole number, not {value!r}")
         if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
             raise TypeError(f"timeout is a number of seconds, not {timeout!r}")
+        if not timeout <= threading.TIMEOUT_MAX:
+            raise ValueError(
+                f"timeout={timeout!r} is longer than a thread can wait: a batch goes when it is full, or then"
+            )
         if min(batch, threads) < 1 or waiting < batch or timeout < 0:
             raise ValueError(
                 f"batch={batch!r}, threads={threads!r}, waiting={waiting!r}, timeout={timeout!r}: at least one record "

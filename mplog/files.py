@@ -77,7 +77,11 @@ class FileSink(Sink):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if not isinstance(encoding, str):
+            raise TypeError(f"encoding is the name of one, 'utf-8', not {encoding!r}")
         "".encode(encoding)
+        if not isinstance(follow_symlinks, bool):
+            raise TypeError(f"follow_symlinks is True or False, not {follow_symlinks!r}")
         self.path = _to_path(path)
         self.encoding = encoding
         self.mode = _check_mode(mode)
