@@ -152,6 +152,11 @@ class LogServer:
                 f"buffer_size={buffer_size}: a buffer takes all that a queue holds, twice; so it has at least "
                 f"{2 * QUEUE_SIZE} bytes, in whole pages of {mmap.PAGESIZE}"
             )
+        if queue is not None and not all(callable(getattr(queue, name, None)) for name in ("put", "get", "get_nowait")):
+            raise TypeError(
+                f"queue is a LogQueue, or a Queue of multiprocessing or multiprocess, not {queue!r}. A SimpleQueue "
+                "does not do: nobody can wait for it for a limited time. Leave queue out, or give a Queue."
+            )
         if queue is not None and not isinstance(queue, LogQueue) and (self._sync or self._overflow.policy != "block"):
             raise ValueError(
                 f"overflow and sync_level need a LogQueue: {queue!r} waits when it is full, and cannot tell what is on "
