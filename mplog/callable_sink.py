@@ -21,8 +21,8 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from mplog.record import decode, encode
@@ -53,8 +53,27 @@ class Retry:
     at_end: float = 20.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.first <= self.longest and self.limit >= 0 and self.at_end >= 0):
-            raise ValueError(f"{self}: 0 < first <= longest, and limit and at_end are 0 or more")
+        for name, value in vars(self).items():
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise TypeError(f"{name} of a Retry is a number of seconds, not {value!r}")
+        if not (0 < self.first <= self.longest <= threading.TIMEOUT_MAX and self.limit >= 0 and self.at_end >= 0):
+            raise ValueError(
+                f"{self}: 0 < first <= longest, which a thread can wait, and limit and at_end are 0 or more"
+            )
+
+    @classmethod
+    def of(cls, retry: Retry | Mapping[str, float] | None) -> Retry | None:
+        """Return what a `CallableSink` is given as a `Retry`, and None as it is.
+
+        Raises:
+            TypeError: it is anything else.
+        """
+        if retry is None or isinstance(retry, Retry):
+            return retry
+        names = [field.name for field in fields(cls)]
+        if not isinstance(retry, Mapping) or not set(names).issuperset(retry):
+            raise TypeError(f"retry is a Retry, or a dictionary with {', '.join(names)}, not {retry!r}")
+        return cls(**retry)
 
     def pauses(self) -> Iterator[float]:
         """Yield the seconds to wait before each further attempt."""
@@ -84,7 +103,8 @@ class CallableSink(Sink):
         function: called with a list of 1 to `batch` records or texts. What it returns is ignored.
         batch: how many it gets at most: 200 by default.
         timeout: for how many seconds a record waits at most for others to come into its batch: 0.1 by default.
-        retry: a `Retry`; None gives a batch up when the function raises.
+        retry: a `Retry`, or a dictionary of its attributes, such as ``{"limit": 60}``; None gives a batch up when the
+            function raises.
         threads: how many call it at a time. With more than one, the order is that of the log within a batch only.
         waiting: how many records wait at most, those that are just being delivered included: 10,000 by default.
         full: what becomes of one more: ``"block"`` (the default) holds up the logging process, as a slow handler does,
@@ -98,7 +118,7 @@ class CallableSink(Sink):
         *,
         batch: int = 200,
         timeout: float = 0.1,
-        retry: Retry | None = Retry(),
+        retry: Retry | Mapping[str, float] | None = Retry(),
         threads: int = 1,
         waiting: int = 10_000,
         full: Literal["block", "drop"] = "block",
@@ -107,6 +127,15 @@ class CallableSink(Sink):
         super().__init__(**options)
         if not callable(function):
             raise TypeError(f"CallableSink needs a function that takes a list, not {function!r}")
+        for name, value in {"batch": batch, "threads": threads, "waiting": waiting}.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} is a whole number, not {value!r}")
+        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
+            raise TypeError(f"timeout is a number of seconds, not {timeout!r}")
+        if not timeout <= threading.TIMEOUT_MAX:
+            raise ValueError(
+                f"timeout={timeout!r} is longer than a thread can wait: a batch goes when it is full, or then"
+            )
         if min(batch, threads) < 1 or waiting < batch or timeout < 0:
             raise ValueError(
                 f"batch={batch!r}, threads={threads!r}, waiting={waiting!r}, timeout={timeout!r}: at least one record "
@@ -115,7 +144,7 @@ class CallableSink(Sink):
         if full not in ("block", "drop"):
             raise ValueError(f"full is 'block' or 'drop', not {full!r}")
         self.function = function
-        self.batch, self.timeout, self.retry = batch, timeout, retry
+        self.batch, self.timeout, self.retry = batch, timeout, Retry.of(retry)
         self.threads, self.waiting, self.full = threads, waiting, full
 
     def describe(self) -> str:

@@ -7,7 +7,8 @@
 
 The rule of this file: **the stdlib reads the configuration.** ``logging.config.DictConfigurator`` itself builds what
 there is to build, in the process where it belongs. What is ours is to find mistakes before any process is started, by
-their place in the configuration, and to have the stdlib's file and stream handlers written by mplog's sinks.
+their place in the configuration, to have the stdlib's file and stream handlers written by mplog's sinks, and to take
+these sinks as handlers, too.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mplog.collisions import check_names
 from mplog.config_check import check_config, check_pickles, check_writable, read_config
-from mplog.config_handlers import FILE_HANDLERS, SERVED, is_file_handler
+from mplog.config_handlers import FILE_HANDLERS, SERVED, SINKS
 from mplog.config_mistakes import cause_of, first_cause, stdlib_mistake, texts, wrong
-from mplog.configurator import Configurator, Given
+from mplog.configurator import Configurator, kind_of
 from mplog.errors import MplogError
 from mplog.files import FileSink
 from mplog.json_formatter import JSONFormatter
 from mplog.portable import dump
+from mplog.raw_sinks import check_raw_names
 from mplog.sinks import Sink
 from mplog.worker import Layout, all_loggers
 
@@ -52,6 +55,7 @@ class LoggingConfig:
 
     Attributes:
         sink: what the logging process opens.
+        raw_names: the names of sinks for bytes.
 
     Raises:
         ConfigurationError: something in it is wrong; ``place`` says where.
@@ -60,17 +64,30 @@ class LoggingConfig:
     def __init__(self, source: Mapping[str, Any] | str | os.PathLike[str], *, adopted: bool = False) -> None:
         config = dict(source) if isinstance(source, Mapping) else read_config(source)
         self._adopted = adopted
-        self._config = check_config(config)
+        self._config, self._sinks = check_config(config)
         self._loggers = _loggers_of(self._config)
+        # Relative paths start where the program is at this moment.
+        handlers = {
+            name: FileSink(handler["filename"], follow_symlinks=True)
+            for name, handler in _plain(self._config, "handlers", {}).items()
+            if "()" not in handler and kind_of(handler) in FILE_HANDLERS
+        }
+        sinks = {name: sink for name, sink in self._sinks.items() if isinstance(sink, FileSink)}
+        self._files = {**handlers, **sinks}
+        try:
+            # Two of the stdlib's handlers may write one file.
+            check_names([*{os.path.realpath(file.path): file for file in handlers.values()}.values(), *sinks.values()])
+            self.raw_names = check_raw_names(list(self._sinks.values()))
+        except ValueError as error:
+            raise wrong("handlers", str(error), "") from None
 
     def __repr__(self) -> str:
         return f"config: {', '.join(_plain(self._config, 'handlers', {})) or 'no handlers'}"
 
     @property
     def files(self) -> list[str]:
-        """The absolute paths of the stdlib's file handlers, but of devices and the like."""
-        handlers = filter(is_file_handler, _plain(self._config, "handlers", {}).values())
-        paths = [os.path.abspath(_converted(self._config, handler["filename"])) for handler in handlers]
+        """The absolute paths of file handlers and sinks, but of devices and the like."""
+        paths = [file.path for file in self._files.values()]
         return [path for path in paths if os.path.isfile(path) or not os.path.lexists(path)]
 
     # --- for the logging process ---
@@ -84,11 +101,11 @@ class LoggingConfig:
         """
         config = dict(self._config)
         config["handlers"] = {name: dict(entry) for name, entry in _plain(config, "handlers", {}).items()}
-        for name, handler in config["handlers"].items():
-            if is_file_handler(handler):
-                # Relative to where the program is now, as in the stdlib.
-                handler["filename"] = os.path.abspath(_converted(self._config, handler["filename"]))
-                check_writable(f"handlers.{name}.filename", handler["filename"])
+        for name, file in self._files.items():
+            key = "path" if name in self._sinks else "filename"
+            if key in config["handlers"][name]:  # a sink of the program's own may know it by itself
+                config["handlers"][name][key] = file.path
+            check_writable(f"handlers.{name}.{key}", file.path)
         config["loggers"] = {
             name: {"handlers": self._handlers_of(name), "propagate": self._propagates(name)}
             for name in self._loggers
@@ -100,7 +117,7 @@ class LoggingConfig:
         config["disable_existing_loggers"] = False
         of_main = _find_of_main(config)
         check_pickles(config)
-        return ConfigSink(config, of_main)
+        return ConfigSink(config, of_main, list(self._files.values()))
 
     def _handlers_of(self, name: str) -> list[str]:
         return list(self._loggers.get(name, {}).get("handlers") or ())
@@ -123,19 +140,13 @@ class LoggingConfig:
     @functools.cached_property
     def _needs_args(self) -> bool:
         """Whether there is anything but the stdlib's formatters, filters and text handlers, which never see them."""
-        resolve = Configurator({"version": 1}).resolve
-
-        def kind(config: Mapping[str, Any], default: Any) -> Any:
-            made_by = config.get("()") or config.get("class") or default
-            return type(made_by.value) if isinstance(made_by, Given) else resolve(made_by)
-
-        known = {
+        known: dict[str, tuple[type, ...]] = {
             "formatters": (logging.Formatter, JSONFormatter),
             "filters": (logging.Filter,),
-            "handlers": (*SERVED, logging.NullHandler, logging.handlers.MemoryHandler),
+            "handlers": (*SERVED, *SINKS, logging.NullHandler, logging.handlers.MemoryHandler),
         }
         return any(
-            kind(config, known[section][0]) not in known[section]
+            kind_of(config, known[section][0]) not in known[section]
             for section in known
             for config in _plain(self._config, section, {}).values()
         )
@@ -249,21 +260,22 @@ class ConfigSink(Sink):
     Args:
         config: the configuration, without what is for the program alone.
         of_main: what it names of the program's ``__main__``, which the logging process has not.
+        files: its log files.
     """
 
-    def __init__(self, config: dict[str, Any], of_main: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], of_main: dict[str, Any], files: Sequence[FileSink]) -> None:
         super().__init__()
         self.config = config
         self.of_main = of_main
+        self.files = files
 
     def describe(self) -> str:
         return ", ".join(self.config["handlers"])
 
     def clear_up(self) -> None:
         """Remove the lock files of a logging process that has died."""
-        for handler in self.config["handlers"].values():
-            if is_file_handler(handler):
-                FileSink(handler["filename"], follow_symlinks=True).clear_up()
+        for file in self.files:
+            file.clear_up()
 
     def install(self, default: logging.Formatter) -> list[logging.Handler]:
         """Build the handlers and give them to their loggers. Runs in the logging process.
@@ -327,8 +339,3 @@ def _resolved(value: Any) -> Any:
 
 def _plain(config: Mapping[str, Any], section: str, default: Any) -> Any:
     return config.get(section) or default
-
-
-def _converted(config: Mapping[str, Any], value: Any) -> Any:
-    """Resolve a reference of the configuration."""
-    return logging.config.BaseConfigurator(dict(config)).convert(value)

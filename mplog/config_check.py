@@ -12,6 +12,7 @@ import importlib
 import inspect
 import json
 import logging
+import logging.config
 import logging.handlers
 import os
 import re
@@ -23,7 +24,10 @@ import cloudpickle
 
 from mplog.config_handlers import FILE_HANDLERS
 from mplog.config_mistakes import cause_of, join, pairs, show, suggest, texts, unknown, wrong
-from mplog.configurator import Configurator
+from mplog.configurator import Configurator, is_kind
+from mplog.errors import ConfigurationError
+from mplog.json_formatter import JSONFormatter
+from mplog.raw_sinks import RawSink, WriterSink
 from mplog.sinks import Sink
 
 __all__ = ["check_config", "check_pickles", "check_writable", "read_config"]
@@ -34,6 +38,13 @@ _FORMATTER = {"format", "datefmt", "style", "class", "validate", "defaults"}
 _FILTER = {"name"}
 #: gunicorn's own configuration has a ``qualname``, which belongs into fileConfig(), and does nothing here.
 _LOGGER = {"level", "handlers", "filters", "propagate", "qualname"}
+
+#: What a sink takes, and where it stands in a configuration.
+_NOT_IN_SINKS = {
+    "format": "Name one of the formatters: formatter",
+    "logger": "Name the handler at that logger, in loggers",
+    "propagate": "It is a key of loggers",
+}
 
 #: How open() opens a text file for writing.
 _MODES = {kind + more for kind in "awx" for more in ("", "t", "+", "+t", "t+")}
@@ -67,13 +78,36 @@ def _toml() -> Any:
     return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
-def check_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Look for mistakes, and return the configuration.
+def check_config(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Sink]]:
+    """Look for mistakes, and return the configuration, without its ``cfg://``, and its sinks by the handlers' names.
 
     Raises:
         ConfigurationError: there is one.
     """
-    return _Check(config).run()
+    check = _Check(config)
+    check.run()
+    return check.config, check.sinks
+
+
+#: What an ``ext://`` is replaced by before anything is started.
+_PLAIN = (str, int, float, type(None))
+
+
+class _References(logging.config.BaseConfigurator):
+    """Follows one reference at a time: an ``ext://`` that a ``cfg://`` leads to stays one."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.value_converters = {"cfg": "cfg_convert"}
+
+    def follow(self, reference: str) -> Any:
+        """Return what it leads to."""
+        kind, _, name = reference.partition("://")
+        return self.ext_convert(name) if kind == "ext" else self.convert(reference)
+
+
+def _circle(place: str, reference: str) -> ConfigurationError:
+    return wrong(place, f"{reference!r} leads back to itself", "Break the circle of references")
 
 
 class _Check:
@@ -81,20 +115,24 @@ class _Check:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
+        self.sinks: dict[str, Sink] = {}
 
-    def run(self) -> dict[str, Any]:
-        """Check everything, and return the configuration."""
+    def run(self) -> None:
+        """Check everything."""
         self._check_cycles(self.config, "", ())
-        self._check_top()
+        referred = set(re.findall(r"cfg://\s*(\w+)", repr(texts(self.config))))
+        self._references = _References(self.config)
+        self.config = self._resolved(self.config, "")
+        self._check_top(referred)
+        self.config = {key: value for key, value in self.config.items() if key in _TOP}
         self._configurator = Configurator(self.config)
-        self._check_references(self._configurator.config, "")
         for name, formatter in self._section("formatters").items():
             self._check_formatter(f"formatters.{name}", formatter)
         for name, filter in self._section("filters").items():
             self._check_custom(f"filters.{name}", filter, _FILTER)
         handlers = self._section("handlers")
         for name, handler in handlers.items():
-            self._check_handler(f"handlers.{name}", handler)
+            self._check_handler(name, handler)
         self._check_targets(handlers)
         for name, logger in self._section("loggers").items():
             self._check_logger(f"loggers.{name}", logger)
@@ -104,7 +142,6 @@ class _Check:
             raise wrong(
                 "root.handlers", "no logger has a handler, so nothing would be written", "Name at least one handler"
             )
-        return self.config
 
     def _check_cycles(self, value: Any, place: str, above: tuple[int, ...]) -> None:
         inside = pairs(value)
@@ -115,7 +152,31 @@ class _Check:
         for key, inner in inside:
             self._check_cycles(inner, join(place, key), (*above, id(value)))
 
-    def _check_top(self) -> None:
+    def _resolved(self, value: Any, place: str, followed: tuple[str, ...] = ()) -> Any:
+        """Return a part with its references replaced by what they lead to.
+
+        An ``ext://`` stays that leads to anything but a text or a number: it is imported in the process that needs it.
+        """
+        if isinstance(value, str) and value.startswith(("cfg://", "ext://")):
+            try:
+                found = self._references.follow(value)
+            except RecursionError:
+                raise _circle(place, value) from None
+            except Exception as error:
+                raise wrong(place, f"{value!r} leads nowhere: {cause_of(error)}", "Correct the name") from error
+            if value.startswith("ext://"):
+                return found if isinstance(found, _PLAIN) else value
+            if value in followed:
+                raise _circle(place, value)
+            return self._resolved(found, place, (*followed, value))
+        if isinstance(value, Mapping):
+            return {key: self._resolved(inner, join(place, key), followed) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+            resolved = [self._resolved(inner, join(place, index), followed) for index, inner in enumerate(value)]
+            return resolved if isinstance(value, list) else tuple(resolved)
+        return value
+
+    def _check_top(self, referred: set[str]) -> None:
         if self.config.get("version") != 1:
             raise wrong(
                 "version",
@@ -129,7 +190,6 @@ class _Check:
                 "none",
                 "Leave it out and give the whole configuration; LogServer.set_level() changes levels later",
             )
-        referred = set(re.findall(r"cfg://\s*(\w+)", repr(texts(self.config))))
         for key in self.config:
             if key not in _TOP and key not in referred:
                 raise unknown("", key, _TOP)
@@ -140,19 +200,6 @@ class _Check:
         disable = self.config.get("disable_existing_loggers", True)
         if not isinstance(disable, (bool, int)):
             raise wrong("disable_existing_loggers", f"it is {show(disable)}", "It must be true or false")
-
-    def _check_references(self, value: Any, place: str) -> None:
-        """Resolve every ``ext://`` and ``cfg://``."""
-        for key, raw in pairs(value) or ():
-            inner_place = join(place, key)
-            try:
-                inner = value[key]
-            except RecursionError:
-                raise wrong(inner_place, f"{raw!r} leads back to itself", "Break the circle of references") from None
-            except Exception as error:
-                raise wrong(inner_place, f"{raw!r} leads nowhere: {cause_of(error)}", "Correct the name") from error
-            if not isinstance(raw, str):
-                self._check_references(inner, inner_place)
 
     def _section(self, name: str) -> dict[str, Any]:
         section = self._configurator.config.get(name)
@@ -172,7 +219,7 @@ class _Check:
 
     def _check_formatter(self, place: str, config: Any) -> None:
         self._check_custom(place, config, _FORMATTER)
-        if "()" in config:
+        if "()" in config or self._is_json(config):
             return
         for key in ("format", "datefmt"):
             if config.get(key) is not None and not isinstance(config[key], str):
@@ -206,16 +253,25 @@ class _Check:
 
     def _check_custom(self, place: str, config: Any, known: set[str]) -> None:
         """Check that the factory, if there is one, takes the other keys, and that these are known otherwise."""
-        if "()" in config:
+        is_json = place.startswith("formatters.") and self._is_json(config)
+        if "()" in config or is_json:
             # A formatter's factory may call its format fmt.
-            also = {"format": "fmt"} if place.startswith("formatters.") else {}
-            self._check_arguments(place, "()", config, (".",), also)
+            also = {"format": "fmt"} if place.startswith("formatters.") and not is_json else {}
+            factory, given = self._check_arguments(place, "()" if "()" in config else "class", config, (".",), also)
+            if is_json:
+                _try(place, factory, given)
             return
         for key in config:
             if key not in known:
                 raise unknown(place, key, known, "To pass it to a class of your own, name that as '()'")
 
-    def _check_handler(self, place: str, config: Any) -> None:
+    def _is_json(self, config: Any) -> bool:
+        """Whether a formatter is mplog's own, which is taken as ``class``, too."""
+        made_by = config.get("()") or config.get("class")
+        return isinstance(made_by, (str, type)) and is_kind(self._resolve("", made_by), JSONFormatter)
+
+    def _check_handler(self, name: str, config: Any) -> None:
+        place = f"handlers.{name}"
         if "()" not in config and "class" not in config:
             raise wrong(place, "it names no class", "Add class, such as logging.FileHandler, or a factory, ()")
         kind = "()" if "()" in config else "class"
@@ -223,15 +279,12 @@ class _Check:
         if config.get("formatter") is not None:
             self._check_names(f"{place}.formatter", [config["formatter"]], "formatters")
         self._check_filters(place, config)
-        factory = self._check_arguments(place, kind, config, (".", "level", "formatter", "filters"), {})
-        if isinstance(factory, type) and not issubclass(factory, logging.Handler):
+        factory, given = self._check_arguments(place, kind, config, (".", "level", "formatter", "filters"), {})
+        if is_kind(factory, Sink):
+            self.sinks[name] = self._make_sink(place, factory, config, given)
+        elif isinstance(factory, type) and not issubclass(factory, logging.Handler):
             raise wrong(
-                f"{place}.{kind}",
-                f"{factory!r} is not a logging.Handler",
-                "Sinks are given to LogServer without config=; here, name a handler's class, such as "
-                "logging.handlers.RotatingFileHandler"
-                if issubclass(factory, Sink)
-                else "Name a handler's class",
+                f"{place}.{kind}", f"{factory!r} is not a logging.Handler", "Name a handler's class, or a sink's"
             )
         if isinstance(factory, type) and issubclass(factory, logging.handlers.QueueHandler):
             raise wrong(
@@ -239,50 +292,60 @@ class _Check:
                 "a QueueHandler, and the thread behind it, is what the server takes the place of",
                 "Leave it out, and name the handlers behind it at the loggers",
             )
-        if "." in config and not isinstance(config["."], Mapping):
-            raise wrong(f"{place}..", f"it is {show(config['.'])}", "It must be a dictionary of attributes")
+
+    def _make_sink(self, place: str, kind: type[Sink], config: Any, given: dict[str, Any]) -> Sink:
+        """Return the sink, with what stands for its formatter and filters, which only the logging process has."""
+        if config.get("level") is not None:
+            given["level"] = config["level"]
+        if config.get("formatter") is not None:
+            given["format"] = logging.Formatter()
+        if config.get("filters"):
+            given["filters"] = [logging.Filter()]
+        for key in given.keys() - _arguments(kind)[0].keys():
+            raise wrong(
+                join(place, "formatter" if key == "format" else key),
+                f"{_name(kind)} takes bytes as they are",
+                "Leave it out",
+            )
+        sink: Sink = _try(place, kind, given)
+        return sink
 
     def _check_arguments(
         self, place: str, kind: str, config: Any, others: tuple[str, ...], also: dict[str, str]
-    ) -> Any:
+    ) -> tuple[Any, dict[str, Any]]:
+        """Check the arguments of what makes something, and return both."""
+        attributes = config.get(".")
+        is_dictionary = isinstance(attributes, Mapping) and all(isinstance(name, str) for name in attributes)
+        if attributes is not None and not is_dictionary:
+            raise wrong(f"{place}..", f"it is {show(attributes)}", "It must be a dictionary of attributes")
         factory = self._resolve(f"{place}.{kind}", config[kind])
         if not callable(factory):
             raise wrong(f"{place}.{kind}", f"{factory!r} cannot be called", "Name a class or a function")
-        given = {key for key in config if key not in (kind, *others)}
-        try:
-            signature = inspect.signature(factory)
-        except (TypeError, ValueError):
-            return factory
+        given = {key: config[key] for key in config if key not in (kind, *others)}
         for key in given:
             if not isinstance(key, str) or not key.isidentifier():
                 raise wrong(join(place, key), "it cannot be the name of an argument", "Correct it")
-        parameters = signature.parameters.values()
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return factory
-        names = {
-            parameter.name
-            for parameter in parameters
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        }
+        try:
+            names, takes_others = _arguments(factory)
+        except (TypeError, ValueError):
+            return factory, given
+        if takes_others:
+            return factory, given
         for key in given:
+            if is_kind(factory, Sink) and key in _NOT_IN_SINKS:
+                raise wrong(join(place, key), "a handler of a configuration has no such key", _NOT_IN_SINKS[key])
             if key not in names and also.get(key) not in names:
-                raise unknown(place, key, names | set(others), f"{_name(factory)} takes no such argument")
-        missing = [
-            parameter.name
-            for parameter in parameters
-            if parameter.default is parameter.empty
-            and parameter.name in names
-            and parameter.name not in given
-            and parameter.name not in {also.get(key) for key in given}
-        ]
+                raise unknown(place, key, names.keys() | set(others), f"{_name(factory)} takes no such argument")
+        found = {also.get(key, key) for key in given} | given.keys()
+        missing = [name for name, is_needed in names.items() if is_needed and name not in found]
         if missing:
             raise wrong(f"{place}.{missing[0]}", f"it is missing, and {_name(factory)} needs it", "Add it")
         if factory in FILE_HANDLERS:
-            _check_file_handler(place, {key: config[key] for key in given}, factory)
+            _check_file_handler(place, given, factory)
         if factory is logging.StreamHandler and isinstance(config.get("stream"), str):
             stream = config["stream"]
             raise wrong(f"{place}.stream", f"it is {show(stream)}", f"To name an object, write 'ext://{stream}'")
-        return factory
+        return factory, given
 
     def _resolve(self, place: str, what: Any) -> Any:
         if not isinstance(what, str):
@@ -338,6 +401,13 @@ class _Check:
         if handlers is not None and not isinstance(handlers, (list, tuple)):
             raise wrong(f"{place}.handlers", f"it is {show(handlers)}", "It must be a list of names")
         self._check_names(f"{place}.handlers", list(handlers or ()), "handlers")
+        for name in handlers or ():
+            if isinstance(self.sinks.get(name), (RawSink, WriterSink)):
+                raise wrong(
+                    f"{place}.handlers",
+                    f"{name!r} takes the bytes of mplog.write(), and no records",
+                    "Take it off the list: bytes find it by its name",
+                )
         self._check_filters(place, config)
         propagate = config.get("propagate")
         if propagate is not None and not isinstance(propagate, (bool, int)):
@@ -345,7 +415,10 @@ class _Check:
 
     def _check_targets(self, handlers: dict[str, Any]) -> None:
         """Follow each ``target`` of a MemoryHandler."""
-        for name in handlers:
+        for name, handler in handlers.items():
+            target = handler.get("target")
+            if "target" in handler and not isinstance(target, str) and self._is_memory_handler(handler):
+                raise wrong(f"handlers.{name}.target", f"it is {show(target)}", "It must be the name of a handler")
             seen: list[str] = [name]
             while isinstance(target := handlers[seen[-1]].get("target"), str):
                 place = f"handlers.{seen[-1]}.target"
@@ -363,21 +436,75 @@ class _Check:
         return isinstance(kind, type) and issubclass(kind, logging.handlers.MemoryHandler)
 
 
+def _arguments(factory: Any) -> tuple[dict[str, bool], bool]:
+    """Return the names of the arguments that something takes, and whether each is needed; and whether it takes others.
+
+    Raises:
+        TypeError, ValueError: it does not say what it takes.
+    """
+    names: dict[str, bool] = {}
+    takes_others = False
+    # The constructor of a sink hands on what it does not know to the class above, and may itself give what that needs.
+    makers = [vars(kind).get("__init__") for kind in factory.__mro__] if is_kind(factory, Sink) else [factory]
+    for maker in filter(None, makers):
+        parameters = inspect.signature(maker).parameters.values()
+        takes_others = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                is_needed = parameter.default is parameter.empty and maker is next(filter(None, makers))
+                names.setdefault(parameter.name, is_needed)
+        if not takes_others:
+            break
+    if is_kind(factory, Sink):
+        del names[next(iter(names))]  # self
+    return names, takes_others
+
+
+def _try(place: str, kind: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Make a sink, or a formatter, to see whether it can be made.
+
+    Raises:
+        ConfigurationError: it cannot; ``place`` is the argument that is wrong.
+    """
+    try:
+        return kind(**given)
+    except Exception as error:
+        key = _find_wrong(kind, given)
+        shown = join(place, "formatter" if key == "format" else key) if key else place
+        raise wrong(shown, str(error) or type(error).__name__, "") from error
+
+
+def _find_wrong(kind: Callable[..., Any], given: dict[str, Any]) -> str:
+    """Return the argument with which it cannot be made, while it can with those before; "" where there is no such."""
+    names = {name: is_needed for name, is_needed in _arguments(kind)[0].items() if name in given}
+    needed = [name for name, is_needed in names.items() if is_needed]
+    tried = {name: given[name] for name in needed}
+    for name in [*needed[-1:], *(name for name in names if name not in needed)]:
+        tried[name] = given[name]
+        try:
+            kind(**tried)
+        except Exception:
+            return name
+    return ""
+
+
 def _check_file_handler(place: str, given: dict[str, Any], factory: Any) -> None:
     """Check the arguments of one of the stdlib's file handlers."""
 
     def check(key: str, is_right: Callable[[Any], object], remedy: str) -> None:
         value = given.get(key)
-        if value is not None and not is_right(value):
+        is_left_out = key not in given or (value is None and key in ("encoding", "errors", "atTime"))
+        if not is_left_out and not is_right(value):
             raise wrong(f"{place}.{key}", f"it is {show(value)}", remedy)
 
     if not isinstance(given["filename"], (str, os.PathLike)):
         raise wrong(f"{place}.filename", f"it is {show(given['filename'])}", "It must be a path")
-    check("mode", lambda mode: mode in _MODES, "It is 'a', or 'w' to empty the file first")
+    check("filename", lambda path: "\0" not in os.fspath(path), "No path has a NUL")
+    check("mode", lambda mode: isinstance(mode, str) and mode in _MODES, "It is 'a', or 'w' to empty the file first")
     check("encoding", _is_encoding, "It is the name of one, such as 'utf-8'")
     check("errors", _is_error_handler, "It is 'strict', 'backslashreplace', or another name that open() knows")
     check("maxBytes", _is_number, "It is a number: 10 MB are 10_000_000")
-    check("backupCount", lambda count: _is_number(count) and count == int(count), "It is a whole number of files")
+    check("backupCount", lambda count: _is_number(count) and float(count).is_integer(), "It is a whole number of files")
     check("interval", lambda number: _is_number(number) and number > 0, "It is a number above 0")
     check("atTime", lambda time: isinstance(time, datetime.time), "It is a datetime.time")
     check("when", lambda when: isinstance(when, str), "It is one of S, M, H, D, midnight, and W0 to W6")
@@ -394,20 +521,26 @@ def _is_number(value: Any) -> bool:
 def _is_encoding(value: Any) -> bool:
     try:
         return value == "locale" or bool(codecs.lookup(value))
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, ValueError):
         return False
 
 
 def _is_error_handler(value: Any) -> bool:
     try:
         return bool(codecs.lookup_error(value))
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, ValueError):
         return False
 
 
 def check_writable(place: str, path: str) -> None:
     directory = os.path.dirname(path)
     remedy = "Correct the path or its permissions"
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # of which more can be said
+    except OSError as error:
+        raise wrong(place, f"{path} cannot be written: {error.strerror}", remedy) from None
     if not os.path.isdir(directory):
         raise wrong(place, f"{path} cannot be written: there is no directory {directory}", "Create it first")
     if os.path.isdir(path):

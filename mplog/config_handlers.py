@@ -1,4 +1,4 @@
-"""The stdlib's file and stream handlers, as mplog writes them. Runs in the logging process.
+"""The stdlib's file and stream handlers, as mplog writes them; and sinks as handlers. Runs in the logging process.
 
 The rule of this file: **the same names and the same bytes as the stdlib's own handler, or that handler itself.** What
 cannot be served exactly (a device, an ``errors`` of its own, a ``namer`` or ``rotator``, a symbolic link that would be
@@ -17,11 +17,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from mplog.files import FileSink
 from mplog.log_file import LogFileHandler
-from mplog.sinks import ConsoleSink, TextHandler
+from mplog.raw_sinks import RawSink
+from mplog.routed_files import RoutedFileSink
+from mplog.sinks import ConsoleSink, Sink, TextHandler
 from mplog.stdlib_files import RotatingFile, TimedRotatingFile, WatchedFile
 
-__all__ = ["FILE_HANDLERS", "SERVED", "Handlers", "is_file_handler"]
+__all__ = ["FILE_HANDLERS", "SERVED", "SINKS", "Handlers"]
 
 FILE_HANDLERS = (
     logging.FileHandler,
@@ -33,15 +36,11 @@ FILE_HANDLERS = (
 #: The classes that are served, and none that are made from them.
 SERVED = (*FILE_HANDLERS, logging.StreamHandler)
 
+#: Sinks that look at nothing of a record but its text.
+SINKS = (FileSink, RoutedFileSink, ConsoleSink, RawSink)
+
 #: What may be set on a handler that is served: what no other attribute could mean.
 _ATTRIBUTES = {"terminator"}
-
-
-def is_file_handler(config: Mapping[str, Any]) -> bool:
-    """Whether an entry of a configuration is one of the stdlib's file handlers."""
-    kind = config.get("class")
-    names = {f"{handler.__module__}.{handler.__qualname__}" for handler in FILE_HANDLERS}
-    return "()" not in config and (kind in names or kind in FILE_HANDLERS)
 
 
 class Handlers:
@@ -77,6 +76,18 @@ class Handlers:
         if not is_served:
             return kind(**given)
         return self._file(kind, arguments) or kind(**given)
+
+    def open_sink(self, kind: type[Sink], format: logging.Formatter | None, **given: Any) -> logging.Handler:
+        """Return the handler of a sink.
+
+        Args:
+            kind: its class.
+            format: its formatter; None for what a handler without one writes.
+            given: its other arguments.
+        """
+        sink = kind(**given) if format is None else kind(**given, format=format)
+        sink.restarted = self._restarted
+        return sink.open(logging.Formatter())
 
     def _file(self, kind: type[logging.Handler], arguments: dict[str, Any]) -> logging.Handler | None:
         """Return what writes a file; None where another handler writes it in another way."""

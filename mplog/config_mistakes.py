@@ -64,7 +64,10 @@ def first_cause(error: BaseException) -> BaseException:
 
 def show(value: Any) -> str:
     """Return a value with its type."""
-    return f"{value!r}, {'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
+    name = type(value).__name__
+    if name.startswith("Converting"):  # what a configurator makes of a dict, a list, a tuple
+        name = name.removeprefix("Converting").lower()
+    return f"{value!r}, {'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def join(place: str, key: Any) -> str:

@@ -65,6 +65,8 @@ class Fields:
         enrichers: Iterable[Enricher] = (),
         redactors: Iterable[RedactorFunction] = (),
     ) -> None:
+        if constant is not None and not isinstance(constant, Mapping):
+            raise TypeError(f"fields is a dictionary of names and values, or Fields, not {constant!r}")
         constant = dict(constant or {})
         for name in constant:
             if type(name) is not str:
@@ -113,6 +115,9 @@ class Redactor:
     """
 
     def __init__(self, *names: str, pattern: str | re.Pattern[str] | None = None, mask: str = "***") -> None:
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"a Redactor takes names of fields, each by itself, and not {name!r}")
         self._names = frozenset(name.casefold() for name in names)
         self._pattern = None if pattern is None else re.compile(pattern)
         self._mask = mask

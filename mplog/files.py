@@ -11,6 +11,7 @@ import errno
 import logging
 import math
 import os
+import re
 from typing import Any, Literal
 
 from mplog import file_lock, regular_file
@@ -30,7 +31,8 @@ class FileSink(Sink):
     Args:
         path: the file; a relative path is taken from the current directory of this moment.
         encoding: its encoding. What it cannot express is written as an escape.
-        mode: the permissions of a file that is created, as chmod takes them.
+        mode: the permissions of a file that is created, as chmod takes them: ``0o640``, or ``"640"`` where numbers
+            are not written that way, as in JSON.
         owner: whom a file that is created belongs to: ``"user"``, ``"user:group"`` or ``":group"``, names or numbers;
             None (the default) leaves that to the system. Only root may give it to another user.
         follow_symlinks: open the file also where `path` is a symbolic link. Off by default, since whoever may write
@@ -63,7 +65,7 @@ class FileSink(Sink):
         path: str | os.PathLike[str],
         *,
         encoding: str = "utf-8",
-        mode: int = 0o640,
+        mode: int | str = 0o640,
         owner: str | None = None,
         follow_symlinks: bool = False,
         rotate: str | int | None = None,
@@ -75,8 +77,12 @@ class FileSink(Sink):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if not isinstance(encoding, str):
+            raise TypeError(f"encoding is the name of one, 'utf-8', not {encoding!r}")
         "".encode(encoding)
-        self.path = os.path.abspath(path)
+        if not isinstance(follow_symlinks, bool):
+            raise TypeError(f"follow_symlinks is True or False, not {follow_symlinks!r}")
+        self.path = _to_path(path)
         self.encoding = encoding
         self.mode = _check_mode(mode)
         self.owner = regular_file.read_owner(owner)
@@ -137,11 +143,21 @@ class FileSink(Sink):
         return kind(**(arguments | changes))
 
 
+def _to_path(path: str | os.PathLike[str]) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is that of a file, 'app.log', not {path!r}")
+    if "\0" in os.fspath(path):
+        raise ValueError(f"path={path!r} has a NUL, as no path may")
+    return os.path.abspath(path)
+
+
 def _check_mode(mode: object) -> int:
+    if isinstance(mode, str) and re.fullmatch("(0o?)?[0-7]{3}", mode):
+        return int(mode, 8)
     # 640, as it is given to chmod(1), is 0o1200.
     if isinstance(mode, int) and not isinstance(mode, bool) and 0 <= mode <= 0o777:
         return mode
-    raise ValueError(f"mode={mode!r} is no permissions of a file. Write them as an octal number: mode=0o640")
+    raise ValueError(f"mode={mode!r} is no permissions of a file. Write them as an octal number: mode=0o640, or '640'")
 
 
 def _check_fsync(fsync: object) -> Fsync:

@@ -52,6 +52,7 @@ class JSONFormatter(BatchFormatter):
 
     Raises:
         ValueError: `time` or `exceptions` is none of these.
+        TypeError: `fields` is no such dictionary.
     """
 
     def __init__(
@@ -62,11 +63,14 @@ class JSONFormatter(BatchFormatter):
         exceptions: Literal["text", "frames"] = "text",
     ) -> None:
         super().__init__()
+        fields = DEFAULT_FIELDS if fields is None else fields
+        if not isinstance(fields, Mapping) or not all(isinstance(text, str) for text in [*fields, *fields.values()]):
+            raise TypeError(f"fields is a dictionary of names in the output and attributes of records, not {fields!r}")
         if time not in ("rfc3339", "epoch"):
             raise ValueError(f"time is written as 'rfc3339' or 'epoch', not as {time!r}")
         if exceptions not in ("text", "frames"):
             raise ValueError(f"exceptions are written as 'text' or 'frames', not as {exceptions!r}")
-        self.fields = dict(DEFAULT_FIELDS if fields is None else fields)
+        self.fields = dict(fields)
         self.time = time
         self.exceptions = exceptions
 

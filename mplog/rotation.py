@@ -423,7 +423,9 @@ def make_rotation(
             if value is not None:
                 raise ValueError(f"{word}={value!r} is about rotated files: say when with rotate=, {_ROTATE_WORDS}")
         return None
-    if compress is not None and compress not in SUFFIXES:
+    if archive is not None and not isinstance(archive, str):
+        raise TypeError(f"archive is the pattern of a file name, 'app.%Y-%m-%d.{{index}}.log', not {archive!r}")
+    if compress is not None and (not isinstance(compress, str) or compress not in SUFFIXES):
         raise ValueError(f"compress is 'gz' or 'zst', not {compress!r}")
     if compress == "zst" and importlib.util.find_spec("zstandard") is None:
         raise ModuleNotFoundError(

@@ -90,7 +90,7 @@ class RoutedFileSink(FileSink):
                 f"{os.fspath(path)!r} has a field in its directory, and there is none of that name: fields stand in "
                 "the name of the file, 'logs/{processName}.log', and never lead out of its directory"
             )
-        if not isinstance(max_open, int) or max_open < 1:
+        if not isinstance(max_open, int) or isinstance(max_open, bool) or max_open < 1:
             raise ValueError(f"max_open is a number of files, at least 1, not {max_open!r}")
         if not isinstance(missing, str):
             raise TypeError(f"missing is a text, not {missing!r}")

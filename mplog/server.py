@@ -138,7 +138,7 @@ class LogServer:
             raise TypeError("LogServer needs somewhere to write: LogServer('app.log'), or LogServer(ConsoleSink())")
         self._sinks = tuple(_to_sink(sink) for sink in sinks)
         _check_paths(self._sinks)
-        check_raw_names(self._sinks)
+        raw_names = check_raw_names(self._sinks) if self._config is None else self._config.raw_names
         self._format = DEFAULT_FORMAT if format is None else format
         to_formatter(self._format)
         self._level = None if level is None else logging.Handler(level).level
@@ -152,12 +152,17 @@ class LogServer:
                 f"buffer_size={buffer_size}: a buffer takes all that a queue holds, twice; so it has at least "
                 f"{2 * QUEUE_SIZE} bytes, in whole pages of {mmap.PAGESIZE}"
             )
+        if queue is not None and not all(callable(getattr(queue, name, None)) for name in ("put", "get", "get_nowait")):
+            raise TypeError(
+                f"queue is a LogQueue, or a Queue of multiprocessing or multiprocess, not {queue!r}. A SimpleQueue "
+                "does not do: nobody can wait for it for a limited time. Leave queue out, or give a Queue."
+            )
         if queue is not None and not isinstance(queue, LogQueue) and (self._sync or self._overflow.policy != "block"):
             raise ValueError(
                 f"overflow and sync_level need a LogQueue: {queue!r} waits when it is full, and cannot tell what is on "
                 "disk. Leave queue out, or these."
             )
-        if queue is not None and not isinstance(queue, LogQueue) and check_raw_names(self._sinks):
+        if queue is not None and not isinstance(queue, LogQueue) and raw_names:
             raise ValueError(f"a sink for bytes needs a LogQueue: {queue!r} carries records alone. Leave queue out.")
         self._buffer_size = buffer_size
         self._given_queue = queue

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TextIO
 
 from mplog.escaping import escaped_formatter
@@ -61,6 +61,10 @@ class Sink:
         self.propagate = propagate
         self.format = format
         self.escape = escape
+        if not isinstance(escape, bool):
+            raise TypeError(f"escape is True or False, not {escape!r}")
+        if not isinstance(filters, Iterable) or isinstance(filters, str):
+            raise TypeError(f"filters is a list of filters, not {filters!r}")
         self.filters = tuple(filters)
         # Bad levels and formats are found here, in the program, where the mistake is.
         logging.Handler(level)
@@ -184,6 +188,8 @@ class ConsoleSink(Sink):
         super().__init__(**options)
         if stream not in ("stderr", "stdout"):
             raise ValueError(f"a ConsoleSink writes to 'stderr' or 'stdout', not to {stream!r}")
+        if color is not None and not isinstance(color, bool):
+            raise TypeError(f"color is True, False or None, not {color!r}")
         self.stream = stream
         self.color = color
 

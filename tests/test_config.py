@@ -145,6 +145,30 @@ def test_configuration_comes_from_a_file(kind: str, tmp_path: Path, monkeypatch:
     assert lines(tmp_path / "app.log") == ["a here"]
 
 
+def test_references_lead_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``cfg://`` and ``ext://`` stand for sections, entries, classes, names and values, as in the stdlib."""
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "parts": {
+            "handlers": {"file": "cfg://parts.file"},
+            "file": {"class": "ext://logging.FileHandler", "filename": "cfg://parts.names[1]", "formatter": "short"},
+            "names": ["no.log", "app.log"],
+            "format": {"class": "ext://logging.Formatter", "format": "%(name)s %(message)s"},
+            "root": {"handlers": "cfg://parts.list", "level": "ext://logging.INFO"},
+            "list": ["file"],
+        },
+        "formatters": {"short": "cfg://parts.format"},
+        "handlers": "cfg://parts.handlers",
+        "root": "cfg://parts.root",
+    }
+    with mplog.LogServer(config=config):
+        logging.info("here")
+    assert lines(tmp_path / "app.log") == ["root here"]
+    assert os.listdir(tmp_path) == ["app.log"]
+
+
 def test_what_the_script_itself_defines_may_be_named(start_method: str, tmp_path: Path) -> None:
     """Formatters, filters and handlers of the program's own script work by name, in the logging process and workers."""
     program = f"""
@@ -325,10 +349,9 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     "no class": (handlers(x={"level": "INFO"}), "handlers.x: it names no class. Add class"),
     "class": (handlers(x={"class": "logging.FileHandlr"}), "handlers.x.class: 'logging.FileHandlr' cannot be imported"),
     "module": (handlers(x={"class": "no.such.Thing"}), "handlers.x.class: .*No module named 'no'"),
-    "no handler": (handlers(x={"class": "logging.Formatter"}), "handlers.x.class: .* is not a logging.Handler"),
-    "sink": (
-        handlers(x={"class": "mplog.FileSink", "path": "a"}),
-        "handlers.x.class: .* is not a logging.Handler. Sinks are given to LogServer without config=",
+    "no handler": (
+        handlers(x={"class": "logging.Formatter"}),
+        "handlers.x.class: .* is not a logging.Handler. Name a handler's class, or a sink's",
     ),
     "not callable": (handlers(x={"()": "logging.INFO"}), r"handlers.x.\(\): 20 cannot be called"),
     "level": (handlers(x={"class": FILE, "filename": "a", "level": "LOUD"}), "handlers.x.level: 'LOUD' is not a level"),
@@ -383,6 +406,33 @@ MISTAKES: dict[str, tuple[Config, str]] = {
         handlers(x={"class": ROTATING, "filename": "missing/a.log", "maxBytes": 9}),
         "handlers.x.filename: .*there is no directory .*missing. Create it first",
     ),
+    "attribute": (
+        handlers(x={"class": FILE, "filename": "a", ".": {None: 1}}),
+        r"handlers.x..: it is {None: 1}, a dict",
+    ),
+    "attributes of a formatter": (
+        {"formatters": {"short": {"()": "logging.Formatter", ".": ["converter"]}}},
+        r"formatters.short..: it is \['converter'\], a list. It must be a dictionary of attributes",
+    ),
+    "no target": (
+        handlers(x={"class": MEMORY, "capacity": 1, "target": None}),
+        "handlers.x.target: it is None, a NoneType. It must be the name of a handler",
+    ),
+    "nul": (handlers(x={"class": FILE, "filename": "a\0"}), r"handlers.x.filename: it is 'a\\x00', a str. No path has"),
+    "long name": (handlers(x={"class": FILE, "filename": "a" * 300}), "handlers.x.filename: .* File name too long"),
+    "mode type": (handlers(x={"class": FILE, "filename": "a", "mode": {}}), "handlers.x.mode: it is {}, a"),
+    "endless count": (
+        handlers(x={"class": TIMED, "filename": "a", "backupCount": float("inf")}),
+        "handlers.x.backupCount: it is inf, a float. It is a whole number of files",
+    ),
+    "no interval": (
+        handlers(x={"class": TIMED, "filename": "a", "interval": None}),
+        "handlers.x.interval: it is None, a NoneType. It is a number above 0",
+    ),
+    "encoding with a nul": (
+        handlers(x={"class": FILE, "filename": "a", "encoding": "utf-8\0"}),
+        "handlers.x.encoding: it is",
+    ),
     "attributes": (handlers(x={"class": FILE, "filename": "a", ".": 1}), r"handlers.x..: it is 1"),
     "queue": (handlers(x={"class": "mplog.QueueHandler", "queue": 1}), "handlers.x.class: a QueueHandler"),
     "target": (
@@ -410,13 +460,18 @@ MISTAKES: dict[str, tuple[Config, str]] = {
         {"a": {"b": "cfg://a.c", "c": "cfg://a.b"}},
         "a.b: 'cfg://a.c' leads back to itself. Break the circle of references",
     ),
+    "circle of entries": (
+        {"handlers": {"a": {"class": "cfg://handlers.a"}}},
+        "handlers.a.class.*: 'cfg://handlers.a' leads back to itself",
+    ),
+    "reference to no entry": (handlers(x="cfg://y", y={}), "handlers.x: 'cfg://y' leads nowhere: KeyError: 'y'"),
     "itself": (SELF, "handlers.again.handlers: it contains itself"),
     "format": ({"formatters": {"short": {"format": "no field"}}}, "formatters.short.format: 'no field': ValueError"),
     "format type": ({"formatters": {"short": {"format": 1}}}, "formatters.short.format: it is 1, an int"),
     "style": ({"formatters": {"short": {"style": "#"}}}, "formatters.short.style: it is '#'. It is one of %, { and"),
     "formatter class": (
-        {"formatters": {"short": {"class": "mplog.JSONFormatter"}}},
-        r"formatters.short.class: mplog.json_formatter.JSONFormatter cannot be made from .* Name it as '\(\)'",
+        {"formatters": {"short": {"class": "configurations.Mask"}}},
+        r"formatters.short.class: configurations.Mask cannot be made from .* Name it as '\(\)'",
     ),
     "formatter key": ({"formatters": {"short": {"fmt": "x"}}}, "formatters.short.fmt: this key is unknown"),
     "defaults": ({"formatters": {"short": {"defaults": 1}}}, "formatters.short.defaults: it is 1"),

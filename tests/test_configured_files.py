@@ -123,16 +123,29 @@ def test_rotation_under_kills_has_each_record_in_one_file(tmp_path: Path, kills:
     assert found.clean, found
 
 
-@pytest.mark.parametrize("compress", [None, "gz"])
-def test_rotation_of_a_sink_under_kills(tmp_path: Path, compress: Literal["gz"] | None) -> None:
-    """The same for a FileSink, whose rotated files are compressed meanwhile."""
-    log = rotate_under_kills(
-        tmp_path,
-        4,
-        lambda log: mplog.LogServer(
-            mplog.FileSink(log, rotate=500_000, compress=compress), level="INFO", format="%(message)s"
-        ),
-    )
+def rotating_sink(log: Path, compress: Literal["gz"] | None) -> mplog.LogServer:
+    """Return a server with a sink."""
+    return mplog.LogServer(mplog.FileSink(log, rotate=500_000, compress=compress), level="INFO", format="%(message)s")
+
+
+def configured_sink(log: Path, compress: Literal["gz"] | None) -> mplog.LogServer:
+    """Return a server whose configuration names a sink."""
+    sink = {"class": "mplog.FileSink", "path": str(log), "rotate": 500_000, "compress": compress}
+    return mplog.LogServer(config=config_of(file=sink))
+
+
+@pytest.mark.parametrize(
+    ("make_server", "compress"),
+    [(rotating_sink, None), (rotating_sink, "gz"), (configured_sink, "gz")],
+    ids=["sink", "compressed", "configured"],
+)
+def test_rotation_of_a_sink_under_kills(
+    tmp_path: Path,
+    make_server: Callable[[Path, Literal["gz"] | None], mplog.LogServer],
+    compress: Literal["gz"] | None,
+) -> None:
+    """The same for a FileSink, also that of a configuration, whose rotated files are compressed meanwhile."""
+    log = rotate_under_kills(tmp_path, 4, lambda log: make_server(log, compress))
     files = rotated(log)
     assert len(files) > 3
     assert {path.suffix for path in files} == {".gz" if compress else ".log"}

@@ -117,6 +117,9 @@ PROGRAMS = {
     "# metrics.py": "test_metrics_for_prometheus",
     "# listener.py": "test_program_with_a_listener",
     "# manage_jobs.py": "test_program_under_django",
+    "# logging.toml": "test_program_with_sinks",
+    "# alerts.py": "test_program_with_sinks",
+    "# shop.py": "test_program_with_sinks",
 }
 
 BLOCKS = {first: block for page in PAGES for first, block in read_blocks(DOCS / page).items()}
@@ -206,3 +209,16 @@ LOGGING = {
     done = run_script(tmp_path, f"{set_method}\n{BLOCKS['# manage_jobs.py'][1]}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted((tmp_path / "shop.log").read_text().splitlines()) == [f"shop job {number}" for number in range(3)]
+
+
+def test_program_with_sinks(tmp_path: Path) -> None:
+    """What the workers log is in the files of the sinks, and with the function, as the page says."""
+    for name in ("logging.toml", "alerts.py", "shop.py"):
+        (tmp_path / name).write_text(BLOCKS[f"# {name}"][1], encoding="utf-8")
+    done = run_program(tmp_path, "shop.py")
+    assert (done.stdout, done.stderr) == ("", "")
+    failed = "CRITICAL shop: job 2 failed\n"
+    assert (tmp_path / "all.log").read_text() == (tmp_path / "alerts.txt").read_text() == failed
+    assert (tmp_path / "errors.jsonl").read_text() == '{"level":"CRITICAL","message":"job 2 failed","job":2}\n'
+    for number in range(3):
+        assert (tmp_path / f"job-{number}.log").read_text() == f"INFO shop.jobs: job {number}\n"

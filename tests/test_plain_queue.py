@@ -36,6 +36,15 @@ def check(written: list[str], count: int) -> None:
         assert [line for line in written if line.startswith(name)] == [f"{name} {number}" for number in range(count)]
 
 
+@pytest.mark.parametrize("make", [multiprocessing.SimpleQueue, object])
+def test_what_is_no_queue_is_refused(make: Any) -> None:
+    """A SimpleQueue, for which nobody can wait for a limited time, and what is no queue raise in the constructor."""
+    with pytest.raises(
+        TypeError, match=r"queue is a LogQueue, or a Queue of multiprocessing .*A SimpleQueue does not do"
+    ):
+        mplog.LogServer("app.log", queue=make())
+
+
 def test_every_record_arrives_in_order(context: Any, log: Path) -> None:
     """Every record of every process arrives, once, in the order of its process, when stop() has returned."""
     with mplog.LogServer(log, level="INFO", format="%(message)s", queue=context.Queue(100)) as server:

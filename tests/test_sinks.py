@@ -366,13 +366,31 @@ def test_format_of_every_style(tmp_path: Path, format: Any) -> None:
         (lambda: mplog.FileSink(42), "42|int"),  # type: ignore[arg-type]
         (lambda: mplog.FileSink("x", encoding="klingon"), "klingon"),
         (lambda: mplog.FileSink("x", mode=640), "mode=640 is no permissions of a file.*mode=0o640"),
-        (lambda: mplog.FileSink("x", mode="0640"), "mode='0640'"),  # type: ignore[arg-type]
+        (lambda: mplog.FileSink("x", mode="rw"), "mode='rw' is no permissions of a file.*or '640'"),
         (lambda: mplog.FileSink("x", level="LOUD"), "LOUD"),
         (lambda: mplog.FileSink("x", format="nothing"), "nothing"),
         (lambda: mplog.FileSink("x", format="{message}"), "{message}"),
         (lambda: mplog.FileSink("x", format=42), "42"),
         (lambda: mplog.FileSink("x", filters=["name"]), "'name'"),
         (lambda: mplog.FileSink("x", filters=42), "42|int"),
+        (lambda: mplog.FileSink("x", filters="name"), "filters is a list of filters, not 'name'"),
+        (lambda: mplog.FileSink("x", escape="no"), "escape is True or False, not 'no'"),
+        (lambda: mplog.FileSink("x", follow_symlinks="no"), "follow_symlinks is True"),  # type: ignore[arg-type]
+        (lambda: mplog.FileSink("x", encoding=None), "encoding is the name"),  # type: ignore[arg-type]
+        (lambda: mplog.FileSink("x", rotate=9, archive=5), "archive is the pattern.*not 5"),  # type: ignore[arg-type]
+        (lambda: mplog.FileSink("x", rotate=9, compress=[]), "compress is 'gz' or"),  # type: ignore[arg-type]
+        (lambda: mplog.FileSink("x\0"), "has a NUL"),
+        (lambda: mplog.RoutedFileSink("{name}", max_open=True), "max_open is a number of files"),
+        (lambda: mplog.ConsoleSink(color="no"), "color is True, False or None, not 'no'"),  # type: ignore[arg-type]
+        (lambda: mplog.CallableSink(print, retry=5), "retry is a Retry, or a dictionary with first"),  # type: ignore[arg-type]
+        (lambda: mplog.CallableSink(print, retry={"limits": 5}), "with first, longest, limit, at_end"),
+        (lambda: mplog.CallableSink(print, batch=True), "batch is a whole number, not True"),
+        (lambda: mplog.CallableSink(print, timeout=float("inf")), "longer than a thread can wait"),
+        (lambda: mplog.CallableSink(print, timeout=float("nan")), "longer than a thread can wait"),
+        (lambda: mplog.Retry(first=float("inf"), longest=float("inf")), "which a thread can wait"),
+        (lambda: mplog.Retry(limit="60"), "limit of a Retry is a number of seconds, not '60'"),  # type: ignore[arg-type]
+        (lambda: mplog.Redactor(["password"]), "names of fields, each by itself"),  # type: ignore[arg-type]
+        (lambda: mplog.LogServer("x", fields=5), "fields is a dictionary"),  # type: ignore[arg-type]
         (lambda: mplog.FileSink("x", colour=True), "colour"),
         (lambda: mplog.ConsoleSink("stdlog"), "'stdlog'"),  # type: ignore[arg-type]
         (lambda: mplog.HandlerSink(logging.NullHandler()), "belongs to this process"),  # type: ignore[arg-type]
