@@ -135,6 +135,9 @@ class DatedFormatter(logging.Formatter):
         compiled = _compiled(formatter, "")
         self.needs_details = compiled is None or compiled.needs_details
         self._is_dated = formatter.usesTime()
+        style = formatter._style
+        is_percent = type(style) is logging.PercentStyle and not getattr(style, "_defaults", None)
+        self._percent = style._fmt if is_percent else None
         self._kept: tuple[float, str | None, str] = (math.nan, None, "")  # no second is equal to that
 
     @classmethod
@@ -149,6 +152,11 @@ class DatedFormatter(logging.Formatter):
         record.message = record.getMessage()
         if self._is_dated:
             record.asctime = self.formatTime(record, self.datefmt)
+        if self._percent is not None:
+            try:
+                return self._percent % record.__dict__
+            except KeyError:
+                pass  # the style says what is missing
         return self._style.format(record)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
@@ -164,6 +172,8 @@ class DatedFormatter(logging.Formatter):
             self._kept = second, datefmt, stamp
         if datefmt or not self.default_msec_format:
             return stamp
+        if self.default_msec_format == "%s,%03d":
+            return f"{stamp},{_milliseconds[record.msecs]}"
         return self.default_msec_format % (stamp, record.msecs)
 
 
@@ -193,7 +203,7 @@ def _compiled(formatter: logging.Formatter, terminator: str) -> Renderer | None:
         "converter": formatter.converter,
         "date_format": formatter.datefmt or formatter.default_time_format,
         "msec_format": formatter.default_msec_format,
-        "milliseconds": _Milliseconds(),
+        "milliseconds": _milliseconds,
     }
     dated = any("created" in piece.fields and "stamp" in piece.expression for piece in pieces)
     render = compile_loop(
@@ -230,6 +240,8 @@ class _Milliseconds(dict[float, str]):
             self[value] = text
         return text
 
+
+_milliseconds = _Milliseconds()
 
 # --- templates ---
 
