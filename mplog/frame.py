@@ -296,7 +296,7 @@ class FrameReader(Generic[T]):
             drained: nothing was left in the queue behind them. Since frames arrive whole, an unfinished frame at the
                 end of such data is garbage, not a frame still to come.
         """
-        # Behind a part of a long message there are more, and looking for tags in them takes longer than going by lengths.
+        # Where a part of a long message comes first, there are more, and a search takes longer than going by lengths.
         if self._decode_framed is not None and not self._rest and data.startswith(_RECORD_TAG):
             parts = _split(data)
             if not parts[0] and len(parts) > 1:
