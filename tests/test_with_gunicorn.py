@@ -31,7 +31,7 @@ def booted(log: Path) -> list[int]:
 
 
 def may_miss(access_logger: str) -> bool:
-    """Whether workers may leave pages unanswered: uvicorn ends by closing connections whose requests it has not read."""
+    """Whether a worker may leave pages unanswered: at its end, uvicorn closes connections that it has not read yet."""
     return access_logger == "uvicorn.access"
 
 
