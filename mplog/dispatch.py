@@ -171,21 +171,11 @@ class Dispatcher:
                 if passed:
                     self._guard(handler, len(passed), handler.handle_batch, passed)
             else:
-                self._hand_over(handler, passed)
-
-    def _hand_over(self, handler: logging.Handler, records: Sequence[logging.LogRecord]) -> None:
-        """Hand records to a handler, one at a time."""
-        hand_over: Callable[[logging.LogRecord], object] = handler.handle
-        lock: Any = contextlib.nullcontext()
-        if not handler.filters and _handles_as_any(handler):
-            # What is left of Handler.handle() without filters, but for its calls.
-            hand_over, lock = handler.emit, handler.lock or lock
-        for record in records:
-            try:  # as _guard(), which would be a call more for each
-                with lock:
-                    hand_over(record)
-            except BaseException as error:
-                self._note(handler, error)
+                for record in passed:
+                    try:  # as _guard(), which would be a call more for each
+                        handler.handle(record)
+                    except BaseException as error:
+                        self._note(handler, error)
 
     def _hand_to_last_resort(self, entry: Entry) -> None:
         """Do what the stdlib does where there is no handler for a record: warnings go to stderr."""
@@ -455,17 +445,6 @@ class _Trouble:
         line = f"mplog: {self.unsaid} {what}{self.error}"
         self.unsaid = 0
         return line
-
-
-def _handles_as_any(handler: logging.Handler) -> bool:
-    """Whether a handler handles records as ``logging.Handler`` does."""
-    kind = type(handler)
-    return all(getattr(kind, name) is method for name, method in _HANDLING.items()) and _HANDLING.keys().isdisjoint(
-        vars(handler)
-    )
-
-
-_HANDLING = {name: getattr(logging.Handler, name) for name in ("handle", "filter", "acquire", "release")}
 
 
 def _chosen(batch: Sequence[Entry], reaching: Mapping[Origin, int]) -> Iterator[Entry]:

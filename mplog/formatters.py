@@ -135,9 +135,6 @@ class DatedFormatter(logging.Formatter):
         compiled = _compiled(formatter, "")
         self.needs_details = compiled is None or compiled.needs_details
         self._is_dated = formatter.usesTime()
-        style = formatter._style
-        is_percent = type(style) is logging.PercentStyle and not getattr(style, "_defaults", None)
-        self._percent = style._fmt if is_percent else None
         self._kept: tuple[float, str | None, str] = (math.nan, None, "")  # no second is equal to that
 
     @classmethod
@@ -152,11 +149,6 @@ class DatedFormatter(logging.Formatter):
         record.message = record.getMessage()
         if self._is_dated:
             record.asctime = self.formatTime(record, self.datefmt)
-        if self._percent is not None:
-            try:
-                return self._percent % record.__dict__
-            except KeyError:
-                pass  # the style says what is missing
         return self._style.format(record)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:

@@ -148,7 +148,7 @@ class JSONFormatter(BatchFormatter):
                 Piece('"'),
                 Piece(expression="stamp", fields=created),
                 Piece("."),
-                Piece(expression="'%06d' % (created % 1 * 1e6)", fields=created),
+                Piece(expression="'%06d' % ((created - second) * 1e6)", fields=created),
                 Piece('Z"'),
             ]
         if attribute == "asctime" or (attribute != "message" and hasattr(Record, attribute)):

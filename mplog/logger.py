@@ -24,10 +24,9 @@ from mplog.bound import in_use, merged, named
 from mplog.errors import NoReaderError
 from mplog.handler import QueueHandler
 from mplog.levels import look, watched
-from mplog.patches import NEVER, armed, canary
 from mplog.plain import pack, plain_fields, unless_signal
 from mplog.record import MAX_RECORD_SIZE, decode, encode_origin, unformattable
-from mplog.record_factory import COUNTS_NANOSECONDS, make_record, now, own, task_name
+from mplog.record_factory import COUNTS_NANOSECONDS, LOGGING_FILE, make_record, now, own, task_name
 
 __all__ = ["Logger", "getLogger", "set_logger_class"]
 
@@ -36,6 +35,7 @@ _logging: Any = logging
 _Logger: Any = logging.Logger
 _LogRecord = logging.LogRecord
 _IS_ENABLED_FOR = own(logging.Logger.isEnabledFor)
+_of_logging = vars(logging.Logger)
 
 
 class Logger(logging.Logger):
@@ -92,7 +92,7 @@ class Logger(logging.Logger):
             and type(self) is Logger
             and type(level) is int  # an enum's level has another name than its number
             and not self.disabled  # isEnabledFor() is not asked where a program calls this itself
-            and (_canary.__flags__ == _armed or _are_original())
+            and _methods() == _ORIGINAL
             and _METHODS.isdisjoint(self.__dict__)
         ):
             left = _send(self, level, msg, args, fields)
@@ -122,7 +122,6 @@ class Logger(logging.Logger):
         return getLogger, super().__reduce__()[1]
 
 
-_LOGGING_FILE: str = logging._srcfile  # type: ignore[assignment]
 # Python 3.10 goes up by a number of frames from logging's _log(), whatever file they are of; each of ours is one more.
 _FRAMES_COUNTED = 1 if sys.version_info < (3, 11) else 0
 
@@ -131,12 +130,14 @@ _FRAMES_COUNTED = 1 if sys.version_info < (3, 11) else 0
 
 def _method(name: str, level: int) -> Any:
     """Return what logs at a level: by `_send`, without the calls on the way there, or as the stdlib does."""
-    original: Any = getattr(_Logger, name)
+    found: Any = getattr(_Logger, name)
+    original = own(found)
 
     def log(self: Any, msg: object, *args: object, **kwargs: Any) -> None:
         if (
             type(self) is Logger
-            and (_canary.__flags__ == _armed or _are_original())
+            and _of_logging[name] is original
+            and _methods() == _ORIGINAL
             and (
                 (len(attributes := self.__dict__) == _ORDINARY_ATTRIBUTES and "manager" in attributes)
                 or _METHODS.isdisjoint(attributes)
@@ -155,23 +156,28 @@ def _method(name: str, level: int) -> Any:
                 left = _send(self, level, msg, args, kwargs)
                 if left is not None:
                     self._log_record(level, *left, **kwargs)
-        elif getattr(_Logger, name) is not original:
-            getattr(_Logger, name)(self, msg, *args, **kwargs)
-        elif self.isEnabledFor(level):
+            return
+        if isinstance(self, Logger):
+            # Somebody may have patched it, or there may be a class in between.
+            above: Any = getattr(super(Logger, self), name)
+            if getattr(above, "__func__", above) is not original:
+                above(msg, *args, **kwargs)
+                return
+        if self.isEnabledFor(level):
             self._log(level, msg, args, **kwargs)
 
     # findCaller() skips the frames of logging's own file, and this one is to be skipped with them.
-    log.__code__ = log.__code__.replace(co_filename=_LOGGING_FILE, co_name=name)
-    return functools.update_wrapper(log, original, ("__name__", "__qualname__", "__doc__"), ())
+    log.__code__ = log.__code__.replace(co_filename=LOGGING_FILE, co_name=name)
+    return functools.update_wrapper(log, found, ("__name__", "__qualname__", "__doc__", "__annotations__"), ())
 
 
 for _name in ("debug", "info", "warning", "error", "critical"):
-    setattr(Logger, _name, _method(_name, logging._nameToLevel[_name.upper()]))
+    setattr(Logger, _name, _method(_name, getattr(logging, _name.upper())))
 for _function in (Logger._log, Logger._log_record):
-    _function.__code__ = _function.__code__.replace(co_filename=_LOGGING_FILE)
+    _function.__code__ = _function.__code__.replace(co_filename=LOGGING_FILE)
 
-#: What ``info()`` takes beside fields.
-_OPTIONS = frozenset({"exc_info", "extra", "stack_info", "stacklevel"})
+#: What ``info()`` takes beside fields, and what `Logger._log` says that it takes no field of.
+_OPTIONS = frozenset({"exc_info", "extra", "stack_info", "stacklevel", "level", "args"})
 
 
 def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
@@ -186,7 +192,7 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
     """
     if (
         (_logging._logRecordFactory is not make_record and _logging._logRecordFactory is not _LogRecord)
-        or not (_logging.logThreads and _logging.logProcesses and _logging.logMultiprocessing)
+        or not (_logging.logThreads and _logging.logProcesses and _logging.logMultiprocessing and _logging._srcfile)
         or logger.filters
     ):
         return msg, args
@@ -279,16 +285,13 @@ def _mapping_or(args: tuple[Any, ...]) -> Any:
 # --- what a program may have patched (Sentry, for one, patches callHandlers) ---
 
 #: What a logger itself must not have.
-_METHODS = frozenset(
-    {"_log", "_log_record", "isEnabledFor", "handle", "callHandlers", "makeRecord", "findCaller", "filter"}
-)
+_METHODS = frozenset({"_log", "isEnabledFor", "handle", "callHandlers", "makeRecord", "findCaller", "filter"})
 
 
 def _methods() -> tuple[Any, ...]:
     """Return the methods on the way of a call: first ours, then those of logging."""
     return (
         Logger._log,
-        Logger._log_record,
         Logger.isEnabledFor,
         QueueHandler.handle,
         Logger.callHandlers,
@@ -298,29 +301,12 @@ def _methods() -> tuple[Any, ...]:
         Logger.filter,
         _Logger._log,
         _Logger.isEnabledFor,
-        _Logger.debug,
-        _Logger.info,
-        _Logger.warning,
-        _Logger.error,
-        _Logger.critical,
         _LogRecord.__init__,
         _LogRecord.getMessage,
     )
 
 
-_ORIGINAL = (*_methods()[:4], *map(own, _methods()[4:]))
-_canary: Any = canary(Logger, QueueHandler, _LogRecord)
-#: The flags of the canary while all methods are known to be the original ones.
-_armed = NEVER
-
-
-def _are_original() -> bool:
-    """Look whether the methods on the way of a call are logging's own and ours."""
-    global _armed  # noqa: PLW0603
-    flags = armed(_canary)
-    are_original = _methods() == _ORIGINAL
-    _armed = flags if are_original else NEVER
-    return are_original
+_ORIGINAL = (*_methods()[:3], *map(own, _methods()[3:]))
 
 
 # --- what does not differ from call to call ---
@@ -377,7 +363,7 @@ def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> 
     """
     skips_one = _FRAMES_COUNTED and frame.f_code is Logger._log.__code__
     frame = frame.f_back
-    if skips_one or frame.f_code.co_filename == _LOGGING_FILE:
+    if skips_one or frame.f_code.co_filename == LOGGING_FILE:
         frame = frame.f_back
     code = frame.f_code
     names = threading.current_thread().name, process_name
@@ -388,7 +374,7 @@ def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> 
     known = places.get(place)
     if known is None:
         # Not a LoggerAdapter, not an import.
-        if code.co_filename == _LOGGING_FILE or "importlib" in code.co_filename:
+        if code.co_filename == LOGGING_FILE or "importlib" in code.co_filename:
             return None
         if len(places) >= _KEPT:
             places.clear()

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
 
-__all__ = ["COUNTS_NANOSECONDS", "install_factory", "make_record", "now", "own", "task_name"]
+__all__ = ["COUNTS_NANOSECONDS", "LOGGING_FILE", "install_factory", "make_record", "now", "own", "task_name"]
 
 _LogRecord = logging.LogRecord
 _logging: Any = logging
@@ -27,21 +27,6 @@ _level_names = logging._levelToName
 _STARTED = logging._startTime  # type: ignore[attr-defined]
 _SCALARS = frozenset({str, int, float, bool})
 
-_current_thread = threading.current_thread
-#: Those whose names are what they have been given.
-_THREADS = frozenset({threading.Thread, type(threading.main_thread()), threading.Timer})
-#: Of this process; 0 in the midst of a fork, where others' functions may log.
-_pid = os.getpid()
-
-
-def _note_pid(pid: int | None = None) -> None:
-    global _pid  # noqa: PLW0603
-    _pid = os.getpid() if pid is None else pid
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=lambda: _note_pid(0), after_in_parent=_note_pid, after_in_child=_note_pid)
-
 #: Whether a LogRecord of this Python works its times out from nanoseconds.
 COUNTS_NANOSECONDS = sys.version_info >= (3, 13)
 _HAS_TASK_NAME = sys.version_info >= (3, 12)
@@ -49,10 +34,11 @@ _HAS_TASK_NAME = sys.version_info >= (3, 12)
 
 def own(method: Any) -> Any:
     """Return a method of logging itself; for one that was patched before this module was imported, what none is."""
-    return method if type(method) is FunctionType and method.__code__.co_filename == _LOGGING_FILE else object()
+    return method if type(method) is FunctionType and method.__code__.co_filename == LOGGING_FILE else object()
 
 
-_LOGGING_FILE: str = logging._srcfile  # type: ignore[assignment]
+#: Not logging._srcfile, which a program may set to None.
+LOGGING_FILE = os.path.normcase(logging.addLevelName.__code__.co_filename)
 _INIT = own(logging.LogRecord.__init__)
 
 
@@ -105,12 +91,6 @@ def make_record(
         relative = (created - _STARTED) * 1000
     if args and len(args) == 1 and type(args[0]) not in _SCALARS and isinstance(args[0], Mapping) and args[0]:
         args = args[0]
-    ident = threading.get_ident()
-    thread = threading._active.get(ident)  # type: ignore[attr-defined]
-    if type(thread) in _THREADS and threading.current_thread is _current_thread:
-        thread_name = thread._name  # without the two calls of threading that lead there
-    else:
-        thread_name = threading.current_thread().name
     record: Any = _new(_LogRecord)
     record.name = name
     record.msg = msg
@@ -128,10 +108,10 @@ def make_record(
     record.created = created
     record.msecs = milliseconds
     record.relativeCreated = relative
-    record.thread = ident
-    record.threadName = thread_name
+    record.thread = threading.get_ident()
+    record.threadName = threading.current_thread().name
     record.processName = process_name
-    record.process = _pid or os.getpid()
+    record.process = os.getpid()
     if _HAS_TASK_NAME:
         record.taskName = task_name()
     made: logging.LogRecord = record

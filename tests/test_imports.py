@@ -43,7 +43,6 @@ ORDER = [
     "levels",
     "listener",
     "handler",
-    "patches",
     "logger",
     "worker",
     "autoattach",

@@ -16,11 +16,13 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -557,6 +559,51 @@ def test_a_patched_method_is_called(sent: Sent, monkeypatch: pytest.MonkeyPatch,
         sent.logger.info("x")
         assert len(seen) == [0, 1, 2, 2][step]
     assert len(sent.records()) == 4
+
+
+def test_a_mocked_method_is_called_as_in_the_stdlib(sent: Sent) -> None:
+    """A mock in the place of ``Logger.info`` gets what the call has, and no logger."""
+    with mock.patch("logging.Logger.info") as mocked:
+        sent.logger.info("x %d", 1, stacklevel=2)
+    mocked.assert_called_once_with("x %d", 1, stacklevel=2)
+    assert sent.records() == []
+
+
+def test_a_class_in_between_is_called(sent: Sent) -> None:
+    """A class behind mplog.Logger in the order of methods has its say."""
+    seen: list[str] = []
+
+    class Mixin(logging.Logger):
+        def info(self, msg: object, *args: object, **kwargs: Any) -> None:
+            seen.append(str(msg))
+            super().info(msg, *args, **kwargs)
+
+    class Both(mplog.Logger, Mixin):
+        pass
+
+    sent.logger.__class__ = Both
+    sent.logger.info("x")
+    assert (seen, [record["msg"] for record in sent.records()]) == (["x"], ["x"])
+
+
+@pytest.mark.parametrize("name", ["level", "args"])
+def test_a_field_called_as_an_argument_of_log_is_refused(sent: Sent, name: str) -> None:
+    """Whether the call is sent as it stands or not."""
+    for more in ({}, {"stacklevel": 1}, {"extra": {"a": 1}}):
+        with pytest.raises(TypeError, match="multiple values for argument"):
+            sent.logger.info("x", **{name: 1}, **more)
+
+
+def test_no_place_where_logging_looks_for_none(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``logging._srcfile = None``, which saves the stdlib the look for the place of a call, does so here."""
+    monkeypatch.setattr(logging, "_srcfile", None)
+    (record,) = sent.as_stdlib(lambda logger: logger.info("x"))
+    assert record["funcName"] == "(unknown function)"
+
+
+def test_type_hints_of_the_methods(sent: Sent) -> None:
+    """They are asked for without an error, as in the stdlib."""
+    assert typing.get_type_hints(sent.logger.info) == typing.get_type_hints(logging.Logger.info)
 
 
 def test_a_patched_method_of_a_logger_without_a_manager_is_called(sent: Sent) -> None:

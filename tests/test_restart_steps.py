@@ -200,7 +200,10 @@ def test_killed_while_it_drops_the_oldest(
         server.flush(60)
         stats = server.stop(60)
     written = [int(line.split()[1]) for line in lines(log) if line.startswith("w ")]
-    assert written == sorted(set(written))
+    # Errors that find no room for a second, as when a restart takes longer, come by the emergency file, behind others.
+    in_order = [number for number in written if number % 1000] if stats.emergency else written
+    assert in_order == sorted(in_order)
+    assert len(written) == len(set(written))
     assert len(written) + stats.dropped == calls.value
     assert stats.dropped > 0
     assert stats.restarts == 1
