@@ -171,7 +171,9 @@ def test_uvicorn(how: str, tmp_path: Path) -> None:
     text = block("LOG_CONFIG")
     assert 'uvicorn.run("shop:app", workers=4' in text
     if how == "program":
-        script = "import uvicorn, mplog\n" + text.replace("workers=4", "workers=2, port=0")
+        script = "import uvicorn, mplog\n" + text.replace(
+            "workers=4", "workers=2, port=0, timeout_worker_healthcheck=60"
+        )
     else:
         config, _, _ = text.partition("if __name__")
         values: dict[str, object] = {}
@@ -181,7 +183,7 @@ def test_uvicorn(how: str, tmp_path: Path) -> None:
 import signal, subprocess, sys
 import mplog
 with mplog.LogServer("uvicorn.log", level="INFO"):
-    command = "-m uvicorn --workers 2 --log-config log.json --port 0 shop:app"
+    command = "-m uvicorn --workers 2 --timeout-worker-healthcheck 60 --log-config log.json --port 0 shop:app"
     uvicorn = subprocess.Popen([sys.executable, *command.split()])
     signal.signal(signal.SIGTERM, lambda *_: uvicorn.terminate())
     sys.exit(uvicorn.wait())
