@@ -26,13 +26,13 @@ from scripts import environment
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 GUNICORN = ["-m", "gunicorn", "--bind", "127.0.0.1:0", "--log-level", "info"]
+UVICORN = ["-m", "uvicorn", "main:app", "--port", "0", "--workers", "2", "--log-config", "logging.json"]
 # uvicorn takes a worker for hung, and kills it, that is not ready or does not answer within 5 seconds unless it is told
 # otherwise; under load, Python and FastAPI alone may take that long to start.
 PATIENT = ["--timeout-worker-healthcheck", "60"]
-UVICORN = ["-m", "uvicorn", "main:app", "--port", "0", "--workers", "2", "--log-config", "logging.json", *PATIENT]
 
 #: The applications, and how each is started as a service.
-SERVICES = {"django_site": GUNICORN, "flask_app": GUNICORN, "fastapi_app": UVICORN}
+SERVICES = {"django_site": GUNICORN, "flask_app": GUNICORN, "fastapi_app": [*UVICORN, *PATIENT]}
 
 LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (?P<process>\S+) (?P<level>\w+) (?P<request>\S+) (?P<logger>\S+) \| "
