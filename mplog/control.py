@@ -32,9 +32,10 @@ __all__ = ["Control"]
 _GREETING_TIMEOUT = 5.0
 
 # Its first imports are the stdlib's, not the current directory's, which -c puts first; the rest comes from where the
-# parent would take it.
+# parent would take it. What is imported is no garbage: looking for some meanwhile takes a tenth of the time.
 _BOOTSTRAP = (
-    "import sys; sys.path = [entry for entry in sys.path if entry]; from multiprocessing import connection; "
+    "import gc, sys; gc.disable(); sys.path = [entry for entry in sys.path if entry]; "
+    "from multiprocessing import connection; "
     "control = getattr(connection, sys.argv[1])(int(sys.argv[2])); sys.path[:] = control.recv(); "
     "from mplog.supervisor import run; run(control)"
 )

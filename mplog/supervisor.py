@@ -16,6 +16,7 @@ or gone when the logging process dies.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -67,6 +68,10 @@ def main(link: Connection) -> int:
         link: the connection to the program.
     """
     logging_process.ignore_signals()
+    # All that is imported stays. The garbage collector need not look at it, here nor in the logging process: it writes
+    # into what it looks at, so the kernel would have to copy that for each.
+    gc.freeze()
+    gc.enable()
     configuration, directory, fd, size, emergency, patience = link.recv()
     if directory is None:
         # A plain queue: nothing survives that another process could go on with.
