@@ -32,7 +32,7 @@ __all__ = ["Control"]
 _GREETING_TIMEOUT = 5.0
 
 # Its first imports are the stdlib's, not the current directory's, which -c puts first; the rest comes from where the
-# parent would take it. What is imported is no garbage: looking for some meanwhile takes a tenth of the time.
+# parent would take it. What is imported is no garbage, so nobody need look for some until `mplog.supervisor.main`.
 _BOOTSTRAP = (
     "import gc, sys; gc.disable(); sys.path = [entry for entry in sys.path if entry]; "
     "from multiprocessing import connection; "

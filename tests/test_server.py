@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import logging
 import multiprocessing
@@ -539,3 +540,17 @@ def test_settings_of_all_formatters_hold_in_the_logging_process(log: Path, monke
     written, _, created = log.read_text().strip().rpartition(" ")
     assert written.startswith(time.strftime("%Y-%m-%d %H:%M:%S.", time.gmtime(float(created))))
     assert written.endswith("Z")
+
+
+def _note_collector(path: Path) -> logging.Handler:
+    path.write_text(f"{gc.isenabled()} {gc.get_freeze_count() > 1000}")
+    return logging.NullHandler()
+
+
+@pytest.mark.parametrize("kind", ["LogQueue", "plain"])
+def test_logging_process_collects_garbage(tmp_path: Path, kind: str) -> None:
+    """Its handlers may make cycles, which are collected; what it has imported itself is not looked at."""
+    path = tmp_path / "collector"
+    options: dict[str, Any] = {"queue": multiprocessing.Queue(10)} if kind == "plain" else {}
+    with mplog.LogServer(mplog.HandlerSink(lambda: _note_collector(path)), level="INFO", **options):
+        assert path.read_text() == "True True"

@@ -11,9 +11,6 @@ from managed import Clients, end, entries, running, said
 from oracle import wait_until
 from test_examples import EXAMPLES
 
-#: Of uvicorn.run().
-PATIENT = "timeout_worker_healthcheck=60"
-
 
 def test_every_record_of_every_worker_is_there(tmp_path: Path) -> None:
     """Through a restart of the workers, the death of one, and the end under load, the log has each record once."""
@@ -21,7 +18,8 @@ def test_every_record_of_every_worker_is_there(tmp_path: Path) -> None:
     program = (EXAMPLES / "uvicorn_workers.py").read_text()
     assert program.count("workers=2") == 1
     # uvicorn kills a worker that is not ready within 5 seconds, which under load it may not be.
-    (tmp_path / "uvicorn_workers.py").write_text(program.replace("workers=2", f"workers=2, {PATIENT}"))
+    patient = program.replace("workers=2", "workers=2, timeout_worker_healthcheck=60")
+    (tmp_path / "uvicorn_workers.py").write_text(patient)
     with running([sys.executable, "uvicorn_workers.py", "0"], tmp_path) as uvicorn:
         wait_until(lambda: len(said(log, "uvicorn.error", "startup complete")) == 2, "two workers are there")
         clients = Clients(int(said(log, "uvicorn.error", r"running on http://127.0.0.1:(\d+)")[0]))
