@@ -23,7 +23,7 @@ import mplog
 from benchmarks import isolated, workload
 from benchmarks.contender import FORMAT, LOGGER
 from benchmarks.throughput import Progress
-from mplog.record import Decoder, encode
+from mplog.record.layout import Decoder, encode
 
 __all__ = ["compare", "measure"]
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import mplog
-from mplog.record import Decoder, Entry, encode
-from mplog.sinks import DEFAULT_FORMAT, TextHandler
+from mplog.record.layout import Decoder, Entry, encode
+from mplog.sinks.sink import DEFAULT_FORMAT, TextHandler
 
 RECORDS, BATCH = 200_000, 5_000
 

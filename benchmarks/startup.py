@@ -28,10 +28,10 @@ print(json.dumps({{{name!r}: (time.perf_counter() - began) * 1000}}))
 
 #: By the name of the figure: what is loaded already, and what is then loaded and timed.
 IMPORTS = {
-    "import, worker": ("", "import mplog.worker"),
+    "import, worker": ("", "import mplog.worker.attach"),
     "import, worker: its stdlib": ("", "import logging.handlers, multiprocessing.queues"),
     "import, worker: msgspec": ("import logging.handlers, multiprocessing.queues", "import msgspec"),
-    "import, worker: spawned": ("import multiprocessing.spawn, multiprocessing.pool", "import mplog.worker"),
+    "import, worker: spawned": ("import multiprocessing.spawn, multiprocessing.pool", "import mplog.worker.attach"),
     "import, program": ("", "import mplog; mplog.LogServer"),
 }
 

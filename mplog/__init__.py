@@ -9,12 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mplog.bound import bind as bind
-    from mplog.bound import carry_context as carry_context
-    from mplog.bound import context as context
-    from mplog.bound import unbind as unbind
-    from mplog.callable_sink import CallableSink as CallableSink
-    from mplog.callable_sink import Retry as Retry
     from mplog.errors import ConfigurationError as ConfigurationError
     from mplog.errors import DrainTimeoutError as DrainTimeoutError
     from mplog.errors import LogFileLockedError as LogFileLockedError
@@ -26,40 +20,46 @@ if TYPE_CHECKING:
     from mplog.errors import ServerStateError as ServerStateError
     from mplog.errors import SinkError as SinkError
     from mplog.errors import StartError as StartError
-    from mplog.escaping import unescape as unescape
-    from mplog.fields import Fields as Fields
-    from mplog.fields import Redactor as Redactor
-    from mplog.files import FileSink as FileSink
-    from mplog.handler import QueueHandler as QueueHandler
-    from mplog.json_formatter import JSONFormatter as JSONFormatter
-    from mplog.logger import Logger as Logger
-    from mplog.logger import getLogger as getLogger
-    from mplog.losses import ProcessLosses as ProcessLosses
-    from mplog.losses import Reason as Reason
-    from mplog.overflow import Overflow as Overflow
-    from mplog.plain import ForeignValue as ForeignValue
-    from mplog.pools import Pool as Pool
-    from mplog.pools import Process as Process
-    from mplog.pools import ProcessPoolExecutor as ProcessPoolExecutor
-    from mplog.queue import LogQueue as LogQueue
-    from mplog.raw import write as write
-    from mplog.raw_sinks import RawSink as RawSink
-    from mplog.raw_sinks import Writer as Writer
-    from mplog.raw_sinks import WriterSink as WriterSink
-    from mplog.routed_files import RoutedFileSink as RoutedFileSink
-    from mplog.server import LogServer as LogServer
-    from mplog.shutdown import GracefulShutdown as GracefulShutdown
-    from mplog.sinks import ConsoleSink as ConsoleSink
-    from mplog.sinks import HandlerSink as HandlerSink
-    from mplog.sinks import Sink as Sink
-    from mplog.statistics import Stats as Stats
-    from mplog.sync import Sync as Sync
-    from mplog.worker import Initializer as Initializer
-    from mplog.worker import attach as attach
+    from mplog.formats.escaping import unescape as unescape
+    from mplog.formats.json import JSONFormatter as JSONFormatter
+    from mplog.monitoring.statistics import Stats as Stats
+    from mplog.queue.log_queue import LogQueue as LogQueue
+    from mplog.queue.losses import ProcessLosses as ProcessLosses
+    from mplog.queue.losses import Reason as Reason
+    from mplog.queue.overflow import Overflow as Overflow
+    from mplog.queue.sync import Sync as Sync
+    from mplog.record.context import bind as bind
+    from mplog.record.context import carry_context as carry_context
+    from mplog.record.context import context as context
+    from mplog.record.context import unbind as unbind
+    from mplog.record.fields import Fields as Fields
+    from mplog.record.fields import Redactor as Redactor
+    from mplog.record.plain import ForeignValue as ForeignValue
+    from mplog.server.log_server import LogServer as LogServer
+    from mplog.server.pools import Pool as Pool
+    from mplog.server.pools import Process as Process
+    from mplog.server.pools import ProcessPoolExecutor as ProcessPoolExecutor
+    from mplog.server.shutdown import GracefulShutdown as GracefulShutdown
+    from mplog.sinks.callable import CallableSink as CallableSink
+    from mplog.sinks.callable import Retry as Retry
+    from mplog.sinks.file import FileSink as FileSink
+    from mplog.sinks.raw import RawSink as RawSink
+    from mplog.sinks.raw import Writer as Writer
+    from mplog.sinks.raw import WriterSink as WriterSink
+    from mplog.sinks.routed import RoutedFileSink as RoutedFileSink
+    from mplog.sinks.sink import ConsoleSink as ConsoleSink
+    from mplog.sinks.sink import HandlerSink as HandlerSink
+    from mplog.sinks.sink import Sink as Sink
+    from mplog.worker.attach import Initializer as Initializer
+    from mplog.worker.attach import attach as attach
+    from mplog.worker.logger import Logger as Logger
+    from mplog.worker.logger import getLogger as getLogger
+    from mplog.worker.queue_handler import QueueHandler as QueueHandler
+    from mplog.worker.write import write as write
 
 _MODULES = {
-    "bound": ["bind", "carry_context", "context", "unbind"],
-    "callable_sink": ["CallableSink", "Retry"],
+    "record.context": ["bind", "carry_context", "context", "unbind"],
+    "sinks.callable": ["CallableSink", "Retry"],
     "errors": [
         "ConfigurationError",
         "DrainTimeoutError",
@@ -73,26 +73,26 @@ _MODULES = {
         "SinkError",
         "StartError",
     ],
-    "escaping": ["unescape"],
-    "fields": ["Fields", "Redactor"],
-    "files": ["FileSink"],
-    "handler": ["QueueHandler"],
-    "json_formatter": ["JSONFormatter"],
-    "logger": ["Logger", "getLogger"],
-    "losses": ["ProcessLosses", "Reason"],
-    "overflow": ["Overflow"],
-    "plain": ["ForeignValue"],
-    "pools": ["Pool", "Process", "ProcessPoolExecutor"],
-    "queue": ["LogQueue"],
-    "raw": ["write"],
-    "raw_sinks": ["RawSink", "Writer", "WriterSink"],
-    "routed_files": ["RoutedFileSink"],
-    "server": ["LogServer"],
-    "shutdown": ["GracefulShutdown"],
-    "sinks": ["ConsoleSink", "HandlerSink", "Sink"],
-    "statistics": ["Stats"],
-    "sync": ["Sync"],
-    "worker": ["Initializer", "attach"],
+    "formats.escaping": ["unescape"],
+    "record.fields": ["Fields", "Redactor"],
+    "sinks.file": ["FileSink"],
+    "worker.queue_handler": ["QueueHandler"],
+    "formats.json": ["JSONFormatter"],
+    "worker.logger": ["Logger", "getLogger"],
+    "queue.losses": ["ProcessLosses", "Reason"],
+    "queue.overflow": ["Overflow"],
+    "record.plain": ["ForeignValue"],
+    "server.pools": ["Pool", "Process", "ProcessPoolExecutor"],
+    "queue.log_queue": ["LogQueue"],
+    "worker.write": ["write"],
+    "sinks.raw": ["RawSink", "Writer", "WriterSink"],
+    "sinks.routed": ["RoutedFileSink"],
+    "server.log_server": ["LogServer"],
+    "server.shutdown": ["GracefulShutdown"],
+    "sinks.sink": ["ConsoleSink", "HandlerSink", "Sink"],
+    "monitoring.statistics": ["Stats"],
+    "queue.sync": ["Sync"],
+    "worker.attach": ["Initializer", "attach"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from mplog.errors import MplogError
 
 if TYPE_CHECKING:
-    from mplog.server import LogServer
+    from mplog.server.log_server import LogServer
 
 __all__ = ["MplogCollector"]
 

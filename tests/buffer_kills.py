@@ -26,7 +26,9 @@ from typing import Any
 
 from readers import fork
 
-from mplog import buffers, faults, fifo, frame
+from mplog.queue import buffers, fifo
+from mplog.queue import kill_points as faults
+from mplog.record import frame
 
 SIZE = 2 * buffers.FIFO_SIZE
 

@@ -6,6 +6,7 @@ import glob
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ LIBRARIES = {"multiprocessing": multiprocessing, "multiprocess": multiprocess}
 
 #: What every test of this suite logs in, so that the oracle can read it back.
 FORMAT = "%(processName)s %(process)d %(levelname)s %(name)s | %(message)s"
+LINE = re.compile(r"(?P<process_name>.*) (?P<pid>\d+) (?P<level>\S+) (?P<logger>\S+) \| (?P<message>.*)")
 
 
 @pytest.hookimpl(optionalhook=True)

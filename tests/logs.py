@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import mplog
-from mplog.log_file import LogFileHandler
-from mplog.rotation import ArchiveName
+from mplog.sinks.log_file import LogFileHandler
+from mplog.sinks.rotation import ArchiveName
 
 #: In the middle of a day, in UTC.
 NOON = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.timezone.utc).timestamp()

@@ -9,7 +9,7 @@ import multiprocess
 from jobs import work
 
 import mplog
-from mplog.pools import MultiprocessProcess
+from mplog.server.pools import MultiprocessProcess
 
 
 class Job(mplog.Process):

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import mplog
-from mplog import fifo, frame, losses, record
-from mplog.emergency import EmergencyReader
-from mplog.sync import Acknowledger
-from mplog.worker import install
+from mplog.queue import fifo, losses
+from mplog.queue.emergency import EmergencyReader
+from mplog.queue.sync import Acknowledger
+from mplog.record import frame
+from mplog.record import layout as record
+from mplog.worker.attach import install
 
 
 class Reader:

@@ -18,15 +18,20 @@ import psutil
 from oracle import wait_until
 
 import mplog
-from mplog.deaths import has_ended
+from mplog.monitoring.deaths import has_ended
 
 #: The directory that mplog is imported from: where it is installed, which may be the checkout.
 INSTALLED = Path(mplog.__file__).parents[1]
 
+_TESTS = Path(__file__).parent
+
+#: Where the modules of the tests are.
+FOLDERS = [str(_TESTS), *sorted({str(file.parent) for file in _TESTS.rglob("test_*.py")})]
+
 
 def environment(**changes: str | None) -> dict[str, str]:
     """Return this process's environment, with mplog and the tests importable, and these changes; None takes one out."""
-    path = os.pathsep.join(filter(None, (str(INSTALLED), str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(INSTALLED), *FOLDERS, os.environ.get("PYTHONPATH"))))
     merged = {**os.environ, "PYTHONPATH": path, **changes}
     return {name: value for name, value in merged.items() if value is not None}
 

@@ -20,10 +20,10 @@ import selectors
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from mplog import fifo
 from mplog.errors import NoReaderError
-from mplog.handler import QueueHandler
-from mplog.worker import all_loggers
+from mplog.queue import fifo
+from mplog.worker.attach import all_loggers
+from mplog.worker.queue_handler import QueueHandler
 
 __all__ = ["LONGEST_LINE", "Capture", "Lines"]
 

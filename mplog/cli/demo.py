@@ -20,10 +20,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from mplog.cli.servers import seconds
-from mplog.pools import Process
-from mplog.server import LogServer
-from mplog.statistics import Stats
+from mplog.cli.server_options import seconds
+from mplog.monitoring.statistics import Stats
+from mplog.server.log_server import LogServer
+from mplog.server.pools import Process
 
 __all__ = ["Account", "add_arguments", "run"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from mplog.sinks import DEFAULT_FORMAT
+from mplog.sinks.sink import DEFAULT_FORMAT
 
 __all__ = ["Filter", "LineParser", "Parsed"]
 

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mplog.cli.queues import running_queue
+from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError
-from mplog.fifo import open_writer
+from mplog.queue.fifo import open_writer
 
 if TYPE_CHECKING:
     import logging
@@ -215,7 +215,7 @@ def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
     if record.level < _effective_level(state, record.logger) or record.level <= state["disable"]:
         return lambda message: None
     from mplog.cli.wire import encode
-    from mplog.frame import RECORD, frame
+    from mplog.record.frame import RECORD, frame
 
     level_name = state["level_names"].get(str(record.level), f"Level {record.level}")
     origin = os.getpid(), record.logger, record.level, level_name, record.process
@@ -278,7 +278,7 @@ def _through_attach(directory: str, record: _Record, begin: int = 1) -> Callable
     import logging
 
     from mplog.errors import NoReaderError
-    from mplog.worker import attach
+    from mplog.worker.attach import attach
 
     handler = attach(directory)
     log_queue: Any = handler.queue

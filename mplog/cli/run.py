@@ -20,10 +20,9 @@ import os
 import sys
 
 from mplog.cli.capture import Capture
-from mplog.cli.command import NOT_EXECUTABLE, NOT_FOUND, Command, signals_held
+from mplog.cli.child import NOT_EXECUTABLE, NOT_FOUND, Command, signals_held
 from mplog.cli.main import MISUSED, MisusedError
-from mplog.cli.queues import running_queue
-from mplog.cli.servers import (
+from mplog.cli.server_options import (
     add_server_arguments,
     given_server_arguments,
     make_server,
@@ -32,10 +31,11 @@ from mplog.cli.servers import (
     to_level,
     unwritten,
 )
-from mplog.deaths import describe_end, memory_kills
+from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError
-from mplog.server import LogServer
-from mplog.worker import MPLOG_QUEUE, attach
+from mplog.monitoring.deaths import describe_end, memory_kills
+from mplog.server.log_server import LogServer
+from mplog.worker.attach import MPLOG_QUEUE, attach
 
 __all__ = ["add_arguments", "run"]
 

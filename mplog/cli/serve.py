@@ -26,10 +26,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from mplog.cli.command import has_terminal
+from mplog.cli.child import has_terminal
 from mplog.cli.main import MisusedError
-from mplog.cli.queues import running_queue
-from mplog.cli.servers import (
+from mplog.cli.server_options import (
     account,
     add_server_arguments,
     given_server_arguments,
@@ -38,9 +37,10 @@ from mplog.cli.servers import (
     start,
     unwritten,
 )
+from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError, QueueNotFoundError
-from mplog.queue import LogQueue
-from mplog.server import LogServer
+from mplog.queue.log_queue import LogQueue
+from mplog.server.log_server import LogServer
 
 __all__ = ["add_arguments", "run"]
 

@@ -22,9 +22,9 @@ from collections.abc import Iterable, Iterator
 from mplog.cli.following import CHUNK, LONGEST_LINE, Follower, open_compressed, open_log, read_lines
 from mplog.cli.lines import Filter, LineParser
 from mplog.errors import MplogError
-from mplog.plain import printable
-from mplog.running import find_servers
-from mplog.sinks import DEFAULT_FORMAT
+from mplog.monitoring.running import find_servers
+from mplog.record.plain import printable
+from mplog.sinks.sink import DEFAULT_FORMAT
 
 __all__ = ["add_arguments", "run"]
 

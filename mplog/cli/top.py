@@ -1,6 +1,6 @@
 """``mplog top``: the servers that run, as a screen, a table, or JSON.
 
-The rule of this file: **it only looks** (`mplog.running`). No server notices, whatever state it is in.
+The rule of this file: **it only looks** (`mplog.monitoring.running`). No server notices, whatever state it is in.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 
 from mplog.errors import MplogError
-from mplog.plain import printable
-from mplog.running import Found, RunningServer, Snapshot, find_servers
-from mplog.statistics import Stats
+from mplog.monitoring.running import Found, RunningServer, Snapshot, find_servers
+from mplog.monitoring.statistics import Stats
+from mplog.record.plain import printable
 
 __all__ = ["Look", "Worker", "add_arguments", "run"]
 

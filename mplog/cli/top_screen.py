@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mplog.cli.top import SORTS, Look, Watcher, Worker, dropped_text, duration, fill_text, size
-from mplog.plain import printable
+from mplog.record.plain import printable
 
 __all__ = ["Screen", "show"]
 

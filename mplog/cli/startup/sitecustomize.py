@@ -56,7 +56,7 @@ class _Finder:
 
 def _tell(name: str) -> None:
     try:
-        from mplog import autoattach
+        from mplog.worker import autoattach
     except ImportError:
         return  # another Python, without mplog: it logs as ever
     autoattach.on_import(name)
@@ -76,7 +76,9 @@ def _chain() -> None:
 
 
 # A logging process of mplog's is none of the programs that are to log.
-if not any("from mplog.supervisor import run" in argument for argument in getattr(sys, "orig_argv", ())):
+if not any(
+    "from mplog.logging_process.supervisor import run" in argument for argument in getattr(sys, "orig_argv", ())
+):
     sys.meta_path.insert(0, _Finder)
     for _name in _WAITED_FOR:
         if _name in sys.modules:

@@ -1,0 +1,154 @@
+"""What ``run`` and ``serve`` share: a server from options, its start, and its account at the end.
+
+The rule of this file: **a key of the terminal is for the command, never for the log.** Ctrl-C, Ctrl-\\ and Ctrl-Z reach
+every process of the job; the logging process must neither end nor stop by them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+from typing import Any
+
+from mplog.cli.main import MisusedError
+from mplog.errors import MplogError
+from mplog.monitoring.statistics import Stats
+from mplog.server.log_server import LogServer
+from mplog.sinks.file import FileSink
+from mplog.sinks.sink import ConsoleSink, Sink
+
+__all__ = [
+    "account",
+    "add_server_arguments",
+    "given_server_arguments",
+    "make_server",
+    "seconds",
+    "start",
+    "to_level",
+    "unwritten",
+]
+
+#: The root logger's level where none is given: the programs of a script do not set one, and logging's own default,
+#: WARNING, would drop most of what they say.
+DEFAULT_LEVEL = "INFO"
+
+#: A year, in seconds: the operating system takes no number that is much higher, and none that is infinite.
+_LONGEST_WAIT = 365 * 86400.0
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where and how to write."""
+    group = parser.add_argument_group("where and how to write")
+    group.add_argument(
+        "--log", metavar="FILE", action="append", help="a log file, or - for standard error; may be given several times"
+    )
+    group.add_argument("--config", metavar="FILE", help="a .toml or .json logging configuration, in place of the rest")
+    group.add_argument("--level", help=f"the level of the root logger, by name or number (default: {DEFAULT_LEVEL})")
+    form = group.add_mutually_exclusive_group()
+    form.add_argument(
+        "--format", metavar="TEXT", help="the format of a line, as in logging: '%%(asctime)s %%(message)s'"
+    )
+    form.add_argument("--json", action="store_true", help="write a JSON object for each record, with all its fields")
+    group.add_argument("--rotate", metavar="WHEN", help="begin a new file: '100 MB', 'daily', '1 GB or midnight'")
+    group.add_argument("--keep", metavar="WHAT", help="which rotated files to keep: '10', '14 days and 2 GB'")
+    group.add_argument("--compress", choices=["gz", "zst"], help="compress the rotated files")
+
+
+def seconds(text: str) -> float:
+    """Return a time of the command line, which somebody may wait for."""
+    value = float(text)
+    if not 0 <= value <= _LONGEST_WAIT:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {_LONGEST_WAIT:.0f} seconds")
+    return value
+
+
+def given_server_arguments(arguments: argparse.Namespace) -> list[str]:
+    """Return the names of the options that say how a server is to write, of those that are given."""
+    names = ("log", "config", "level", "format", "json", "rotate", "keep", "compress")
+    return [name for name in names if getattr(arguments, name) not in (None, False)]
+
+
+def make_server(arguments: argparse.Namespace) -> LogServer:
+    """Return the server that the options describe, not started.
+
+    Raises:
+        MisusedError: they make no sense.
+        MplogError: it cannot be made as they say: the configuration cannot be read, or a library is not installed.
+    """
+    given = given_server_arguments(arguments)
+    if arguments.config is not None:
+        others = [name for name in given if name != "config"]
+        if others:
+            raise MisusedError(f"--config says all of it, so --{others[0]} cannot be given beside it")
+        return LogServer(config=arguments.config)
+    if not arguments.log:
+        raise MisusedError("it does not know where to write: give --log FILE, or --config FILE")
+    level = to_level(arguments.level or DEFAULT_LEVEL)
+    try:
+        return LogServer(*(_to_sink(path, arguments) for path in arguments.log), level=level, format=_format(arguments))
+    except (ValueError, TypeError) as error:
+        raise MisusedError(str(error)) from error
+    except (OSError, ImportError) as error:
+        raise MplogError(str(error)) from error
+
+
+def to_level(text: str) -> int:
+    """Return the number of a level of the command line.
+
+    Raises:
+        MisusedError: there is none of that name.
+    """
+    if text.lstrip("-").isdigit():
+        return int(text)
+    level = logging.getLevelName(text.upper())
+    if not isinstance(level, int):
+        raise MisusedError(f"there is no level {text}: DEBUG, INFO, WARNING, ERROR, CRITICAL or a number")
+    return level
+
+
+def _to_sink(path: str, arguments: argparse.Namespace) -> Sink:
+    if path == "-":
+        return ConsoleSink()
+    keep = int(arguments.keep) if arguments.keep and arguments.keep.isdigit() else arguments.keep
+    return FileSink(path, rotate=arguments.rotate, keep=keep, compress=arguments.compress)
+
+
+def _format(arguments: argparse.Namespace) -> Any:
+    if arguments.json:
+        from mplog.formats.json import JSONFormatter
+
+        return JSONFormatter()
+    return arguments.format
+
+
+def start(server: LogServer) -> None:
+    """Start the server, its logging process out of reach of the keys that end or stop a job.
+
+    It ignores SIGINT by itself; SIGQUIT and SIGTSTP it inherits as blocked.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGQUIT, signal.SIGTSTP})
+    try:
+        server.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unwritten(stats: Stats) -> list[str]:
+    """Return what did not get into the log, in words; nothing where all did."""
+    lost = [f"{count:,} not written by {handler}" for handler, count in stats.failed.items()]
+    lost += [f"{count:,} dropped: {reason.value}" for reason, count in stats.dropped_by_reason.items() if count]
+    if stats.incomplete:
+        lost.append(f"{stats.incomplete:,} long ones whose writers ended half-way")
+    if stats.broken:
+        lost.append(f"{stats.broken:,} pieces of garbage in the queue")
+    return lost
+
+
+def account(stats: Stats) -> str:
+    """Return how much was written, in a line."""
+    processes = len(stats.by_process)
+    return (
+        f"{stats.written:,} record{'' if stats.written == 1 else 's'} "
+        f"of {processes:,} process{'' if processes == 1 else 'es'} written"
+    )

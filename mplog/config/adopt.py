@@ -1,0 +1,233 @@
+"""What a program has set up, as a configuration: `describe_handlers`.
+
+The rule of this file: **what cannot be described exactly is refused.** A handler of the standard library, or of
+Django, is its class and the arguments that made it; a handler of another class may hold anything, and only its author
+knows how to make it again in another process.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mplog.config.configurator import Given
+from mplog.errors import ConfigurationError
+from mplog.worker.attach import all_loggers
+from mplog.worker.queue_handler import QueueHandler
+
+__all__ = ["describe_handlers"]
+
+
+def describe_handlers() -> dict[str, Any]:
+    """Return a configuration with the handlers of all loggers of this process.
+
+    Raises:
+        ConfigurationError: one of them cannot be described, or there is none.
+    """
+    description = _Description()
+    loggers = {}
+    for name, logger in all_loggers().items():
+        handlers = [handler for handler in logger.handlers if not isinstance(handler, logging.NullHandler)]
+        if handlers:
+            names = [description.name_of(handler, name or "root") for handler in handlers]
+            loggers[name] = {"handlers": names, "propagate": logger.propagate}
+    if not loggers:
+        raise ConfigurationError(
+            "root.handlers: this program has set up no handler that could be taken over. Call logging.basicConfig() or "
+            "the like before, or give LogServer a path.",
+            place="root.handlers",
+        )
+    return {"version": 1, **description.sections, "loggers": loggers}
+
+
+class _Description:
+    """Handlers, formatters and filters by the names that they get.
+
+    Attributes:
+        sections: of the configuration.
+    """
+
+    def __init__(self) -> None:
+        self.sections: dict[str, dict[str, Any]] = {"formatters": {}, "filters": {}, "handlers": {}}
+        self._names: dict[tuple[str, int], str] = {}
+
+    def name_of(self, handler: logging.Handler, logger: str) -> str:
+        """Return the name of a handler in the configuration."""
+        return self._add("handlers", handler, handler.name, lambda: self._describe(handler, logger))
+
+    def _add(self, section: str, thing: Any, name: str | None, describe: Callable[[], Any]) -> str:
+        key = section, id(thing)
+        if key not in self._names:
+            entry = describe()
+            entries = self.sections[section]
+            if not name or name in entries:
+                name = f"{name or type(thing).__name__}-{len(entries) + 1}"
+            entries[name] = entry
+            self._names[key] = name
+        return self._names[key]
+
+    def _describe(self, handler: logging.Handler, logger: str) -> dict[str, Any]:
+        kind = type(handler)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        describe = _DESCRIBED.get(kind) or _DESCRIBED_BY_NAME.get(name)
+        if describe is None:
+            raise _cannot_move(handler, logger, _remedy(handler))
+        try:
+            arguments, made = describe(handler)
+        except _CannotDescribeError as error:
+            raise _cannot_move(handler, logger, str(error)) from None
+        if isinstance(handler, logging.handlers.MemoryHandler) and handler.target is not None:
+            arguments["target"] = self.name_of(handler.target, logger)
+        entry = {"class": "logging.StreamHandler" if kind is _STDERR else name, **arguments}
+        entry["level"] = handler.level
+        if handler.formatter is not None:
+            formatter = handler.formatter
+            entry["formatter"] = self._add("formatters", formatter, None, lambda: {"()": Given(formatter)})
+        entry["filters"] = [
+            self._add("filters", filter, None, lambda filter=filter: {"()": Given(filter)})  # type: ignore[misc]
+            for filter in handler.filters
+        ]
+        # What was set on the handler later: a terminator, a namer.
+        more = {key: value for key, value in vars(handler).items() if key not in _STATE | arguments.keys() | made}
+        if more:
+            entry["."] = more
+        return entry
+
+
+#: What every handler has, or has in one process only.
+_STATE = frozenset(
+    {"filters", "_name", "level", "formatter", "_closed", "lock", "stream", "_builtin_open", "sock", "retryTime"}
+    | {"buffer", "target", "dev", "ino", "rolloverAt"}
+)
+
+
+class _CannotDescribeError(Exception):
+    """Why not, and what to do."""
+
+
+Described = tuple[dict[str, Any], frozenset[str]]
+
+
+#: Has always the stderr of the moment. logging.lastResort is one; so is the handler that dill has, and with it every
+#: program that has imported multiprocess.
+_STDERR: type[logging.Handler] = type(logging.lastResort)  # type: ignore[assignment]
+
+
+def _stream(handler: Any) -> Described:
+    if type(handler) is _STDERR:
+        return {"stream": "ext://sys.stderr"}, frozenset()
+    for name in ("stderr", "stdout"):
+        if handler.stream in (getattr(sys, name), getattr(sys, f"__{name}__")):
+            return {"stream": f"ext://sys.{name}"}, frozenset()
+    raise _CannotDescribeError(
+        f"its stream {handler.stream!r} exists in this process only. Take it off, or have it write to sys.stderr or to "
+        "a file"
+    )
+
+
+def _file(handler: Any) -> Described:
+    # What is in the file already stays there.
+    arguments = {"filename": handler.baseFilename, "encoding": handler.encoding, "errors": handler.errors}
+    return arguments, frozenset({"baseFilename", "mode", "delay"})
+
+
+def _rotating(handler: Any) -> Described:
+    arguments, made = _file(handler)
+    return {**arguments, "maxBytes": handler.maxBytes, "backupCount": handler.backupCount}, made
+
+
+def _timed(handler: Any) -> Described:
+    arguments, made = _file(handler)
+    unit = {"S": 1, "M": 60, "H": 60 * 60, "D": 60 * 60 * 24, "MIDNIGHT": 60 * 60 * 24}.get(handler.when, 7 * 86400)
+    arguments |= {"when": handler.when, "interval": handler.interval // unit, "backupCount": handler.backupCount}
+    arguments |= {"utc": handler.utc, "atTime": handler.atTime}
+    # As it would be without what was set later: a suffix, for one.
+    fresh = vars(logging.handlers.TimedRotatingFileHandler(**arguments, delay=True))
+    return arguments, made | {name for name, value in vars(handler).items() if fresh.get(name) == value}
+
+
+def _memory(handler: Any) -> Described:
+    if handler.buffer:
+        handler.flush()
+    names = ("capacity", "flushLevel", "flushOnClose")
+    return {name: getattr(handler, name) for name in names}, frozenset()
+
+
+def _syslog(handler: Any) -> Described:
+    return (
+        {"address": handler.address, "facility": handler.facility, "socktype": handler.socktype},
+        frozenset({"socket", "unixsocket", "createSocket"}),
+    )
+
+
+def _socket(handler: Any) -> Described:
+    names = {"address", "closeOnError", "retryStart", "retryMax", "retryFactor", "retryPeriod"}
+    return {"host": handler.host, "port": handler.port}, frozenset(names) - {"closeOnError"}
+
+
+def _http(handler: Any) -> Described:
+    names = ("host", "url", "method", "secure", "credentials", "context")
+    return {name: getattr(handler, name) for name in names}, frozenset()
+
+
+def _smtp(handler: Any) -> Described:
+    arguments = {
+        "mailhost": handler.mailhost if handler.mailport is None else (handler.mailhost, handler.mailport),
+        "fromaddr": handler.fromaddr,
+        "toaddrs": handler.toaddrs,
+        "subject": handler.subject,
+        "credentials": (handler.username, handler.password) if handler.username is not None else None,
+        "secure": handler.secure,
+        "timeout": handler.timeout,
+    }
+    return arguments, frozenset({"mailport", "username", "password"})
+
+
+def _django_mail(handler: Any) -> Described:
+    reporter = handler.reporter_class
+    arguments = {"include_html": handler.include_html, "email_backend": handler.email_backend}
+    return {**arguments, "reporter_class": f"{reporter.__module__}.{reporter.__qualname__}"}, frozenset()
+
+
+#: How to say what makes a handler: its arguments, and which of its other attributes these make.
+_DESCRIBED: dict[type, Callable[[Any], Described]] = {
+    logging.StreamHandler: _stream,
+    _STDERR: _stream,
+    logging.FileHandler: _file,
+    logging.handlers.WatchedFileHandler: _file,
+    logging.handlers.RotatingFileHandler: _rotating,
+    logging.handlers.TimedRotatingFileHandler: _timed,
+    logging.handlers.MemoryHandler: _memory,
+    logging.handlers.SysLogHandler: _syslog,
+    logging.handlers.SocketHandler: _socket,
+    logging.handlers.DatagramHandler: _socket,
+    logging.handlers.HTTPHandler: _http,
+    logging.handlers.SMTPHandler: _smtp,
+}
+
+#: The same for classes of others, by name. Django's default logging has this one, so every program under Django has it.
+_DESCRIBED_BY_NAME = {"django.utils.log.AdminEmailHandler": _django_mail}
+
+
+def _remedy(handler: logging.Handler) -> str:
+    if isinstance(handler, QueueHandler):
+        return "another LogServer is running. Stop that one first, or add what you need to it"
+    if isinstance(handler, logging.handlers.QueueHandler):
+        return (
+            "a QueueHandler and the thread behind it are what the server takes the place of. Set up the handlers "
+            "behind it directly"
+        )
+    return (
+        "only handlers of the standard library and Django's, and no classes made from them, can be described. Take it "
+        "off its logger (removeHandler), or describe it yourself: LogServer(config={'version': 1, 'handlers': {'name': "
+        "{'()': factory}}, ...})"
+    )
+
+
+def _cannot_move(handler: logging.Handler, logger: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{logger}.handlers: {handler!r} cannot be moved into the logging process: {why}.", place=f"{logger}.handlers"
+    )

@@ -1,0 +1,188 @@
+"""The stdlib's file and stream handlers, as mplog writes them; and sinks as handlers. Runs in the logging process.
+
+The rule of this file: **the same names and the same bytes as the stdlib's own handler, or that handler itself.** What
+cannot be served exactly (a device, an ``errors`` of its own, a ``namer`` or ``rotator``, a symbolic link that would be
+rotated) is left to the stdlib.
+"""
+
+from __future__ import annotations
+
+import inspect
+import locale
+import logging
+import logging.handlers
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mplog.sinks.file import FileSink
+from mplog.sinks.log_file import LogFileHandler
+from mplog.sinks.raw import RawSink
+from mplog.sinks.routed import RoutedFileSink
+from mplog.sinks.sink import ConsoleSink, Sink, TextHandler
+from mplog.sinks.stdlib_rotation import RotatingFile, TimedRotatingFile, WatchedFile
+
+__all__ = ["FILE_HANDLERS", "SERVED", "SINKS", "Handlers"]
+
+FILE_HANDLERS = (
+    logging.FileHandler,
+    logging.handlers.WatchedFileHandler,
+    logging.handlers.RotatingFileHandler,
+    logging.handlers.TimedRotatingFileHandler,
+)
+
+#: The classes that are served, and none that are made from them.
+SERVED = (*FILE_HANDLERS, logging.StreamHandler)
+
+#: Sinks that look at nothing of a record but its text.
+SINKS = (FileSink, RoutedFileSink, ConsoleSink, RawSink)
+
+#: What may be set on a handler that is served: what no other attribute could mean.
+_ATTRIBUTES = {"terminator"}
+
+
+class Handlers:
+    """Makes the handlers of one configuration.
+
+    Args:
+        restarted: whether another logging process has written the files before: ``mode: "w"`` then empties none, and
+            ``"x"`` opens what is there.
+    """
+
+    def __init__(self, *, restarted: bool) -> None:
+        self._restarted = restarted
+        #: By path: the handler that holds the file, and what it is like.
+        self._files: dict[str, tuple[LogFileHandler, tuple[Any, ...]]] = {}
+
+    def make(self, kind: type[logging.Handler], attributes: Mapping[str, Any], **given: Any) -> logging.Handler:
+        """Return what writes as a handler of the stdlib does.
+
+        Args:
+            kind: its class, one of `SERVED`.
+            attributes: what is going to be set on it.
+            given: its arguments.
+        """
+        bound = inspect.signature(kind).bind(**given)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        if kind is logging.StreamHandler:
+            return _stream(arguments["stream"])
+        # Before the mode changes: which files are ours must be the same in each process, whose notes number them.
+        is_served = _can_be_served(kind, arguments) and not attributes.keys() - _ATTRIBUTES
+        if self._restarted and not (arguments.get("mode") or "a").startswith("a"):
+            arguments["mode"] = given["mode"] = "a"
+        if not is_served:
+            return kind(**given)
+        return self._file(kind, arguments) or kind(**given)
+
+    def open_sink(self, kind: type[Sink], format: logging.Formatter | None, **given: Any) -> logging.Handler:
+        """Return the handler of a sink.
+
+        Args:
+            kind: its class.
+            format: its formatter; None for what a handler without one writes.
+            given: its other arguments.
+        """
+        sink = kind(**given) if format is None else kind(**given, format=format)
+        sink.restarted = self._restarted
+        return sink.open(logging.Formatter())
+
+    def _file(self, kind: type[logging.Handler], arguments: dict[str, Any]) -> logging.Handler | None:
+        """Return what writes a file; None where another handler writes it in another way."""
+        path = os.path.abspath(arguments["filename"])
+        encoding = arguments["encoding"]
+        if encoding in (None, "locale"):
+            encoding = locale.getpreferredencoding(False)
+        maker, how = _maker(kind, arguments)
+        likeness = (encoding, maker, how)
+        real = os.path.realpath(path)
+        if real in self._files:
+            # Two handlers on one file are no mistake in the stdlib; one writes for both.
+            owner, its_likeness = self._files[real]
+            return _SameFileHandler(owner) if its_likeness == likeness else None
+        umask = os.umask(0)
+        os.umask(umask)
+        # As open() would make and open it.
+        options: dict[str, Any] = {"encoding": encoding, "permissions": 0o666 & ~umask, "follow_symlinks": True}
+        handler = maker(path, **how, **options, delay=arguments["delay"])
+        if _empties(arguments) and os.path.getsize(path):
+            os.truncate(path, 0)  # while it is locked
+            handler.close()
+            handler = maker(path, **how, **options)
+        self._files[real] = handler, likeness
+        return handler
+
+
+def _maker(kind: type[logging.Handler], arguments: Mapping[str, Any]) -> tuple[type[LogFileHandler], dict[str, Any]]:
+    """Return the class that serves a handler, and what makes it different from others of that class."""
+    if kind is logging.handlers.WatchedFileHandler:
+        return WatchedFile, {}
+    if kind is logging.handlers.RotatingFileHandler and arguments["maxBytes"] > 0 and arguments["backupCount"] > 0:
+        return RotatingFile, {"max_bytes": arguments["maxBytes"], "backup_count": arguments["backupCount"]}
+    if kind is logging.handlers.TimedRotatingFileHandler:
+        names = ("when", "interval", "backupCount", "utc", "atTime")
+        return TimedRotatingFile, {"schedule": {name: arguments[name] for name in names}}
+    return LogFileHandler, {}
+
+
+def _empties(arguments: Mapping[str, Any]) -> bool:
+    # As RotatingFileHandler decides.
+    return arguments.get("mode") == "w" and arguments.get("maxBytes", 0) <= 0
+
+
+def _can_be_served(kind: type[logging.Handler], arguments: Mapping[str, Any]) -> bool:
+    if arguments.get("mode", "a") not in ("a", "w") or arguments["errors"] not in (None, "strict", "backslashreplace"):
+        return False
+    if _empties(arguments) and arguments["delay"]:
+        return False  # which empties it when the first record comes
+    path = os.path.abspath(arguments["filename"])
+    if _maker(kind, arguments)[1] and os.path.islink(path):
+        return False  # the stdlib would rename the link
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)  # and no device, such as /dev/stdout
+    except FileNotFoundError:
+        return True
+
+
+def _stream(stream: Any) -> logging.Handler:
+    """Return what writes to a stream as ``logging.StreamHandler`` does."""
+    if stream is None or stream is sys.stderr:
+        return ConsoleSink("stderr", color=False).make_handler()
+    if stream is sys.stdout:
+        return ConsoleSink("stdout", color=False).make_handler()
+    return logging.StreamHandler(stream)
+
+
+class _SameFileHandler(TextHandler):
+    """Writes to the file of another handler, which holds it open."""
+
+    can_wait = True
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def __repr__(self) -> str:
+        return repr(self._owner)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+        descriptor: int = self._owner.fileno()
+        return descriptor
+
+    def write(self, texts: list[str]) -> None:
+        self._owner.written = 0
+        try:
+            self._owner.write(texts)
+        except Exception:
+            self.written = self._owner.written
+            raise
+
+    def close(self) -> None:
+        """Write the rest."""
+        try:
+            self.flush()
+        finally:
+            super().close()

@@ -1,0 +1,341 @@
+"""One ``logging.config`` dictionary for all processes: `LoggingConfig`.
+
+::
+
+    version 1 dictionary ---> handlers, formatters, their filters ---> the logging process   (`ConfigSink`)
+    or TOML, or JSON     \\--> levels, propagate, filters of loggers --> the program, workers (`LoggingConfig.apply`)
+
+The rule of this file: **the stdlib reads the configuration.** ``logging.config.DictConfigurator`` itself builds what
+there is to build, in the process where it belongs. What is ours is to find mistakes before any process is started, by
+their place in the configuration, to have the stdlib's file and stream handlers written by mplog's sinks, and to take
+these sinks as handlers, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import logging.config
+import logging.handlers
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mplog.config.check import check_config, check_pickles, check_writable, read_config
+from mplog.config.configurator import Configurator, kind_of
+from mplog.config.handlers import FILE_HANDLERS, SERVED, SINKS
+from mplog.config.mistakes import cause_of, first_cause, stdlib_mistake, texts, wrong
+from mplog.errors import MplogError
+from mplog.formats.json import JSONFormatter
+from mplog.record.portable import dump
+from mplog.sinks.collisions import check_names
+from mplog.sinks.file import FileSink
+from mplog.sinks.raw import check_raw_names
+from mplog.sinks.sink import Sink
+from mplog.worker.attach import Layout, all_loggers
+
+__all__ = ["ConfigSink", "LoggingConfig"]
+
+#: A name of the program's own script, as ``class``, ``()`` and ``ext://`` give it.
+_OF_MAIN = re.compile(r"(?:ext://)?__main__\.(\w+)")
+
+
+class LoggingConfig:
+    """A configuration, checked and split.
+
+    Args:
+        source: a dictionary for ``logging.config.dictConfig``; or the path of a ``.toml`` or ``.json`` file that holds
+            one.
+        adopted: the loggers are set up already: leave their levels, filters and ``propagate`` as they are, and have
+            the workers take all of them over.
+
+    Attributes:
+        sink: what the logging process opens.
+        raw_names: the names of sinks for bytes.
+
+    Raises:
+        ConfigurationError: something in it is wrong; ``place`` says where.
+    """
+
+    def __init__(self, source: Mapping[str, Any] | str | os.PathLike[str], *, adopted: bool = False) -> None:
+        config = dict(source) if isinstance(source, Mapping) else read_config(source)
+        self._adopted = adopted
+        self._config, self._sinks = check_config(config)
+        self._loggers = _loggers_of(self._config)
+        # Relative paths start where the program is at this moment.
+        handlers = {
+            name: FileSink(handler["filename"], follow_symlinks=True)
+            for name, handler in _plain(self._config, "handlers", {}).items()
+            if "()" not in handler and kind_of(handler) in FILE_HANDLERS
+        }
+        sinks = {name: sink for name, sink in self._sinks.items() if isinstance(sink, FileSink)}
+        self._files = {**handlers, **sinks}
+        try:
+            # Two of the stdlib's handlers may write one file.
+            check_names([*{os.path.realpath(file.path): file for file in handlers.values()}.values(), *sinks.values()])
+            self.raw_names = check_raw_names(list(self._sinks.values()))
+        except ValueError as error:
+            raise wrong("handlers", str(error), "") from None
+
+    def __repr__(self) -> str:
+        return f"config: {', '.join(_plain(self._config, 'handlers', {})) or 'no handlers'}"
+
+    @property
+    def files(self) -> list[str]:
+        """The absolute paths of file handlers and sinks, but of devices and the like."""
+        paths = [file.path for file in self._files.values()]
+        return [path for path in paths if os.path.isfile(path) or not os.path.lexists(path)]
+
+    # --- for the logging process ---
+
+    @property
+    def sink(self) -> ConfigSink:
+        """The part of the logging process, which pickles.
+
+        Raises:
+            ConfigurationError: something in it does not pickle, or a file cannot be written.
+        """
+        config = dict(self._config)
+        config["handlers"] = {name: dict(entry) for name, entry in _plain(config, "handlers", {}).items()}
+        for name, file in self._files.items():
+            key = "path" if name in self._sinks else "filename"
+            if key in config["handlers"][name]:  # a sink of the program's own may know it by itself
+                config["handlers"][name][key] = file.path
+            check_writable(f"handlers.{name}.{key}", file.path)
+        config["loggers"] = {
+            name: {"handlers": self._handlers_of(name), "propagate": self._propagates(name)}
+            for name in self._loggers
+            if name
+        }
+        for name in self._cut_above():
+            config["loggers"].setdefault(name, {"propagate": False})
+        config["root"] = {"handlers": self._handlers_of("")}
+        config["disable_existing_loggers"] = False
+        of_main = _find_of_main(config)
+        check_pickles(config)
+        return ConfigSink(config, of_main, list(self._files.values()))
+
+    def _handlers_of(self, name: str) -> list[str]:
+        return list(self._loggers.get(name, {}).get("handlers") or ())
+
+    # --- for the program and its workers ---
+
+    def layout(self, *, by_value: bool = False) -> Layout:
+        """Return where processes need a QueueHandler: at the last logger on a record's way up that has handlers.
+
+        Args:
+            by_value: for processes that cannot import the program's script.
+        """
+        with_handlers = {name for name in self._loggers if self._handlers_of(name)}
+        senders = {name for name in with_handlers if with_handlers.isdisjoint(self._above(name))}
+        emptied = self._loggers.keys() - senders - {""}
+        return Layout(
+            tuple(sorted(senders)), tuple(sorted(emptied)), self._pickled_filters(by_value=by_value), self._needs_args
+        )
+
+    @functools.cached_property
+    def _needs_args(self) -> bool:
+        """Whether there is anything but the stdlib's formatters, filters and text handlers, which never see them."""
+        known: dict[str, tuple[type, ...]] = {
+            "formatters": (logging.Formatter, JSONFormatter),
+            "filters": (logging.Filter,),
+            "handlers": (*SERVED, *SINKS, logging.NullHandler, logging.handlers.MemoryHandler),
+        }
+        return any(
+            kind_of(config, known[section][0]) not in known[section]
+            for section in known
+            for config in _plain(self._config, section, {}).values()
+        )
+
+    def _above(self, name: str) -> Iterator[str]:
+        """Yield the loggers above one that its records reach."""
+        while name and self._propagates(name):
+            name = name.rpartition(".")[0]
+            yield name
+
+    def _propagates(self, name: str) -> bool:
+        propagate = self._loggers.get(name, {}).get("propagate")
+        if propagate is None:
+            logger = logging.Logger.manager.loggerDict.get(name)
+            return not isinstance(logger, logging.Logger) or logger.propagate
+        return bool(propagate)
+
+    def _cut_above(self) -> Iterator[str]:
+        """Yield the loggers that are not configured, are above one that is, and do not propagate."""
+        for name in self._loggers:
+            for above in self._above(name):
+                if above and not self._propagates(above):
+                    yield above
+
+    @functools.cached_property
+    def filters(self) -> dict[str, list[Any]]:
+        """The filters of loggers, built here, by the logger's name."""
+        if self._adopted:
+            return {name: logger.filters[:] for name, logger in all_loggers().items() if logger.filters}
+        configurator = Configurator({**self._config, "handlers": {}})
+        built: dict[str, Any] = {}
+        filters: dict[str, list[Any]] = {}
+        for name, logger in self._loggers.items():
+            for filter in logger.get("filters") or ():
+                if isinstance(filter, str) and filter not in built:
+                    try:
+                        built[filter] = configurator.configure_filter(configurator.config["filters"][filter])
+                    except Exception as error:
+                        raise wrong(f"filters.{filter}", f"it could not be built: {cause_of(error)}", "") from error
+                filters.setdefault(name, []).append(built[filter] if isinstance(filter, str) else filter)
+        return filters
+
+    def _pickled_filters(self, *, by_value: bool) -> dict[str, bytes]:
+        pickled = {}
+        for name, filters in self.filters.items():
+            try:
+                pickled[name] = dump(filters, by_value=by_value)
+            except Exception as error:
+                raise wrong(
+                    f"loggers.{name or 'root'}.filters",
+                    f"{filters!r} cannot be sent to the workers: {cause_of(error)}",
+                    "Filters of loggers work in every process; keep locks, files and connections out of them, or open "
+                    "them when the first record comes",
+                ) from error
+        return pickled
+
+    def apply(self) -> None:
+        """Give the loggers of this process their levels, filters and ``propagate``, as dictConfig() does."""
+        if self._adopted:
+            return
+        existing = all_loggers()
+        disable = bool(self._config.get("disable_existing_loggers", True))
+        configurator = Configurator({"version": 1})
+        for name, config in self._loggers.items():
+            logger = logging.getLogger(name)
+            if config.get("level") is not None:
+                logger.setLevel(config["level"])
+            if name:
+                logger.disabled = False
+                if config.get("propagate") is not None:
+                    logger.propagate = bool(config["propagate"])
+            configurator.add_filters(logger, self.filters.get(name, ()))
+        for name, logger in existing.items():
+            if not name or name in self._loggers:
+                continue
+            if any(name.startswith(f"{above}.") for above in self._loggers.keys() & existing.keys() if above):
+                logger.setLevel(logging.NOTSET)
+                logger.handlers = []
+                logger.propagate = True
+            else:
+                logger.disabled = disable
+
+    @staticmethod
+    def release_files(handlers: Iterable[logging.Handler]) -> None:
+        """Have handlers that were taken off their loggers let go of their files, which may be rotated meanwhile.
+
+        Each opens its file again when it gets a record, and appends.
+        """
+        for handler in handlers:
+            if isinstance(handler, logging.FileHandler) and type(handler) in FILE_HANDLERS:
+                handler.acquire()
+                try:
+                    if handler.stream is not None:
+                        handler.stream.close()
+                        handler.stream = None
+                    handler.mode = "a"
+                finally:
+                    handler.release()
+
+    def give_back(self, handlers: Iterable[logging.Handler]) -> None:
+        """Have handlers whose files the logging process has rolled over meanwhile not do so again, over those files."""
+        now = int(time.time())
+        for handler in handlers if self._adopted else ():
+            if type(handler) is logging.handlers.TimedRotatingFileHandler and handler.rolloverAt <= now:
+                handler.rolloverAt = handler.computeRollover(now)
+
+
+class ConfigSink(Sink):
+    """The handlers of a configuration, each on its logger.
+
+    Args:
+        config: the configuration, without what is for the program alone.
+        of_main: what it names of the program's ``__main__``, which the logging process has not.
+        files: its log files.
+    """
+
+    def __init__(self, config: dict[str, Any], of_main: dict[str, Any], files: Sequence[FileSink]) -> None:
+        super().__init__()
+        self.config = config
+        self.of_main = of_main
+        self.files = files
+
+    def describe(self) -> str:
+        return ", ".join(self.config["handlers"])
+
+    def clear_up(self) -> None:
+        """Remove the lock files of a logging process that has died."""
+        for file in self.files:
+            file.clear_up()
+
+    def install(self, default: logging.Formatter) -> list[logging.Handler]:
+        """Build the handlers and give them to their loggers. Runs in the logging process.
+
+        Returns:
+            The handlers, in the order in which to close them.
+        """
+        vars(sys.modules["__main__"]).update(self.of_main)
+        configurator = Configurator(dict(self.config), restarted=self.restarted)
+        try:
+            configurator.configure()
+        except Exception as error:
+            cause = first_cause(error)
+            raise cause if isinstance(cause, MplogError) else stdlib_mistake(error) from None
+        _make_django_ready(configurator.built)
+        # Those that write to others come behind them.
+        return list(reversed(configurator.built))
+
+
+def _make_django_ready(handlers: list[logging.Handler]) -> None:
+    """Do what Django's handler of mails needs of ``django.setup()``, which would set up logging. Mails need no apps."""
+    module = sys.modules.get("django.utils.log")
+    if module is not None and any(isinstance(handler, module.AdminEmailHandler) for handler in handlers):
+        importlib.import_module("django.apps").apps.populate(())
+
+
+def _find_of_main(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what the configuration names of this program's ``__main__``."""
+    main = vars(sys.modules["__main__"])
+    names = {found[1] for text in texts(config) if (found := _OF_MAIN.match(text))}
+    return {name: main[name] for name in names if name in main}
+
+
+def _loggers_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the configurations of all loggers by name, that of the root logger, wherever it stands, under ""."""
+    converted = logging.config.BaseConfigurator(dict(config)).config
+    loggers: dict[str, dict[str, Any]] = {}
+    for name, logger in [
+        *_resolved(converted.get("loggers") or {}).items(),
+        ("root", _resolved(converted.get("root"))),
+    ]:
+        if name in ("", "root"):
+            if logger:
+                before = loggers.get("", {})
+                filters = [*(before.get("filters") or ()), *(logger.get("filters") or ())]
+                level = before.get("level") if logger.get("level") is None else logger["level"]
+                loggers[""] = {**logger, "filters": filters, "level": level}
+        else:
+            loggers[name] = logger
+    return loggers
+
+
+def _resolved(value: Any) -> Any:
+    """Return a part of a configuration with its references resolved."""
+    if isinstance(value, dict):
+        return {key: _resolved(value[key]) for key in value}
+    if isinstance(value, list):
+        return [_resolved(value[index]) for index in range(len(value))]
+    return value
+
+
+def _plain(config: Mapping[str, Any], section: str, default: Any) -> Any:
+    return config.get(section) or default

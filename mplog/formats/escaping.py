@@ -1,0 +1,292 @@
+r"""What could forge or disturb a line of a log, escaped so that it can be read back. Runs in the logging process.
+
+The rule of this file: **a record is one line, and its further lines begin with a tab; only a format makes either.**
+Whatever came with a record is escaped before it is formatted, and a line break that is in the text after that (of a
+traceback, a stack, or the format itself) is followed by a tab. Tabs in the record are escaped, so none of them can
+pretend to be that one::
+
+    2026-11-20 18:03:46,567 ERROR    worker-2 jobs | no such file:\nC:\\temp\x1b[2J
+    <tab>Traceback (most recent call last):
+    <tab>  File "job.py", line 3, in <module>
+
+A line that begins with white space belongs to the record above it: log shippers know that form as it is (PostgreSQL
+writes it, too), and ``re.split(r"\n(?!\t)", text)`` gives the records. `unescape` gives back what was there.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import decimal
+import logging
+import re
+import types
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from mplog.formats.json import JSONFormatter
+from mplog.formats.text import BatchFormatter, OnError, Renderer, compiled, renderer
+from mplog.record.layout import EXC_TEXT, EXTRA, MSG, STACK_INFO, Entry, Origin, Record, constant_fields, is_kept
+from mplog.record.plain import ForeignValue, as_number, safe_repr, safe_str, safely
+
+__all__ = ["EscapedJSON", "EscapedText", "escape", "escaped_formatter", "unescape"]
+
+# C1 with NEL, the separators of lines and paragraphs, and bidirectional controls, which show a text in another order
+# than it is in (https://trojansource.codes).
+_BEYOND_ASCII = r"\x80-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_to_escape = re.compile(rf"[\\\x00-\x1f\x7f{_BEYOND_ASCII}\ud800-\udfff]")
+# A traceback has lines, which stay lines.
+_to_escape_in_lines = re.compile(rf"[\\\x00-\x09\x0b-\x1f\x7f{_BEYOND_ASCII}\ud800-\udfff]")
+# In JSON, the characters below U+0020 are escaped already, and none of these stands outside a string.
+_to_escape_in_json = re.compile(rf"[\x7f{_BEYOND_ASCII}]")
+_escaped = re.compile(r"\n\t|\\(?:([\\nrt])|x([0-9a-f]{2})|u([0-9a-f]{4})|U(000[0-9a-f]{5}|0010[0-9a-f]{4}))")
+
+_SHORT = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
+_LONG = {short[1]: character for character, short in _SHORT.items()}
+
+_BLOCKS = frozenset({"exc_text", "stack_info"})
+#: Types whose values look harmless, whatever they are.
+_HARMLESS: frozenset[type] = frozenset(
+    {
+        bool,
+        int,
+        float,
+        types.NoneType,
+        datetime.datetime,
+        datetime.date,
+        datetime.time,
+        datetime.timedelta,
+        decimal.Decimal,
+        uuid.UUID,
+    }
+)
+
+_KEPT_ORIGINS = 10_000
+
+
+def escape(text: str) -> str:
+    r"""Return the text with everything escaped that could forge or disturb a line.
+
+    That is the backslash, control characters (C0, DEL, C1: line breaks, tabs and what terminals obey), U+2028 and
+    U+2029, bidirectional controls, and lone surrogates; as Python writes them: ``\\``, ``\n``, ``\x1b``, ``\u202e``.
+
+    >>> print(escape("C:\\temp\x1b[2J"))
+    C:\\temp\x1b[2J
+    """
+    if text.isprintable() and "\\" not in text:  # far faster than to search it
+        return text
+    return _to_escape.sub(_escape_character, text)
+
+
+def _escape_character(match: re.Match[str]) -> str:
+    character = match[0]
+    code = ord(character)
+    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def _escape_lines(text: str) -> str:
+    """Return a text of several lines with everything escaped but its line breaks."""
+    return _to_escape_in_lines.sub(_escape_character, text)
+
+
+def unescape(text: str) -> str:
+    r"""Return the text as it was logged: a message, any other field, or all the lines of a record.
+
+    It also reads what a sink has escaped because its encoding does not have it. An escape that is none of these stays.
+
+    >>> unescape(r"a tab: \t")
+    'a tab: \t'
+    """
+    return _escaped.sub(_unescape_one, text)
+
+
+def _unescape_one(match: re.Match[str]) -> str:
+    short, *numbers = match.groups()
+    if short:
+        return _LONG[short]
+    return chr(int("".join(filter(None, numbers)), 16)) if any(numbers) else "\n"
+
+
+# --- records ---
+
+
+def _escape_value(name: str, value: Any) -> Any:
+    """Return the value of an attribute: a text escaped, anything else as it looks, where that is not harmless."""
+    if type(value) is str:
+        return _escape_lines(value) if name in _BLOCKS else escape(value)
+    if type(value) in _HARMLESS:
+        return value
+    looks = safe_str(value), safe_repr(value), safely(format, value)
+    escaped = tuple(map(escape, looks))
+    if escaped == looks:
+        return value
+    return ForeignValue(escaped[0], escaped[1], as_number(value), escaped[2])
+
+
+def _escape_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    return {escape(name): _escape_value(name, value) for name, value in fields.items()}
+
+
+def _escape_origin(origin: Origin) -> Origin:
+    """Return the origin escaped; the same object where there is nothing to escape."""
+    values = msgspec.structs.asdict(origin)
+    details = values.pop("details")
+    escaped = {name: _escape_value(name, value) for name, value in values.items()}
+    if details is not None:
+        escaped["details"] = tuple(_escape_value("", value) for value in details)
+    else:
+        escaped["details"] = None
+    return origin if escaped == {**values, "details": details} else Origin(**escaped)
+
+
+class _Origins(dict[Origin, Origin]):
+    """Origins, escaped."""
+
+    def __missing__(self, origin: Origin) -> Origin:
+        escaped = _escape_origin(origin)
+        if is_kept(origin):
+            if len(self) >= _KEPT_ORIGINS:
+                self.clear()
+            self[origin] = escaped
+        return escaped
+
+
+def _escape_entry(entry: Entry, origin: Origin) -> Entry:
+    """Return the record with its texts escaped.
+
+    Args:
+        entry: the record.
+        origin: its origin, escaped.
+    """
+    values = list(entry[0])
+    if values[MSG] is not None:
+        values[MSG] = escape(values[MSG])
+    if values[EXTRA] is not None:
+        values[EXTRA] = _escape_fields(values[EXTRA])
+    for place in (EXC_TEXT, STACK_INFO):
+        if values[place]:
+            values[place] = _escape_lines(values[place])
+    return tuple(values), origin
+
+
+def _escape_record(record: logging.LogRecord, formatter: logging.Formatter) -> logging.LogRecord:
+    """Return a copy of the record with its texts escaped.
+
+    Args:
+        record: any record; one that did not travel, too.
+        formatter: makes a text of its exception where none is there yet.
+    """
+    escaped = copy.copy(record)
+    attributes = dict(record.__dict__)
+    attributes["msg"], attributes["args"] = record.getMessage(), None
+    if record.exc_info and not record.exc_text:
+        attributes["exc_text"] = formatter.formatException(record.exc_info)
+    attributes["exc_info"] = None
+    escaped.__dict__.clear()
+    escaped.__dict__.update(_escape_fields(attributes))
+    if isinstance(record, Record) and isinstance(escaped, Record):
+        escaped.exc_type = _escape_value("", record.exc_type)
+        escaped.exc_message = _escape_value("", record.exc_message)
+        escaped.exc_frames = [(escape(file), line, escape(function)) for file, line, function in record.exc_frames]
+    return escaped
+
+
+# --- formatters ---
+
+
+class EscapedText(BatchFormatter):
+    """Formats as another formatter does, what came with the record escaped.
+
+    Args:
+        formatter: the other one. It sees records whose texts are escaped: a message is ``a\\\\nb``, and so is a value
+            of ``extra`` that is no text, but looks like one with a line break.
+    """
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text."""
+        return _indent(self._formatter.format(_escape_record(record, self._formatter)))
+
+    def renderer(self, terminator: str) -> Renderer | None:
+        """Return the fast way to format a batch; None where the other formatter has none."""
+        inner = compiled(self._formatter, terminator)
+        # The pieces of the other one have the constant fields as they are.
+        if inner is None or _escape_fields(dict(constant_fields)) != constant_fields:
+            return None
+        origins = _Origins()
+
+        def render(batch: Sequence[Entry], on_error: OnError) -> list[str]:
+            escaped = []
+            changed: dict[int, Entry] = {}
+            for entry in batch:
+                values, origin = entry
+                safe_origin = origins[origin]
+                message = values[MSG]
+                if (
+                    safe_origin is origin
+                    and message is not None
+                    and message.isprintable()
+                    and "\\" not in message
+                    and values[EXTRA] is None
+                    and values[EXC_TEXT] is None
+                    and values[STACK_INFO] is None
+                ):
+                    escaped.append(entry)
+                else:
+                    escaped.append(_escape_entry(entry, safe_origin))
+                    changed[id(escaped[-1])] = entry
+            texts = inner.render(escaped, lambda entry, error: on_error(changed.get(id(entry), entry), error))
+            if terminator == "\n" and "".join(texts).count("\n") == len(texts) and "" not in texts:
+                return texts
+            return [_indent(text.removesuffix(terminator)) + terminator if text else "" for text in texts]
+
+        return Renderer(render, inner.needs_details)
+
+
+def _indent(text: str) -> str:
+    return text.replace("\n", "\n\t")
+
+
+class EscapedJSON(BatchFormatter):
+    r"""Writes what a `JSONFormatter` does, with all that is dangerous as ``\uXXXX``, which every JSON parser reads.
+
+    Args:
+        formatter: the `JSONFormatter`.
+    """
+
+    def __init__(self, formatter: JSONFormatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON."""
+        return _escape_json(self._formatter.format(record))
+
+    def renderer(self, terminator: str) -> Renderer | None:
+        """Return the fast way to format a batch."""
+        inner = renderer(self._formatter, terminator)
+
+        def render(batch: Sequence[Entry], on_error: OnError) -> list[str]:
+            texts = inner.render(batch, on_error)
+            return list(map(_escape_json, texts))
+
+        return Renderer(render, inner.needs_details)
+
+
+def _escape_json(text: str) -> str:
+    return text if text.isascii() and "\x7f" not in text else _to_escape_in_json.sub(_escape_json_character, text)
+
+
+def _escape_json_character(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
+
+
+def escaped_formatter(formatter: logging.Formatter) -> logging.Formatter:
+    """Return a formatter that writes what this one does, and nothing that could forge or disturb a line."""
+    return EscapedJSON(formatter) if isinstance(formatter, JSONFormatter) else EscapedText(formatter)

@@ -1,0 +1,214 @@
+"""`JSONFormatter`: one JSON object a line.
+
+The rule of this file: **a line is always valid JSON, whatever was logged.** A value that JSON has no word for is
+written as its text; a text that UTF-8 does not take, with escapes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from mplog.formats.text import BatchFormatter, Piece, Renderer, compile_loop, expression
+from mplog.record.layout import Record, constant_fields, decode, encode
+from mplog.record.plain import safe_str
+
+__all__ = ["JSONFormatter"]
+
+#: What is written by default, in this order: the names in the output, and the attributes of the record.
+DEFAULT_FIELDS = {
+    "time": "created",
+    "level": "levelname",
+    "logger": "name",
+    "message": "message",
+    "process": "processName",
+    "pid": "process",
+}
+
+_STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"taskName", "message", "asctime"}
+_PLAIN_ATTRIBUTES = {"_style", "_fmt", "datefmt", "fields", "time", "exceptions"}
+_UTC = datetime.timezone.utc
+
+
+class JSONFormatter(BatchFormatter):
+    """Write each record as one JSON object on one line.
+
+    Extra attributes that no field shows follow the fields, with their types, those that all records of the server have
+    (``LogServer(fields=)``) first; one that is called like a field gets a trailing underscore. An exception is the
+    field ``exception``, a stack the field ``stack``.
+
+    >>> FileSink("app.jsonl", format=JSONFormatter(time="epoch"))                       # doctest: +SKIP
+
+    Args:
+        fields: what is written: names in the output, and the attributes that they show (any of a record's).
+            None (the default) takes ``time``, ``level``, ``logger``, ``message``, ``process`` and ``pid``.
+        time: how ``created`` is written: ``"rfc3339"`` (the default; UTC, microseconds), or ``"epoch"``, in seconds.
+        exceptions: ``"text"`` (the default) writes the traceback as it would stand in a text log, ``"frames"`` an
+            object with ``type``, ``message``, ``frames`` (of ``file``, ``line``, ``function``) and ``text``.
+
+    Raises:
+        ValueError: `time` or `exceptions` is none of these.
+        TypeError: `fields` is no such dictionary.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, str] | None = None,
+        *,
+        time: Literal["rfc3339", "epoch"] = "rfc3339",
+        exceptions: Literal["text", "frames"] = "text",
+    ) -> None:
+        super().__init__()
+        fields = DEFAULT_FIELDS if fields is None else fields
+        if not isinstance(fields, Mapping) or not all(isinstance(text, str) for text in [*fields, *fields.values()]):
+            raise TypeError(f"fields is a dictionary of names in the output and attributes of records, not {fields!r}")
+        if time not in ("rfc3339", "epoch"):
+            raise ValueError(f"time is written as 'rfc3339' or 'epoch', not as {time!r}")
+        if exceptions not in ("text", "frames"):
+            raise ValueError(f"exceptions are written as 'text' or 'frames', not as {exceptions!r}")
+        self.fields = dict(fields)
+        self.time = time
+        self.exceptions = exceptions
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON."""
+        line = {name: self._attribute(record, attribute) for name, attribute in self.fields.items()}
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            line["exception"] = self._exception(record) if self.exceptions == "frames" else record.exc_text
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        _add(line, record.__dict__.items(), _STANDARD.union(self.fields.values()))
+        return _to_json(line)
+
+    def _attribute(self, record: logging.LogRecord, attribute: str) -> Any:
+        if attribute == "message":
+            return record.getMessage()
+        if attribute == "created":
+            return self._time(record.created)
+        if attribute == "asctime":
+            return self.formatTime(record, self.datefmt)
+        return getattr(record, attribute, None)
+
+    def _exception(self, record: logging.LogRecord) -> dict[str, Any]:
+        arrived = record if isinstance(record, Record) else decode(encode(record))
+        frames = [{"file": file, "line": line, "function": function} for file, line, function in arrived.exc_frames]
+        return {
+            "type": arrived.exc_type,
+            "message": arrived.exc_message,
+            "frames": frames,
+            "text": record.exc_text,
+        }
+
+    def _time(self, created: float) -> str | float:
+        return created if self.time == "epoch" else f"{_date(created // 1)}{_fraction(created)}"
+
+    def renderer(self, terminator: str) -> Renderer | None:
+        """Return the fast way to format a batch; None where the formatter has methods of its own."""
+        if type(self) is not JSONFormatter or not vars(self).keys() <= _PLAIN_ATTRIBUTES:
+            return None
+        pieces = [Piece("{")]
+        for name, attribute in self.fields.items():
+            separator = "," if len(pieces) > 1 else ""
+            pieces.append(Piece(f"{separator}{_encode(_readable(name)).decode()}:"))
+            pieces += self._pieces(attribute)
+        line = dict.fromkeys(self.fields)
+        _add(line, constant_fields.items(), _STANDARD.union(self.fields.values()))
+        more = {name: value for name, value in line.items() if name not in self.fields}
+        if more:
+            pieces.append(Piece(f"{',' if len(pieces) > 1 else ''}{_to_json(more)[1:-1]}"))
+        dated = any("stamp" in piece.expression for piece in pieces)
+        names = {
+            "date": _date,
+            "encode": _encode,
+            "extended": _Extended(line, self.fields),
+        }
+        return compile_loop(
+            # Before 1970, the fraction takes more care.
+            ["assert created >= 1", "stamp = date(created // 1)"] if dated else [],
+            [*pieces, Piece("}")],
+            # Exceptions and stacks are rare, and go the long way.
+            ["if exc_text or stack_info: raise LookupError", "text = extended(text, extra)"],
+            names,
+            self,
+            terminator,
+            rarely="or extra",
+        )
+
+    def _pieces(self, attribute: str) -> list[Piece]:
+        """Return the value of a field."""
+        if attribute == "created" and self.time == "rfc3339":
+            created = frozenset({"created"})
+            return [
+                Piece('"'),
+                Piece(expression="stamp", fields=created),
+                Piece("."),
+                Piece(expression="'%06d' % ((created - second) * 1e6)", fields=created),
+                Piece('Z"'),
+            ]
+        if attribute == "asctime" or (attribute != "message" and hasattr(Record, attribute)):
+            # What is no attribute of its own, but of its class or made for it, goes the long way.
+            return [Piece(expression="no_such_thing", fields=frozenset({"created"}))]
+        fields = frozenset({"msg" if attribute == "message" else attribute})
+        return [Piece(expression=f"encode({expression(attribute)}).decode()", fields=fields)]
+
+
+def _date(second: float) -> str:
+    return datetime.datetime.fromtimestamp(second, _UTC).isoformat()[:19]
+
+
+def _fraction(created: float) -> str:
+    # The remainder of a tiny negative number is 1.
+    return f".{min(int(created % 1 * 1e6), 999_999):06d}Z"
+
+
+class _Extended:
+    """Add the extra attributes to a line."""
+
+    def __init__(self, line: Iterable[str], fields: Mapping[str, str]) -> None:
+        self._taken = _STANDARD.union(fields.values(), line)
+
+    def __call__(self, text: str, extra: dict[str, Any]) -> str:
+        if self._taken.isdisjoint(extra):
+            more = _to_json(extra)
+        else:
+            raise LookupError
+        return f"{text[:-1]},{more[1:]}" if len(text) > 2 else more
+
+
+def _add(line: dict[str, Any], extra: Iterable[tuple[str, Any]], shown_already: frozenset[str]) -> None:
+    for name, value in extra:
+        if name in shown_already:
+            continue
+        place = name
+        while place in line:
+            place += "_"
+        line[place] = value
+
+
+def _to_json(line: dict[str, Any]) -> str:
+    try:
+        return _encode(line).decode()
+    except Exception:
+        # A text that UTF-8 does not take, a key that is no text, an endless nesting, an object with code of its own.
+        return _encode({_readable(name): _plain(value) for name, value in line.items()}).decode()
+
+
+def _plain(value: Any) -> Any:
+    try:
+        _encode(value)
+    except Exception:
+        return _readable(safe_str(value))
+    return value
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+_encode = msgspec.json.Encoder(enc_hook=safe_str).encode

@@ -1,0 +1,129 @@
+"""What is about to be written into files, for the process that comes after a kill. Runs in the logging process.
+
+The rule of this file: **what is announced is in the note of the buffers** (`mplog.queue.buffers`), which changes in one
+instant with what they hold. A batch for more files than have room in there has the rest in files of the queue's
+directory, each written before the note names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from mplog.sinks.log_file import Portion
+
+__all__ = ["Announced", "Announcements", "Noted"]
+
+#: How many are in the note. Each is 46 bytes at most, and the note 4,096, of which what is to be said of restarts takes
+#: up to 1,730 (`mplog.monitoring.restart_lines`), and the rest 60.
+_IN_NOTE = 48
+
+
+class Announced(msgspec.Struct, array_like=True):
+    """What is about to be written into a file.
+
+    Attributes:
+        file: the number of the handler that writes it.
+        device, inode: which file.
+        start, end: its length before and behind.
+    """
+
+    file: int
+    device: int
+    inode: int
+    start: int
+    end: int
+
+
+class Noted(msgspec.Struct, array_like=True):
+    """What is in the note: the latest, and the numbers of the files that hold those before."""
+
+    latest: list[Announced] = []
+    files: list[int] = []
+
+
+class Announcements:
+    """What has been announced since the last commit.
+
+    Args:
+        directory: of the queue.
+        noted: what the note holds, from the process before.
+    """
+
+    def __init__(self, directory: str, noted: Noted) -> None:
+        self._directory = directory
+        self._before = noted
+        self._latest: list[Announced] = []
+        self._files: list[int] = []
+        self._put_away_of: set[int] = set()
+        # Not those that the note names until it changes.
+        self._next = max(noted.files, default=0) + 1
+
+    def before(self) -> Iterator[Announced]:
+        """Yield what the process before had announced and not committed."""
+        for number in self._before.files:
+            with open(self._path(number), "rb") as file:
+                yield from msgspec.msgpack.decode(file.read(), type=list[Announced])
+        yield from self._before.latest
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is announced."""
+        return bool(self._latest or self._files)
+
+    def add(self, index: int, portion: Portion, takes_back: Callable[[int], bool] = lambda inode: False) -> None:
+        """Announce a portion of a handler.
+
+        Args:
+            index: the number of the handler.
+            portion: what it is about to write.
+            takes_back: tells whether the handler, when it takes back what was announced of it before, takes back all
+                that is in a file of this inode.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        device, inode, length = portion.start
+        before = [announced for announced in self._latest if announced.file == index]
+        same = [announced for announced in before if (announced.device, announced.inode) == (device, inode)]
+        if same:
+            same[0].end = portion.end.length
+            return
+        if (before or index in self._put_away_of) and takes_back(inode):
+            return
+        if len(self._latest) >= _IN_NOTE:
+            self._put_away()
+        self._latest.append(Announced(index, device, inode, length, portion.end.length))
+
+    def _put_away(self) -> None:
+        with open(self._path(self._next), "wb") as file:
+            file.write(msgspec.msgpack.encode(self._latest))
+        self._files.append(self._next)
+        self._put_away_of.update(announced.file for announced in self._latest)
+        self._next += 1
+        self._latest = []
+
+    def noted(self) -> Noted:
+        """Return what belongs into the note."""
+        return Noted(self._latest, self._files)
+
+    def clear(self) -> None:
+        """Forget everything: it is written. The files go with `remove`, once the note does not name them any more."""
+        self._latest, self._files = [], []
+        self._put_away_of.clear()
+
+    def remove(self) -> None:
+        """Remove files that the note does not name."""
+        if self._next > 1:
+            for number in range(1, self._next):
+                if number not in self._files:
+                    with contextlib.suppress(OSError):
+                        os.unlink(self._path(number))
+            if not self._files:
+                self._next = 1
+
+    def _path(self, number: int) -> str:
+        return os.path.join(self._directory, f"announced-{number}")

@@ -1,0 +1,138 @@
+"""The intake: takes what workers send out of the FIFO, whatever the sinks are doing. Runs in the logging process.
+
+The rule of this file: **it never waits for a sink.** A thread of its own reads the FIFO into one of the two buffers
+while the other is written out, so a slow disk holds workers up only when the buffers, too, are full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from mplog.queue.buffers import END, FIFO_SIZE, NO_ROOM, BufferPair
+from mplog.queue.overflow import Fill, without_oldest
+
+__all__ = ["Intake"]
+
+#: Milliseconds that it sleeps behind a read, so that many records cost one wake-up. One that comes meanwhile waits.
+_LONGEST_NAP = 3
+#: But no longer than it takes to fill such a part of the FIFO. It takes half of its bytes of records that fill half a
+#: page and a bit, since each has a page to itself.
+_NAP_PART = 0.25
+
+#: So long is waited for the sinks before the oldest records are dropped.
+_SWAP_SECONDS = 0.05
+
+
+class Intake(threading.Thread):
+    """The thread.
+
+    Args:
+        pair: the buffers.
+        fd: the reading end of the FIFO.
+        notify: called when there is something to write, when there is no room for more, and at the end.
+        drops_oldest: where there is no room, make some by dropping the oldest records.
+        fill: told how full the buffers are; None for nobody.
+
+    Attributes:
+        is_over: the last writer has closed the FIFO, and everything is in the buffers.
+        peak: how full they have been, from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        pair: BufferPair,
+        fd: int,
+        notify: Callable[[], None],
+        *,
+        drops_oldest: bool = False,
+        fill: Fill | None = None,
+    ) -> None:
+        super().__init__(name="mplog-intake", daemon=True)
+        self._pair = pair
+        self._fd = fd
+        self._fifo_size = pair.state.fifo_size
+        self._notify = notify
+        self._drops_oldest = drops_oldest
+        self._fill = fill
+        self._has_room = threading.Event()
+        self._stop_fd, self._stopping_fd = os.pipe()
+        self.is_over = False
+        self.peak = 0.0
+
+    def run(self) -> None:
+        """Take in until there is nobody left who could write, or until `stop`."""
+        try:
+            self._run()
+        except BaseException:
+            # Without it nothing would come in any more. Another process takes over from the state in the buffers.
+            try:
+                traceback.print_exc()
+                sys.stderr.flush()
+            finally:  # also where nobody reads it
+                os._exit(os.EX_SOFTWARE)
+
+    def _run(self) -> None:
+        waiting, napping = select.poll(), select.poll()
+        waiting.register(self._fd, select.POLLIN)
+        waiting.register(self._stop_fd, select.POLLIN)
+        napping.register(self._stop_fd, select.POLLIN)
+        read_at = time.monotonic()
+        while all(fd != self._stop_fd for fd, _ in waiting.poll()):
+            count = self._pair.intake(self._fd)
+            self.tell_fill()
+            if count == END:
+                self.is_over = True
+                self._notify()
+                return
+            if count == NO_ROOM:
+                self.peak = 1.0
+                if (
+                    self._drops_oldest
+                    and not self._has_room.wait(_SWAP_SECONDS)
+                    and self._pair.replace(_without_oldest)
+                ):
+                    continue
+                self._notify()
+                self._has_room.wait()
+                self._has_room.clear()
+            elif count:
+                self._notify()
+                before, read_at = read_at, time.monotonic()
+                nap = min(_LONGEST_NAP, int(1000 * (read_at - before) * _NAP_PART * self._fifo_size / count))
+                if nap:
+                    # A writer that finds nobody waiting need not wake anybody up, and more comes with the next read.
+                    napping.poll(nap)
+
+    def tell_fill(self) -> None:
+        """Say how full the buffers are. Runs in both threads."""
+        fraction = self._pair.fraction
+        self.peak = max(self.peak, fraction)
+        if self._fill is not None:
+            self._fill.set(fraction)
+
+    def has_swapped(self) -> None:
+        """Say that there is room again."""
+        self.tell_fill()
+        self._has_room.set()
+
+    def stop(self) -> None:
+        """End the thread; what it has not taken in stays in the FIFO."""
+        with contextlib.suppress(OSError):
+            os.write(self._stopping_fd, b"\0")
+        self._has_room.set()
+        self.join()
+        os.close(self._stop_fd)
+        os.close(self._stopping_fd)
+
+
+def _without_oldest(content: memoryview) -> bytes | None:
+    """Return what stays of the intake buffer when there is to be room for a full FIFO; None for all of it."""
+    kept, dropped = without_oldest(content, FIFO_SIZE)
+    return kept if dropped else None

@@ -1,0 +1,136 @@
+"""The logging process: the one that opens, writes and closes the log.
+
+::
+
+    configuration -> sinks -> handlers -> Dispatcher -> `loop` (a plain queue) or `fifo_loop` (a LogQueue)
+
+The rule of this file: **it never runs what a worker sends.** It is told by its parent over the control connection what
+to open and what to do; that connection is trusted, the queue is not. When the parent has gone, it goes on until the
+last writer has closed the FIFO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import multiprocessing.process
+import os
+import pickle
+import signal
+import sys
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from mplog.errors import MplogError, SinkError, StartError
+from mplog.logging_process.dispatch import Dispatcher
+from mplog.logging_process.loop import Loop, Places
+from mplog.monitoring.running import publish
+from mplog.queue.overflow import Overflow
+from mplog.record.layout import constant_fields
+from mplog.record.plain import safe_str
+from mplog.sinks.sink import Sink, to_formatter
+
+if sys.platform != "win32":
+    from mplog.logging_process.fifo_loop import FifoLoop
+
+__all__ = ["NOT_STARTED", "Configuration", "Places", "ignore_signals", "main"]
+
+#: The exit status of a process that could not open its sinks, and has said why.
+NOT_STARTED = 3
+
+#: How many objects that may be part of a cycle there are more than before when the garbage collector looks for cycles.
+#: A batch makes two for each record, which go with it; looking through them costs an eighth of the whole time.
+_COLLECTED_AT = 100_000
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the parent tells the logging process.
+
+    Attributes:
+        sinks: what to open, in this order.
+        format: for handlers that bring no formatter.
+        formatter_defaults: attributes of the class ``logging.Formatter``.
+        overflow: what workers do while the queue is full.
+        fields: what all records have.
+    """
+
+    sinks: tuple[Sink, ...]
+    format: str | logging.Formatter
+    formatter_defaults: dict[str, Any]
+    overflow: Overflow
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def main(places: Places) -> int:
+    """Run the logging process, from its configuration to its end; return its exit status."""
+    ignore_signals()
+    gc.set_threshold(_COLLECTED_AT)
+    multiprocessing.process.current_process().name = "mplog"
+    try:
+        configuration = _load(places.configuration)
+        dispatcher = Dispatcher(_open_sinks(configuration, restarted=bool(places.stories)))
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            places.control.send(error if isinstance(error, MplogError) else StartError(_last_line(error)))
+        if not places.stories:
+            return NOT_STARTED
+        print(f"mplog: {places.stories[-1]}; it cannot be restarted: {_last_line(error)}", file=sys.stderr, flush=True)
+        return 1
+    if places.directory is not None:
+        publish(places.directory, places.owner, places.memory, configuration.overflow.policy, dispatcher.handlers)
+    process = Loop(dispatcher, places) if places.fd < 0 else FifoLoop(dispatcher, places, configuration.overflow)
+    if places.supervisor is not None:
+        places.supervisor.send("ready")
+    with contextlib.suppress(OSError):  # the parent has gone, but workers may log
+        places.control.send((os.getpid(), process.needs_details))
+    process.run()
+    return 0
+
+
+def ignore_signals() -> None:
+    """Leave the end of the group to the parent: Ctrl-C and a closed terminal reach everybody at once.
+
+    SIGHUP means to the logging process, as to other daemons, that files have been moved and are to be opened anew.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _load(blob: bytes) -> Configuration:
+    try:
+        configuration: Configuration = pickle.loads(blob)
+    except Exception as error:
+        raise StartError(
+            f"the sinks could not be loaded in the logging process: {_last_line(error)}. It is a fresh interpreter, "
+            "which imports what they refer to: make those modules importable, or define the functions in the script."
+        ) from None
+    return configuration
+
+
+def _open_sinks(configuration: Configuration, *, restarted: bool) -> list[logging.Handler]:
+    for name, value in configuration.formatter_defaults.items():
+        setattr(logging.Formatter, name, value)
+    constant_fields.update(configuration.fields)  # first: what formatters compile depends on it
+    default = to_formatter(configuration.format)
+    handlers: list[logging.Handler] = []
+    for sink in configuration.sinks:
+        sink.restarted = restarted
+        try:
+            handlers += sink.install(default)
+        except BaseException as error:
+            logging.shutdown()  # lets go of those that are open
+            if isinstance(error, MplogError):
+                raise
+            reason = _last_line(error)
+            raise SinkError(
+                f"{sink} could not be opened: {reason}", sink=repr(sink), reason=reason, details=traceback.format_exc()
+            ) from None
+    return handlers
+
+
+def _last_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {safe_str(error)}"

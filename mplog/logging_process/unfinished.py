@@ -1,0 +1,53 @@
+"""Long records that have arrived in part, kept for the next logging process. POSIX only.
+
+The rule of this file: **a swap of the buffers forgets no part.** The parts of a long record may be in a buffer that is
+all written, and is filled anew; so before the swap they are in a file, named by the byte at which the other begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from mplog.record import frame
+
+__all__ = ["Unfinished"]
+
+#: Bytes of unfinished long records that are kept for the next process. One that is longer may be lost in a kill.
+_UNFINISHED_LIMIT = 2**26
+
+
+class Unfinished:
+    """The parts of long records that have arrived, in a file, for when their buffer is filled anew."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._saved: str | None = None
+
+    def _path(self, base: int) -> str:
+        return os.path.join(self._directory, f"unfinished-{base}")
+
+    def save(self, base: int, frames: frame.FrameReader[Any]) -> None:
+        """Keep what belongs before the byte of that number."""
+        data = frames.unfinished_frames(_UNFINISHED_LIMIT)
+        if data:
+            path = self._path(base)
+            with contextlib.suppress(OSError):  # then only a kill would lose them
+                with open(f"{path}.new", "wb") as file:
+                    file.write(data)
+                os.rename(f"{path}.new", path)
+
+    def load(self, base: int) -> bytes:
+        """Return what belongs before the byte of that number."""
+        with contextlib.suppress(OSError), open(self._path(base), "rb") as file:
+            self._saved = self._path(base)
+            return file.read()
+        return b""
+
+    def forget_before(self, base: int) -> None:
+        """Remove what a swap has made obsolete."""
+        if self._saved is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._saved)
+        self._saved = self._path(base)

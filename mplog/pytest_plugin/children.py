@@ -1,0 +1,172 @@
+"""What a test process and its children log, sent to a server beside what else becomes of it.
+
+::
+
+    fork                    the child has its parent's handlers
+    spawn, forkserver       what the child unpickles before anything else attaches it (`followed`)
+    any other program       MPLOG_QUEUE in its environment, and `mplog.attach` in its code
+
+The rule of this file: **it only ever adds.** In this process, handlers, levels and streams of pytest and of the code
+under test stay as they are; a child by spawn gets the levels that one by fork would have.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import copy
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mplog.record.layout import decode, encode
+from mplog.worker import levels
+from mplog.worker.attach import MPLOG_QUEUE, LoggingState, all_loggers
+from mplog.worker.queue_handler import QueueHandler
+
+if TYPE_CHECKING:
+    from mplog.server.log_server import LogServer
+
+__all__ = [
+    "LineEncoder",
+    "TestHandler",
+    "add_everywhere",
+    "decode_line",
+    "followed",
+    "remove_everywhere",
+    "start_beside",
+]
+
+#: The libraries whose ``spawn.get_preparation_data`` is what a child by spawn or forkserver is told first.
+_LIBRARIES = ("multiprocessing", "multiprocess")
+
+
+class TestHandler(QueueHandler):
+    """Sends records, with fields that tell the test.
+
+    Args:
+        queue: the queue of the server.
+        fields: fields of each record, which may be changed at any time. A record's own takes precedence.
+        process_name: what the main process is called in records; "" leaves it.
+    """
+
+    __test__ = False
+
+    def __init__(self, queue: Any, fields: Mapping[str, str] = {}, process_name: str = "") -> None:
+        super().__init__(queue)
+        self.fields = dict(fields)
+        self.process_name = process_name
+
+    def prepare(self, record: logging.LogRecord) -> bytes:
+        if self.fields or self.process_name:
+            record = copy.copy(record)  # other handlers are to see it as it was
+            for name, value in self.fields.items():
+                record.__dict__.setdefault(name, value)
+            if self.process_name and record.processName == "MainProcess":
+                record.processName = self.process_name
+        return super().prepare(record)
+
+
+class LineEncoder(logging.Formatter):
+    """Writes records whole, each as a line. Runs in the logging process."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return base64.b64encode(encode(record)).decode()
+
+
+def decode_line(line: bytes) -> logging.LogRecord:
+    """Return the record that a `LineEncoder` has written."""
+    return decode(base64.b64decode(line))
+
+
+def start_beside(server: LogServer) -> LogServer:
+    """Start a server that leaves the loggers of this process, and its environment, as they are."""
+    server.start()
+    assert server._takeover is not None
+    server._takeover.undo()
+    return server
+
+
+def add_everywhere(handler: logging.Handler) -> None:
+    """Add a handler to the root logger, and to those whose records do not reach it; what has it keeps it."""
+    for name, logger in all_loggers().items():
+        if not name or not logger.propagate:
+            logger.addHandler(handler)
+
+
+def remove_everywhere(handler: logging.Handler) -> None:
+    """Take a handler off all loggers."""
+    for logger in all_loggers().values():
+        logger.removeHandler(handler)
+
+
+#: Those that children get; the one of the innermost `followed` is the last.
+_followed: list[TestHandler] = []
+
+
+@contextlib.contextmanager
+def followed(handler: TestHandler) -> Iterator[None]:
+    """Have this process and its children send what they log meanwhile.
+
+    Args:
+        handler: for this process; children get one like it.
+    """
+    before = os.environ.get(MPLOG_QUEUE)
+    add_everywhere(handler)
+    os.environ[MPLOG_QUEUE] = handler.queue.directory  # type: ignore[attr-defined]
+    _followed.append(handler)
+    _patch_spawn()
+    try:
+        yield
+    finally:
+        _followed.remove(handler)
+        if before is None:
+            os.environ.pop(MPLOG_QUEUE, None)
+        else:
+            os.environ[MPLOG_QUEUE] = before
+        remove_everywhere(handler)
+
+
+def _patch_spawn() -> None:
+    for library in _LIBRARIES:
+        if library not in sys.modules:
+            continue  # who does not use it does not need it
+        module: Any = importlib.import_module(f"{library}.spawn")
+        if not hasattr(module.get_preparation_data, "__wrapped__"):
+            module.get_preparation_data = _with_attachment(module.get_preparation_data)
+
+
+def _with_attachment(get_preparation_data: Any) -> Any:
+    """Return the function with one item more in what it returns while anything is followed."""
+
+    def wrapper(name: str) -> dict[str, Any]:
+        data: dict[str, Any] = get_preparation_data(name)
+        return {**data, "mplog": _Attachment()} if _followed else data
+
+    wrapper.__wrapped__ = get_preparation_data  # type: ignore[attr-defined]
+    return wrapper
+
+
+class _Attachment:
+    """What attaches the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        recipes = [(handler.queue, handler.fields, handler.process_name) for handler in _followed]
+        return _attach, (LoggingState.capture(), recipes)
+
+
+def _attach(state: LoggingState, recipes: list[tuple[Any, dict[str, str], str]]) -> None:
+    """Runs in the child."""
+    handlers = [TestHandler(*recipe) for recipe in recipes]
+    for handler in handlers:
+        state.apply(handler)
+        logging.getLogger().addHandler(handler)
+        for name in state.cut_off:
+            logging.getLogger(name).addHandler(handler)
+    levels.watch(recipes[-1][0].directory)
+    # For its own children.
+    _followed.extend(handlers)
+    _patch_spawn()

@@ -1,0 +1,328 @@
+"""`Overflow`: what becomes of a record for which there is no room.
+
+The rule of this file: **no policy loses an error while anything can hold it, and none loses anything silently.** A
+record of level ERROR and above waits for room, for a bounded time, and then goes into the emergency file. Whatever is
+dropped is counted (`mplog.queue.losses`).
+
+A policy is a value: it travels with the queue into every worker, which applies it where the queue is full. Two of them
+have a part in the logging process: `drop_below` wants to know how full the buffers are (`Fill`), and `drop_oldest` has
+the oldest records taken out of the intake buffer (`without_oldest`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from mplog.queue import losses
+from mplog.queue.losses import ProcessLosses, Reason
+from mplog.record import frame
+from mplog.record import layout as record
+
+__all__ = ["EMERGENCY_SIZE", "KEPT_LEVEL", "Fill", "Overflow", "is_in_event_loop", "without_oldest"]
+
+#: Records of this level and above are kept as long as anything can be.
+KEPT_LEVEL = logging.ERROR
+
+#: Seconds that such a record waits for room under a policy that does not let others wait: longer than a restart of the
+#: logging process takes.
+KEPT_TIMEOUT = 1.0
+
+#: Seconds for which, behind a wait in vain, nothing waits for `KEPT_TIMEOUT` again: whoever logs one error after
+#: another while the logging process stands still would otherwise be as slow as one a second.
+PATIENCE = 5.0
+
+#: Bytes of the emergency file unless told otherwise: some 300,000 records of usual length.
+EMERGENCY_SIZE = 64 * 2**20
+
+Policy = Literal["block", "drop_newest", "drop_oldest", "drop_below", "fallback"]
+
+
+class Overflow(msgspec.Struct, frozen=True):
+    """What becomes of a record while the buffers of the logging process and the queue are full.
+
+    Make one with `block`, `drop_newest`, `drop_oldest`, `drop_below` or `fallback`; the name alone means the one with
+    its defaults.
+
+    Whatever the policy, a record of level ERROR and above is kept as long as anything can be: it waits for room, as
+    long as the policy lets it or for 1 second, and then goes into the emergency file. ``block()`` without a timeout
+    waits for ever, for all levels.
+
+    Attributes:
+        policy: its name.
+        timeout: for how many seconds a call waits at most; None waits for ever.
+        level: what `drop_below` drops is below it.
+        at: from which fill on, from 0 to 1.
+        never_block_loop: whether a call never waits while an asyncio event loop runs in its thread.
+        emergency: the path of the emergency file; None for one in the directory of the queue, which the server replaces
+            by one next to its first log file.
+        emergency_size: of that file, in bytes; what does not fit is dropped.
+    """
+
+    policy: Policy = "block"
+    timeout: float | None = None
+    level: int = logging.NOTSET
+    at: float = 1.0
+    never_block_loop: bool = False
+    emergency: str | None = None
+    emergency_size: int = EMERGENCY_SIZE
+
+    # --- making one ---
+
+    @classmethod
+    def block(cls, timeout: float | None = None, *, never_block_loop: bool = False) -> Overflow:
+        """Wait for room.
+
+        Args:
+            timeout: for how many seconds at most; the record is then dropped, or goes into the emergency file. None
+                (the default) waits for ever: nothing is ever dropped.
+            never_block_loop: do not wait in a thread in which an asyncio event loop runs.
+        """
+        return cls("block", _checked_timeout(timeout), never_block_loop=never_block_loop)
+
+    @classmethod
+    def drop_newest(cls, *, never_block_loop: bool = False) -> Overflow:
+        """Drop the record that is just being logged; no call waits, but for errors."""
+        return cls("drop_newest", 0.0, never_block_loop=never_block_loop)
+
+    @classmethod
+    def drop_oldest(cls, *, never_block_loop: bool = False) -> Overflow:
+        """Have the logging process drop the oldest records below ERROR that it has not begun to write.
+
+        Where it does not even do that within 1 second (it is stopped, or just being restarted), the newest is dropped.
+        """
+        return cls("drop_oldest", KEPT_TIMEOUT, never_block_loop=never_block_loop)
+
+    @classmethod
+    def drop_below(
+        cls,
+        level: int | str = logging.WARNING,
+        at: float = 0.8,
+        *,
+        timeout: float | None = None,
+        never_block_loop: bool = False,
+    ) -> Overflow:
+        """Drop what is below a level as soon as the buffers fill, so that there is room for the rest, which waits.
+
+        Args:
+            level: what is below it is dropped.
+            at: from which fill on, from 0 to 1, where 1 is when the queue begins to fill up; 0.8 (the default) is that
+                of Logback's discardingThreshold.
+            timeout: for how many seconds the rest waits for room; None (the default) waits for ever.
+            never_block_loop: do not wait in a thread in which an asyncio event loop runs.
+        """
+        if not 0 < at <= 1:
+            raise ValueError(f"drop_below(at={at!r}): the fill is above 0, and at most 1")
+        number = logging.Handler(level).level  # it knows the names, and says which it does not
+        return cls("drop_below", _checked_timeout(timeout), number, float(at), never_block_loop)
+
+    @classmethod
+    def fallback(cls, timeout: float = 0.0, *, never_block_loop: bool = False) -> Overflow:
+        """Write the record into the emergency file at once; the logging process takes it from there later.
+
+        Args:
+            timeout: for how many seconds a call waits for room before that; by default it does not wait.
+            never_block_loop: do not wait in a thread in which an asyncio event loop runs; writing into the file is not
+                waiting.
+        """
+        return cls("fallback", _checked_timeout(timeout), never_block_loop=never_block_loop)
+
+    @classmethod
+    def of(cls, value: Overflow | str) -> Overflow:
+        """Return a policy as it is, or the one that a name means.
+
+        Raises:
+            ValueError, TypeError: there is no such policy.
+        """
+        if isinstance(value, Overflow):
+            return value
+        if not isinstance(value, str):
+            raise TypeError(f"overflow is the name of a policy or an Overflow, not {value!r}")
+        if value not in get_args(Policy):
+            raise ValueError(f"{value!r} is no overflow policy; these are: {', '.join(get_args(Policy))}")
+        made: Overflow = getattr(cls, value)()
+        return made
+
+    def with_emergency_file(self, path: str | os.PathLike[str], size: int | None = None) -> Overflow:
+        """Return the same policy with another emergency file.
+
+        Args:
+            path: where it lies.
+            size: of how many bytes at most; None (the default) leaves it at 64 MiB.
+        """
+        return msgspec.structs.replace(
+            self, emergency=os.fspath(os.path.abspath(path)), emergency_size=size or self.emergency_size
+        )
+
+    # --- applying it: runs in the workers ---
+
+    def wait(self, level: int, is_impatient: bool = False) -> float | None:
+        """Return for how many seconds a record waits for room; None for ever.
+
+        Args:
+            level: of the record.
+            is_impatient: whether the last wait of this process was in vain, and not long ago.
+        """
+        if self.policy == "drop_below" and level < min(self.level, KEPT_LEVEL):
+            return 0.0
+        timeout = self.timeout
+        if self.policy in ("drop_newest", "drop_oldest"):
+            if level >= KEPT_LEVEL:
+                timeout = KEPT_TIMEOUT
+            if is_impatient:
+                timeout = 0.0
+        if timeout != 0 and self.never_block_loop and is_in_event_loop():
+            return 0.0
+        return timeout
+
+    def sheds(self, level: int) -> bool:
+        """Whether a record is dropped once the fill is at the mark."""
+        return self.policy == "drop_below" and level < min(self.level, KEPT_LEVEL)
+
+    def keeps(self, level: int) -> bool:
+        """Whether a record for which there is no room goes into the emergency file."""
+        return level >= KEPT_LEVEL or self.policy == "fallback"
+
+
+def _checked_timeout(timeout: float | None) -> float | None:
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"a timeout of {timeout!r} seconds: it is 0 or more, or None")
+    return None if timeout is None else float(timeout)
+
+
+def is_in_event_loop() -> bool:
+    """Whether an asyncio event loop runs in this thread."""
+    asyncio: Any = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
+
+
+# --- the fill, for drop_below ---
+
+_FILL_NAME = "fill"
+_FULL = 255
+
+
+class Fill:
+    """How full the buffers are, in one byte of shared memory: neither end makes a system call to tell or to look.
+
+    Args:
+        directory: of the queue.
+        writable: for the logging process, which makes the file; a worker only looks.
+
+    Raises:
+        OSError: there is no such file, or it cannot be made.
+    """
+
+    def __init__(self, directory: str, *, writable: bool = False) -> None:
+        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+        fd = os.open(os.path.join(directory, _FILL_NAME), flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            # Written, not only made long: a page for which the disk has no room would kill who touches it (SIGBUS).
+            if writable and os.fstat(fd).st_size == 0:
+                os.write(fd, b"\0")
+            self._byte = mmap.mmap(fd, 1, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+        except ValueError as error:
+            raise OSError(f"no fill in {directory}: {error}") from None
+        finally:
+            os.close(fd)
+
+    def set(self, fraction: float) -> None:
+        """Say how full they are, from 0 to 1. Runs in the logging process."""
+        value = int(min(1.0, max(0.0, fraction)) * _FULL)
+        if self._byte[0] != value:
+            self._byte[0] = value
+
+    @property
+    def fraction(self) -> float:
+        """How full they are, from 0 to 1, in steps of 1/255."""
+        return self._byte[0] / _FULL
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._byte.close()
+
+
+# --- drop_oldest: runs in the logging process ---
+
+
+def without_oldest(content: bytes | memoryview, wanted: int) -> tuple[bytes, int]:
+    """Take the oldest records below ERROR out of what the intake buffer holds.
+
+    Only whole records go: of a long one all parts, or none where some of them are not there. What is dropped is told
+    in a frame of kind `frame.LOSSES` at the place of the first, together with what such a frame that was there already
+    tells; so it stands in the buffer in the same instant in which the records do not, and is lost or doubled no more
+    than a record is.
+
+    Args:
+        content: whole frames.
+        wanted: how many bytes shall become free.
+
+    Returns:
+        The frames that stay, and how many records do not: 0 where there is nothing to gain, and nothing has changed.
+    """
+    data = bytes(content)
+    dropped: Counter[tuple[int, str, int]] = Counter()
+    told: list[ProcessLosses] = []
+    gone: list[frame.Found] = []
+    long_ones: dict[bytes, list[tuple[frame.Found, frame.Part]]] = {}
+    freed = 0
+    for found in frame.walk(data):
+        if freed >= wanted:
+            break
+        try:
+            if found.kind == frame.RECORD:
+                pieces, payload = [found], data[found.payload]
+            elif found.kind == frame.PART:
+                part = frame.part(data[found.payload])
+                parts = long_ones.setdefault(part.message_id, [])
+                parts.append((found, part))
+                if part.kind != frame.RECORD or [each.number for _, each in parts] != list(range(part.total)):
+                    continue
+                pieces, payload = [each for each, _ in parts], b"".join(each.piece for _, each in parts)
+            elif found.kind == frame.LOSSES:
+                told += losses.decode(data[found.payload])
+                gone.append(found)
+                continue
+            else:
+                continue
+            origin = record.origin_of(payload)
+        except (ValueError, RecursionError):
+            continue  # garbage, which whoever writes the buffer counts
+        if origin.levelno >= KEPT_LEVEL:
+            continue
+        dropped[origin.process or 0, origin.processName or "", origin.levelno] += 1
+        gone += pieces
+        freed += sum(piece.end - piece.start for piece in pieces)
+    notices = losses.frames([*told, *_as_losses(dropped)])
+    gone.sort()
+    freed = sum(piece.end - piece.start for piece in gone)
+    if not dropped or freed <= len(notices):
+        return data, 0
+    kept, position = [data[: gone[0].start], notices], gone[0].start
+    for piece in gone:
+        kept.append(data[position : piece.start])
+        position = piece.end
+    kept.append(data[position:])
+    return b"".join(kept), dropped.total()
+
+
+def _as_losses(dropped: Counter[tuple[int, str, int]]) -> Iterable[ProcessLosses]:
+    processes: dict[tuple[int, str], dict[tuple[int, Reason], int]] = {}
+    for (pid, name, level), count in dropped.items():
+        processes.setdefault((pid, name), {})[level, Reason.OLDEST] = count
+    return [ProcessLosses(pid, name, counts) for (pid, name), counts in processes.items()]
+
+
+def open_fill(directory: str) -> Fill | None:
+    """Return the fill of a queue's buffers; None where nobody tells it, or no descriptor is left to look."""
+    with contextlib.suppress(OSError):
+        return Fill(directory)
+    return None

@@ -1,0 +1,155 @@
+"""`context`: fields that go with every record that is logged inside.
+
+The rule of this file: **it is plain data from the start.** Values are encoded when they are bound, once, so that every
+record and every task can carry them, whatever they are; and a process that has never bound any pays nothing. Where they
+hold is what ``contextvars`` says: in this thread, and in the asyncio tasks that are made meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import msgspec
+
+from mplog.record.plain import pack, plain_fields, readable
+from mplog.record.portable import Portable
+
+__all__ = ["RESERVED", "bind", "carry_context", "context", "in_use", "merged", "named", "start_anew", "unbind"]
+
+T = TypeVar("T")
+
+#: What a LogRecord has, and a field therefore cannot be called.
+RESERVED = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "taskName"}
+
+_bound: ContextVar[dict[str, Any]] = ContextVar("mplog.context")
+_NOTHING: dict[str, Any] = {}
+
+
+class _InUse:
+    """Whether any fields were ever bound.
+
+    Attributes:
+        pid: of the process that has last bound any, this one or one that it was forked from; 0 for none.
+    """
+
+    __slots__ = ("pid",)
+
+    def __init__(self) -> None:
+        self.pid = 0
+
+
+#: Where ``pid`` is 0, nothing is bound anywhere in this process.
+in_use = _InUse()
+
+
+def named(fields: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return the fields with a trailing underscore behind each name that a record has already."""
+    return [(f"{name}_" if name in RESERVED else name, value) for name, value in fields]
+
+
+@contextlib.contextmanager
+def context(**fields: Any) -> Iterator[None]:
+    """Have every record that is logged inside carry these fields, as if ``extra`` had them.
+
+    >>> with mplog.context(job=42):                                                     # doctest: +SKIP
+    ...     logging.info("started")
+
+    Inside another one, they are added to its fields. What a record brings itself, by ``extra`` or as keywords, takes
+    precedence. A field called like something that each record has (``name``, ``process``) gets a trailing underscore.
+
+    Args:
+        fields: anything; as it looks at this moment.
+    """
+    token = _bound.set(_with(fields))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # left in another context: an async generator that is collected
+            _bound.reset(token)
+
+
+def bind(**fields: Any) -> None:
+    """Add fields to the records that this thread or asyncio task logs from here on, as `context` does inside it."""
+    _bound.set(_with(fields))
+
+
+def unbind(*names: str) -> None:
+    """Take fields away again. Those that are not bound are ignored.
+
+    Args:
+        names: as they were bound.
+    """
+    gone = {name for name, _ in named((name, None) for name in names)}
+    _bound.set({name: value for name, value in _bound.get(_NOTHING).items() if name not in gone})
+
+
+def carry_context(function: Callable[..., T]) -> Callable[..., T]:
+    """Return a function that does the same with the fields that are bound here and now, in any process.
+
+    >>> with mplog.context(job=42):                                                     # doctest: +SKIP
+    ...     pool.map(mplog.carry_context(work), tasks)
+
+    Args:
+        function: anything callable, a lambda too: the result pickles under every start method.
+    """
+    return _Carrying(function, _bound.get(_NOTHING))
+
+
+class _Carrying:
+    """A callable with the fields to be bound while it runs."""
+
+    def __init__(self, function: Callable[..., Any], fields: dict[str, Any]) -> None:
+        self._function = function if isinstance(function, Portable) else Portable(function)
+        self._fields = fields
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        with _carried(self._fields):
+            return self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _carrying, (self._function, pack(self._fields))
+
+
+def _carrying(function: Portable, fields: bytes) -> _Carrying:
+    return _Carrying(function, _unpack(fields))
+
+
+@contextlib.contextmanager
+def _carried(fields: dict[str, Any]) -> Iterator[None]:
+    token = _bound.set({**_bound.get(_NOTHING), **fields})
+    in_use.pid = os.getpid()
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+def _with(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the bound fields and these, encoded."""
+    in_use.pid = os.getpid()
+    new = plain_fields((readable(name), value) for name, value in named(fields.items()))
+    return {**_bound.get(_NOTHING), **(new or {})}
+
+
+def merged(extra: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the fields of a record, encoded, and the bound ones."""
+    fields = _bound.get(_NOTHING)
+    return {**fields, **extra} if extra and fields else extra or fields or None
+
+
+def start_anew() -> None:
+    """Runs in a worker: forget what was bound where it was forked, as a spawned worker never knew."""
+    if in_use.pid and in_use.pid != os.getpid():
+        _bound.set({})
+        in_use.pid = 0
+
+
+# Not to the values: encoded they stay.
+_unpack: Callable[[bytes], dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, Any]).decode

@@ -1,0 +1,335 @@
+"""`Fields`: what is added to every record of a server, and what is kept out of all of them.
+
+::
+
+    worker:           record -> plain data -> enrichers add fields -> redactors see every text and field -> queue
+    logging process:  ... -> the constant fields, which cost workers nothing -> sinks
+
+The rule of this file: **what a redactor has not seen does not leave the process.** It sees the record as it would
+travel, so there is nothing else in it: the finished message, the traceback, and each field, down into lists and
+dictionaries. Where it fails, a marker takes the place of what it was to look at; the record goes in any case.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from mplog.record.context import RESERVED, named
+from mplog.record.layout import Cut, Record, decode, encode, pack_values
+from mplog.record.plain import ForeignValue, pack, plain, plain_fields, readable, safe_str, unless_signal, unpack
+from mplog.record.portable import dump, load
+
+__all__ = ["Fields", "Preparation", "Redactor", "load_preparation", "note_preparation"]
+
+#: Returns fields to add to a record.
+Enricher = Callable[[], Mapping[str, Any]]
+#: Called with the name and the value of a field; returns what takes the place of the value.
+RedactorFunction = Callable[[str, Any], Any]
+
+
+class Fields:
+    """What is added to every record of a server, and what is kept out of all of them.
+
+    >>> fields = mplog.Fields({"service": "shop"}, redactors=[mplog.Redactor("password")])    # doctest: +SKIP
+    >>> server = mplog.LogServer("app.log", fields=fields)                              # doctest: +SKIP
+
+    What a record brings itself takes precedence over what is bound (`mplog.context`), that over what enrichers add, and
+    that over the constant fields.
+
+    Args:
+        constant: fields that are the same for all records. The logging process adds them; workers do nothing.
+        enrichers: called, in the process that logs, for every record, to return fields to add. Where one fails, the log
+            says so, once per process, and the record goes without its fields.
+        redactors: called, in the process that logs, with the name and the value of each field, and of each item in one
+            that is a dictionary (with the key as its name) or a list, to return the value that is written. The texts of
+            the record are ``message``, ``exc_text`` (the traceback, and the message of the exception) and
+            ``stack_info``. Values are plain data, or a `ForeignValue` that shows how they look. Where one fails, a
+            marker is written in place of the value. A `Redactor` will often do.
+
+    Raises:
+        ValueError: a constant field is called like something that every record has.
+        TypeError: an enricher or redactor is not callable, or the name of a field is no text.
+    """
+
+    def __init__(
+        self,
+        constant: Mapping[str, Any] | None = None,
+        *,
+        enrichers: Iterable[Enricher] = (),
+        redactors: Iterable[RedactorFunction] = (),
+    ) -> None:
+        if constant is not None and not isinstance(constant, Mapping):
+            raise TypeError(f"fields is a dictionary of names and values, or Fields, not {constant!r}")
+        constant = dict(constant or {})
+        for name in constant:
+            if type(name) is not str:
+                raise TypeError(f"the name of a field is a text, not {name!r}")
+            if name in RESERVED or hasattr(Record, name):
+                raise ValueError(
+                    f"a field cannot be called {name!r}, since every record has something by that name. Call it "
+                    f"{name + '_'!r}, or something else."
+                )
+        #: As they would arrive in a record.
+        self.constant: dict[str, Any] = unpack(pack(plain_fields(constant.items()) or {}))
+        self.enrichers = tuple(enrichers)
+        self.redactors = tuple(redactors)
+        for function in (*self.enrichers, *self.redactors):
+            if not callable(function):
+                raise TypeError(
+                    f"an enricher or a redactor is a function, or something else callable, not {function!r}"
+                )
+
+    def __repr__(self) -> str:
+        return f"Fields({self.constant!r}, enrichers={self.enrichers!r}, redactors={self.redactors!r})"
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any] | Fields | None) -> Fields:
+        """Return the `Fields` that an argument means."""
+        return fields if isinstance(fields, Fields) else cls(fields)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What there is to do in a worker; None for nothing."""
+        return Preparation(self.enrichers, self.redactors) if self.enrichers or self.redactors else None
+
+
+class Redactor:
+    """Masks what should not be in a log: fields by their names, and what matches a pattern in any text.
+
+    >>> mplog.Redactor("password", "secret", pattern="(?<=token=)[^&]+")                # doctest: +SKIP
+
+    Args:
+        names: of fields, and of keys in dictionaries, in whatever case.
+        pattern: a regular expression; what it matches is masked in messages, tracebacks, and texts in fields.
+        mask: what is written instead.
+
+    Raises:
+        re.error: the pattern is none.
+    """
+
+    def __init__(self, *names: str, pattern: str | re.Pattern[str] | None = None, mask: str = "***") -> None:
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"a Redactor takes names of fields, each by itself, and not {name!r}")
+        self._names = frozenset(name.casefold() for name in names)
+        self._pattern = None if pattern is None else re.compile(pattern)
+        self._mask = mask
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if name.casefold() in self._names:
+            return self._mask
+        if type(value) is str:
+            return self._masked(value)
+        if isinstance(value, ForeignValue):
+            looks = str(value), repr(value), format(value)
+            masked = tuple(map(self._masked, looks))
+            return value if masked == looks else ForeignValue(masked[0], masked[1], formatted=masked[2])
+        return value
+
+    def _masked(self, text: str) -> str:
+        return text if self._pattern is None else self._pattern.sub(lambda _: self._mask, text)
+
+
+# --- in the process that logs ---
+
+#: How deep enrichers and redactors may log themselves, or be interrupted by a signal handler that logs.
+_MOST_NESTED = 2
+_MESSAGE_NAMES = {"msg": "message"}
+
+
+class _Nesting(threading.local):
+    depth = 0
+
+
+_nesting = _Nesting()
+
+
+class Preparation:
+    """What is done to each record before it leaves the process.
+
+    Args:
+        enrichers, redactors: see `Fields`.
+    """
+
+    def __init__(self, enrichers: tuple[Enricher, ...], redactors: tuple[RedactorFunction, ...]) -> None:
+        self._enrichers = enrichers
+        self._redactors = redactors
+        self._failed: list[str] = []
+        self._told: set[tuple[int, int]] = set()
+
+    def __call__(self, payload: bytes) -> bytes:
+        """Return an encoded record with fields added, and without what it must not say."""
+        _nesting.depth += 1
+        try:
+            values = list(_decode(payload))
+            if _nesting.depth <= _MOST_NESTED:
+                self._enrich(values)
+            if self._redactors:
+                self._redact_all(values)
+            prepared = pack_values(tuple(values))
+        finally:
+            _nesting.depth -= 1
+        return Cut(prepared) if type(payload) is Cut else prepared
+
+    def prepared(self, record: logging.LogRecord) -> Record:
+        """Return a copy of a record as it would leave the process."""
+        try:
+            return decode(self(encode(record)))
+        except Exception as error:
+            text = f"<mplog: this record could not be redacted: {type(error).__name__}>"
+            return decode(encode(logging.LogRecord("mplog", record.levelno, "", 0, text, None, None)))
+
+    def take_failures(self) -> list[str]:
+        """Return what is to be said, once, about those that have failed."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def _note(self, what: str, function: Any, error: BaseException, consequence: str) -> None:
+        told = os.getpid(), id(function)
+        if told not in self._told:
+            self._told.add(told)
+            name = safe_str(getattr(function, "__qualname__", None) or type(function).__qualname__)
+            # Not what the error says, which may be what was to be redacted.
+            text = f"the {what} {name} raised {type(error).__name__}; {consequence} (said once per process)"
+            self._failed = [*self._failed, readable(text)]
+
+    # --- enriching ---
+
+    def _enrich(self, values: list[Any]) -> None:
+        extra: dict[str, Any] = values[_EXTRA] or {}
+        for enrich in self._enrichers:
+            try:
+                fields = dict(enrich())
+                new = plain_fields((readable(safe_str(name)), value) for name, value in named(fields.items()))
+            except (Exception, SystemExit, GeneratorExit) as error:
+                _unless_signal(error)
+                self._note("enricher", enrich, error, "its fields are missing")
+            else:
+                extra = {**(new or {}), **extra}
+        values[_EXTRA] = extra or None
+
+    # --- redacting ---
+
+    def _redact_all(self, values: list[Any]) -> None:
+        for place, name in _TEXTS.items():
+            if values[place] is not None:
+                values[place] = self._redact_text(name, values[place])
+        extra = values[_EXTRA]
+        if extra is not None:
+            values[_EXTRA] = {name: self._redact_field(name, value) for name, value in extra.items()}
+        rest = unpack(values[_REST])
+        if rest is not None and rest[1] is not None:
+            relative, (kind, message, frames) = rest
+            values[_REST] = relative, (kind, self._redact_text("exc_text", message), frames)
+
+    def _redact_text(self, name: str, text: Any) -> str:
+        redacted = self._redact_value(name, text)
+        # What UTF-8 does not take does not travel in the place of a text.
+        return readable(redacted if type(redacted) is str else safe_str(redacted))
+
+    def _redact_field(self, name: str, encoded: Any) -> Any:
+        value = _decoded(encoded)
+        if name == "args":  # of the message, as the record has them: a tuple or a dictionary they stay
+            kind = type(value)
+            if kind is dict:
+                return plain({key: self._redact_value(safe_str(key), item) for key, item in value.items()})
+            if kind is tuple:
+                return plain(tuple(self._redact_value(name, item) for item in value))
+        redacted = self._redact_value(_MESSAGE_NAMES.get(name, name), value)
+        if name in RESERVED and type(redacted) is not str:
+            redacted = safe_str(redacted)
+        return plain(redacted)
+
+    def _redact_value(self, name: str, value: Any) -> Any:
+        """Return what is written in place of a value."""
+        try:
+            return self._redact(name, value)
+        except Exception as error:  # what a redactor has returned is nested without end, or too deep
+            return _marker(error)
+
+    def _redact(self, name: str, value: Any) -> Any:
+        if _nesting.depth > _MOST_NESTED:
+            return "<mplog: logged by a redactor>"
+        for redact in self._redactors:
+            try:
+                value = redact(name, value)
+            except (Exception, SystemExit, GeneratorExit) as error:
+                _unless_signal(error)
+                self._note("redactor", redact, error, "a marker is written in place of what it fails on")
+                return _marker(error)
+        kind = type(value)
+        if kind is dict:
+            return {key: self._redact(safe_str(key), item) for key, item in value.items()}
+        if kind in (list, tuple):
+            return kind(self._redact(name, item) for item in value)
+        if kind in (set, frozenset):
+            items = [self._redact(name, item) for item in value]
+            try:
+                return kind(items)
+            except TypeError:
+                return items  # something in place of an item that a set does not take
+        return value
+
+
+def _marker(error: BaseException) -> str:
+    return f"<mplog: redactor raised {type(error).__name__}>"
+
+
+def _decoded(value: Any) -> Any:
+    """Return a value as it arrives."""
+    return value if type(value) is str else unpack(pack(value))
+
+
+def _unless_signal(error: BaseException) -> None:
+    if not isinstance(error, Exception):
+        unless_signal(error)
+
+
+_EXTRA, _REST = 2, 7
+_TEXTS = {1: "message", 3: "exc_text", 6: "stack_info"}
+# Values of fields stay encoded.
+_decode: Callable[[bytes], tuple[Any, ...]] = msgspec.msgpack.Decoder(
+    tuple[int, Any, dict[str, Any] | None, Any, Any, Any, Any, msgspec.Raw, bytes]
+).decode
+
+
+# --- on the way to workers ---
+
+#: By what they are pickled as: where they were made, and in forks of that process, they are the same objects.
+_known: dict[bytes, Preparation] = {}
+#: More than there are servers at a time in any process.
+_MOST_KNOWN = 100
+
+
+def note_preparation(preparation: Preparation, *, by_value: bool = False) -> bytes:
+    """Return what `load_preparation` finds it by, in any process.
+
+    Args:
+        by_value: for processes that cannot import the program's script.
+    """
+    parts = preparation._enrichers, preparation._redactors
+    data = dump(parts, by_value=by_value)
+    _keep(data, preparation)
+    return data
+
+
+def load_preparation(data: bytes) -> Preparation:
+    """Return what `note_preparation` has noted, here or in another process."""
+    preparation = _known.get(data)
+    if preparation is None:
+        preparation = Preparation(*load(data))
+        _keep(data, preparation)
+    return preparation
+
+
+def _keep(data: bytes, preparation: Preparation) -> None:
+    while len(_known) >= _MOST_KNOWN:
+        _known.pop(next(iter(_known)), None)
+    _known[data] = preparation

@@ -1,0 +1,181 @@
+"""What a person sees while a program ends slowly: how much of the log is left to write.
+
+The rule of this file: **it is there for a person who waits, and for nobody else.** Nothing is shown unless stderr is a
+terminal, and before it has lasted a second. There is no thread: whoever waits calls `Progress.tick` meanwhile. Nothing
+that goes wrong here stops what it shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TextIO
+
+from mplog.monitoring.running import RunningServer, Snapshot, find_servers
+from mplog.record.plain import printable
+
+__all__ = ["MPLOG_PROGRESS", "TICK_SECONDS", "Progress", "is_wanted"]
+
+#: The environment variable that switches it off: ``MPLOG_PROGRESS=0``.
+MPLOG_PROGRESS = "MPLOG_PROGRESS"
+
+#: How often whoever waits calls `Progress.tick`, in seconds: as often as somebody reads a number that changes.
+TICK_SECONDS = 0.2
+#: What is over before that, in seconds, nobody has to be told about.
+_PATIENCE = 1.0
+#: Characters of the bar: with the longest text, it fits into 80 columns.
+_BAR = 12
+_MEBIBYTE = 2**20
+
+
+def is_wanted(stream: TextIO | None) -> bool:
+    """Return whether somebody watches."""
+    if os.environ.get(MPLOG_PROGRESS, "").lower() in ("0", "off", "no", "false") or os.environ.get("TERM") == "dumb":
+        return False
+    try:
+        return stream is not None and stream.isatty()
+    except (OSError, ValueError):  # closed
+        return False
+
+
+class Progress:
+    """Shows what is left while a server writes it. A context manager, behind which nothing of it is to be seen.
+
+    Args:
+        directory: of the queue; None for a plain queue, of which nobody knows how much is left.
+        pending: returns how many bytes are in the queue itself.
+        stream: the terminal; None (the default) takes ``sys.stderr``.
+    """
+
+    def __init__(self, directory: str | None, pending: Callable[[], int], *, stream: TextIO | None = None) -> None:
+        self._directory = directory
+        self._pending = pending
+        self._stream = sys.stderr if stream is None else stream
+        self._began = time.monotonic()
+        self._total = 0
+        self._server: RunningServer | None = None
+        self._display: _Plain | _Rich | None = None
+
+    @property
+    def ticker(self) -> Callable[[], None] | None:
+        """What is to be called every `TICK_SECONDS`; None where nobody watches."""
+        return self.tick if is_wanted(self._stream) else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._display is not None:
+            with contextlib.suppress(Exception):
+                self._display.close()
+            self._display = None
+
+    def tick(self) -> None:
+        """Show how far it is, if it has lasted for a while."""
+        seconds = time.monotonic() - self._began
+        with contextlib.suppress(Exception):  # a broken terminal is no reason to lose a record
+            snapshot = self._look()
+            left = 0 if snapshot is None else snapshot.waiting + self._pending_bytes()
+            self._total = max(self._total, left)
+            if seconds >= _PATIENCE:
+                self._display = self._display or _open(self._stream)
+                self._display.show(_describe(snapshot, left, self._total), self._total - left, self._total, seconds)
+
+    def _look(self) -> Snapshot | None:
+        if self._directory is None:
+            return None
+        if self._server is None:
+            found = find_servers([self._directory])
+            self._server = next(iter(found.servers), None)
+        return None if self._server is None else self._server.look()
+
+    def _pending_bytes(self) -> int:
+        with contextlib.suppress(Exception):  # it is being closed
+            return self._pending()
+        return 0
+
+
+def _describe(snapshot: Snapshot | None, left: int, total: int) -> str:
+    """Return what is going on, in words."""
+    if snapshot is not None:
+        if snapshot.state == "suspended":
+            return f"the logging process is suspended: kill -CONT {snapshot.pid}"
+        if snapshot.state == "restarting":
+            return "the logging process is being restarted"
+        if left:
+            return f"writing the log: {left / _MEBIBYTE:.1f} of {total / _MEBIBYTE:.1f} MiB left"
+        for directory in sorted({os.path.dirname(path) for path, _ in snapshot.files}):
+            # Where the compressor puts its work (mplog.sinks.archives).
+            for part in glob.glob(os.path.join(glob.escape(directory), ".*.part")):
+                return f"compressing {printable(os.path.splitext(os.path.basename(part)[1:-5])[0])}"
+    return "closing the log"
+
+
+def _open(stream: TextIO) -> _Plain | _Rich:
+    try:
+        return _Rich(stream)
+    except Exception:  # not installed; or, at the end of the interpreter, not to be loaded any more
+        return _Plain(stream)
+
+
+class _Plain:
+    """One line, written over itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def show(self, text: str, done: int, total: int, seconds: float) -> None:
+        part = f", {done / total:.0%} done" if total else ""
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        except (OSError, ValueError):
+            columns = 80
+        line = f"mplog: {text}{part}, {seconds:.0f} s"
+        # A line that is wrapped cannot be written over; 0 columns is a terminal that does not know.
+        self._stream.write(f"\r{line[: (columns or 80) - 1]}\x1b[K")
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.write("\r\x1b[K")
+        self._stream.flush()
+
+
+class _Rich:
+    """A bar, by rich.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        columns = TextColumn("mplog: {task.description}", markup=False), BarColumn(_BAR), TaskProgressColumn()
+        self._bars: Any = Bars(
+            *columns,
+            TextColumn("{task.fields[seconds]:.0f} s"),
+            console=Console(file=stream),
+            # No thread of its own, and nobody else's output taken over.
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bars.add_task("", total=None, seconds=0)
+        self._bars.start()
+
+    def show(self, text: str, done: int, total: int, seconds: float) -> None:
+        self._bars.update(self._task, description=text, completed=done, total=total or None, seconds=seconds)
+        self._bars.refresh()
+
+    def close(self) -> None:
+        self._bars.stop()

@@ -1,0 +1,289 @@
+"""`GracefulShutdown`: end a program in the right order when it is told to by a signal.
+
+::
+
+    signal -> exception in the main thread -> the program's own with-blocks and finally-clauses
+           -> producers stopped -> LogServer.stop() -> what was not written, said on stderr
+           -> what the signal would have done
+
+The rule of this file: **the signal does what it would have done, only later.** A handler that the program has is called
+at once, and decides; a signal that is ignored stays ignored; one that ends the process still ends it, by that signal.
+In a forked child everything is as if there were no hook.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType, TracebackType
+from typing import Any
+
+from mplog.errors import MplogError, ServerStateError
+from mplog.server.log_server import LogServer
+
+__all__ = ["GracefulShutdown"]
+
+#: Seconds in all. Docker kills ten seconds behind its SIGTERM, and others wait for longer.
+TIMEOUT = 8.0
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+class GracefulShutdown:
+    """Stop what logs, write what was logged, and only then let a signal end the program. A context manager.
+
+    >>> with LogServer("app.log") as server, GracefulShutdown(server):                 # doctest: +SKIP
+    ...     with Pool(4, initializer=server.initializer) as pool:
+    ...         pool.map(work, tasks)
+
+    Without it, SIGTERM ends a Python program on the spot, and leaves its workers to themselves. With it, SIGTERM raises
+    SystemExit in the main thread, and SIGINT KeyboardInterrupt as ever, so that the program leaves its ``with`` blocks.
+    When it leaves this one,
+
+    1. `producers` are stopped, and all children of ``multiprocessing`` and ``multiprocess`` with them: terminated, and
+       killed after half of `timeout`. What they have logged is in the queue, and not lost.
+    2. The server is stopped: everything in the queue is written. Whatever is not, is said on stderr.
+    3. The signal does what it would have done without this: the exit status tells that the program was terminated by
+       it, and KeyboardInterrupt goes on its way.
+
+    The signal counts once: what comes within `timeout` seconds behind it, as when somebody presses Ctrl-C three times,
+    changes nothing. A program that leaves the block without a signal finds nothing done.
+
+    A handler of the program's own is called as before. Where it returns, the program goes on; where it raises, the
+    program leaves the block as above. So frameworks that handle signals themselves (uvicorn, gunicorn, Celery, asyncio)
+    need no more than ``with LogServer(...)`` around them. A signal that is ignored (nohup) stays so. Python runs a
+    handler between two of its own instructions, so one call into C is waited for; also where the signal comes in the
+    instant before the main thread begins to wait, for a lock say, which CPython itself does not notice. And a ``Pool``
+    whose workers the same signal has ended, as one to the whole process group does, may wait for ever on a busy
+    machine, with CPython alone too: then somebody has to kill the program, and what was logged is written all the same.
+
+    Args:
+        server: the server.
+        producers: what logs and is neither a child of ``multiprocessing`` or ``multiprocess`` nor stopped by a ``with``
+            block in this one: pools and executors, which would replace the children that are terminated, and
+            ``subprocess.Popen`` objects; anything with a ``terminate()`` or a ``shutdown()``.
+        signals: which signals; SIGTERM and SIGINT by default.
+        timeout: seconds that it may take in all; 8 by default, since Docker kills after 10.
+
+    Raises:
+        TypeError: one of the producers can neither be terminated nor shut down.
+    """
+
+    def __init__(
+        self,
+        server: LogServer,
+        *producers: Any,
+        signals: Iterable[int] = (signal.SIGTERM, signal.SIGINT),
+        timeout: float = TIMEOUT,
+    ) -> None:
+        for producer in producers:
+            if not callable(getattr(producer, "terminate", None)) and not callable(getattr(producer, "shutdown", None)):
+                raise TypeError(f"a producer is a pool, an executor or a process, not {producer!r}")
+        self._server = server
+        self._producers = producers
+        self._signals = tuple(signals)
+        self._timeout = timeout
+        self._previous: dict[int, _Handler] = {}
+        self._owner = 0
+        self._received: list[int] = []
+        self._held: list[int] = []
+        self._quiet_until = 0.0
+        self._is_closing = False
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(_name, self._signals))
+        return f"<GracefulShutdown {self._server!r} on {names}>"
+
+    def __enter__(self) -> GracefulShutdown:
+        """Begin to wait for the signals.
+
+        Raises:
+            ServerStateError: this is not the main thread, where Python handles signals; or it is in use already.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise ServerStateError(
+                f"GracefulShutdown() was entered in {threading.current_thread().name}, but Python handles signals in "
+                "the main thread alone. Enter it there, around what starts the threads."
+            )
+        if self._owner:
+            raise ServerStateError(f"{self!r} is in use already. Make one for each with.")
+        _restore_in_forks()
+        self._owner = os.getpid()
+        _active.append(self)
+        for number in self._signals:
+            before = signal.getsignal(number)
+            # None is a handler that is not Python's: it can be neither called nor put back.
+            if before is not None and before != signal.SIG_IGN:
+                self._previous[number] = before
+                signal.signal(number, self._on_signal)
+        return self
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        previous = self._previous.get(number, signal.SIG_DFL)
+        # What is raised in a hook goes nowhere, so the signal comes again behind it.
+        if frame is not None and frame.f_code in _FORK_HOOKS and self._owner == os.getpid():
+            _thread.interrupt_main(number)  # type: ignore[arg-type]
+        elif self._is_closing:
+            self._held.append(number)
+        elif callable(previous) and previous is not signal.default_int_handler:
+            self._received.append(number)
+            previous(number, frame)
+        elif not self._received or time.monotonic() >= self._quiet_until:
+            self._received.append(number)
+            self._quiet_until = time.monotonic() + self._timeout
+            if previous is signal.default_int_handler:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + number)
+        elif previous == signal.SIG_DFL:
+            self._received.append(number)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """Do what the signal asked for, if there was one."""
+        if self._owner != os.getpid():
+            return
+        self._is_closing = True
+        deadly = [number for number in self._received if self._previous[number] == signal.SIG_DFL]
+        is_told = bool(deadly or (self._received and kind is not None))
+        if is_told:
+            self._stop()
+        self._restore()
+        _active.remove(self)
+        self._owner = 0
+        if deadly:
+            if kind is not None and not issubclass(kind, (SystemExit, KeyboardInterrupt)):
+                sys.excepthook(kind, value, where)  # type: ignore[arg-type]
+            _die(deadly[0])
+        for number in self._held:
+            # Of the same request, unless there was none before, or somebody else has something to do about it.
+            if not is_told or self._previous[number] not in (signal.SIG_DFL, signal.default_int_handler):
+                signal.raise_signal(number)
+
+    def _restore(self) -> None:
+        for number, before in self._previous.items():
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, before)
+
+    # --- the order ---
+
+    def _stop(self) -> None:
+        """Stop the producers, then the server, each in its time."""
+        begun = time.monotonic()
+        name = _name(self._received[0])
+        _stop_producers(self._producers, begun + self._timeout / 2)
+        try:
+            stats = self._server.stop(max(self._timeout / 2, begun + self._timeout - time.monotonic()))
+        except MplogError as error:
+            _say(f"at {name}, {error}")
+            return
+        lost = [f"{count} not written by {handler}" for handler, count in stats.failed.items()]
+        if stats.incomplete:
+            lost.append(f"{stats.incomplete} long ones whose writers have ended")
+        if lost:
+            _say(f"at {name}, records were lost: {', '.join(lost)}")
+
+
+#: Those that are in use in this process, the innermost last.
+_active: list[GracefulShutdown] = []
+
+
+_masks = threading.local()
+
+
+def _before_fork() -> None:
+    # What a child is sent before it has run at all, CPython forgets (_PySignal_AfterFork), unless it is blocked.
+    numbers = {number for hook in _active for number in hook._previous}
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if numbers else None
+
+
+def _after_fork_in_parent() -> None:
+    if _masks.before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _after_fork_in_child() -> None:
+    while _active:
+        with contextlib.suppress(ValueError, OSError):
+            _active.pop()._restore()
+    _after_fork_in_parent()
+
+
+_FORK_HOOKS = frozenset(hook.__code__ for hook in (_before_fork, _after_fork_in_parent, _after_fork_in_child))
+
+
+@functools.lru_cache(maxsize=1)
+def _restore_in_forks() -> None:
+    """Have a forked child begin with the handlers that there were before."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+        )
+
+
+def _stop_producers(producers: tuple[Any, ...], deadline: float) -> None:
+    """Stop the producers and all children; return at the deadline, whatever they do."""
+    # In threads, since the terminate() of a Pool waits for its workers without a limit.
+    threads = [threading.Thread(target=_stop_one, args=(producer,), daemon=True) for producer in producers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    children = _children()
+    for child in children:
+        with contextlib.suppress(Exception):
+            child.terminate()
+    for child in children:
+        with contextlib.suppress(Exception):
+            child.join(max(0.0, deadline - time.monotonic()))
+    for child in _children():
+        with contextlib.suppress(Exception):
+            child.kill()
+            child.join(1.0)
+
+
+def _stop_one(producer: Any) -> None:
+    try:
+        if hasattr(producer, "terminate"):
+            producer.terminate()
+        else:
+            producer.shutdown(wait=False, cancel_futures=True)  # its processes are children, and terminated as those
+    except Exception as error:
+        _say(f"{producer!r} could not be stopped: {type(error).__name__}: {error}")
+
+
+def _children() -> list[Any]:
+    libraries = [sys.modules.get(name) for name in ("multiprocessing.process", "multiprocess.process")]
+    return [child for library in libraries if library is not None for child in library.active_children()]
+
+
+def _die(number: int) -> None:
+    """End this process by the signal. As process 1 of a container, which no signal ends so, return."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    for handler in logging.getLogger().handlers:
+        with contextlib.suppress(Exception):
+            handler.flush()
+    signal.raise_signal(number)
+
+
+def _say(message: str) -> None:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"mplog: {message}", file=sys.stderr, flush=True)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,314 @@
+"""The rotated files of a log: giving a file such a name, compressing them, removing old ones.
+
+The rule of this file: **a rotated file is complete under one of its names at every instant**, and what is not a regular
+file by such a name is left alone. All of it runs in the logging process; compressing and removing in a thread of their
+own, which reads and compresses without holding the interpreter. What that leaves half done is finished after the next
+start::
+
+    app.2026-11-20.001.log  ->  .app.2026-11-20.001.log.gz.part  ->  app.2026-11-20.001.log.gz, and the first is removed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import queue
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+from mplog.sinks import regular as regular_file
+from mplog.sinks.rotation import SUFFIXES, Keep, Rotation
+
+__all__ = ["Archives", "find_moved"]
+
+#: Bytes that are compressed at a time: some milliseconds, after which it may be told to stop.
+_CHUNK = 2**18
+
+#: Seconds that the closing of a log waits for the compressor before it tells it to stop.
+_CLOSE_SECONDS = 2.0
+
+_PART = ".part"
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """A rotated file, as it was when the directory was read."""
+
+    name: str
+    index: int
+    size: int
+    written_at_ns: int
+
+
+class Archives:
+    """The rotated files of one log.
+
+    Args:
+        path: of the log.
+        rotation: what they are called, and which are kept.
+        clock: returns the seconds since the epoch.
+        say: called from any thread with what went wrong, and a word for what it was done for: the same thing is said
+            once only.
+    """
+
+    def __init__(
+        self, path: str, rotation: Rotation, *, clock: Callable[[], float], say: Callable[[str, str], None]
+    ) -> None:
+        self._directory, self._log = os.path.split(path)
+        self._rotation = rotation
+        self._clock = clock
+        self._say = say
+        self._last: tuple[tuple[str, str], int] | None = None
+        #: Files that have been rotated since `tidy` was called last are not touched before it is called again.
+        self._held: frozenset[str] = frozenset()
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._abandoned = threading.Event()
+        self._asked = self._done = 0
+
+    # --- names ---
+
+    def take(self, path: str, written_at: float) -> str:
+        """Rename a file to the next free name of its date, and return its path.
+
+        Raises:
+            OSError: it could not be renamed; everything is as before.
+        """
+        around = self._rotation.name.around_index(written_at, self._rotation.zone)
+        if self._last is None or self._last[0] != around:
+            self._last = around, max((index for _, found, index in self._names() if found == around), default=0)
+        while True:
+            self._last = around, self._last[1] + 1
+            target = self._path(self._rotation.name.name(written_at, self._rotation.zone, self._last[1]))
+            if any(os.path.lexists(target + suffix) for suffix in SUFFIXES.values()):
+                continue
+            self._held |= {os.path.basename(target)}
+            try:
+                regular_file.rename_to_new(path, target)
+            except FileExistsError:
+                continue  # a file that was put there meanwhile, a symbolic link, a FIFO, a directory
+            except BaseException:
+                self._last = around, self._last[1] - 1
+                raise
+            return target
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory, name)
+
+    def _names(self) -> Iterator[tuple[str, tuple[str, str], int]]:
+        """Yield the names that are taken, with what stands around the index, and the index."""
+        for name in os.listdir(self._directory):
+            found = self._rotation.name.index_of(name)
+            if found is not None:
+                yield name, *found
+
+    def _files(self) -> list[_Archive]:
+        files = []
+        for name, _, index in self._names():
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(self._path(name))
+                # No log is rotated while it is empty: an empty file is a name that is being taken at this moment.
+                if stat.S_ISREG(status.st_mode) and status.st_size and name not in self._held:
+                    files.append(_Archive(name, index, status.st_size, status.st_mtime_ns))
+        return files
+
+    # --- the thread ---
+
+    def tidy(self) -> None:
+        """Have what is to be compressed compressed, and what is too old removed, in the background."""
+        self._held = frozenset()
+        if self._rotation.compress is None and self._rotation.keep == Keep():
+            return
+        if self._thread is None:
+            # A daemon: it must not hold up the end of the process.
+            self._thread = threading.Thread(target=self._run, name="mplog archives", daemon=True)
+            self._thread.start()
+        self._asked += 1
+        self._requests.put(True)
+
+    @property
+    def is_tidying(self) -> bool:
+        """Whether something is being done, or about to be, for which `close` would wait, or which it would abandon."""
+        return self._done < self._asked
+
+    def close(self) -> None:
+        """Wait a moment for what is being done; then leave it for the next start."""
+        if self._thread is None:
+            return
+        self._requests.put(False)
+        self._thread.join(_CLOSE_SECONDS)
+        self._abandoned.set()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while self._requests.get():
+            try:
+                self._remove_parts()
+                if self._rotation.compress is not None:
+                    for archive in sorted(self._files(), key=lambda archive: archive.written_at_ns):
+                        if not archive.name.endswith(tuple(SUFFIXES.values())) and not self._abandoned.is_set():
+                            self._compress(archive)
+                self._remove_old()
+            except Exception as error:
+                self._say("tidy", f"rotated files of {self._log} could not be tidied up: {error}")
+            finally:
+                self._done += 1
+
+    # --- compressing ---
+
+    def _remove_parts(self) -> None:
+        """Remove what was being compressed when a logging process died."""
+        for name in os.listdir(self._directory):
+            whole = name.removesuffix(_PART)[1:]
+            if name.startswith(".") and name.endswith(_PART) and self._rotation.name.index_of(whole) is not None:
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                    os.unlink(self._path(name))
+
+    def _compress(self, archive: _Archive) -> None:
+        try:
+            self._compress_file(archive.name, str(self._rotation.compress))
+        except OSError as error:
+            self._say("compress", f"{archive.name} could not be compressed, and is kept as it is: {error}")
+
+    def _compress_file(self, name: str, how: str) -> None:
+        path = self._path(name)
+        target = path + SUFFIXES[how]
+        part = self._path(f".{name}{SUFFIXES[how]}{_PART}")
+        with open(path, "rb", opener=_open_regular) as source:
+            status = os.fstat(source.fileno())
+            if os.path.lexists(target) and not self._is_left_over(target, source, how):
+                raise FileExistsError(f"{target} is there already")
+            if not os.path.lexists(target):
+                try:
+                    if not self._write_part(source, status, part, how):
+                        return
+                    regular_file.rename_to_new(part, target)
+                finally:
+                    with contextlib.suppress(OSError):
+                        os.unlink(part)
+        # On the disk under its new name before the old one goes.
+        regular_file.sync_directory(self._directory)
+        if os.path.samestat(os.lstat(path), status):
+            os.unlink(path)
+
+    def _write_part(self, source: IO[bytes], status: os.stat_result, part: str, how: str) -> bool:
+        """Compress into a temporary file, which is on the disk behind this; return False if told to stop."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        with os.fdopen(regular_file.create(part, stat.S_IMODE(status.st_mode)), "wb") as file:
+            with contextlib.suppress(OSError):
+                os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            with _compressor(file, how, status) as compressor:
+                while chunk := source.read(_CHUNK):
+                    if self._abandoned.is_set():
+                        return False
+                    compressor.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        # It is as old as the records in it.
+        os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return True
+
+    def _is_left_over(self, target: str, source: IO[bytes], how: str) -> bool:
+        """Whether a logging process has died between the renaming of the compressed file and the end of the original.
+
+        An empty one, which had only been claimed, is removed. What is in anything else is compared: it could be
+        somebody else's file.
+        """
+        with open(target, "rb", opener=_open_regular) as file:
+            if not os.fstat(file.fileno()).st_size:
+                os.unlink(target)
+                return True
+            try:
+                with _decompressor(file, how) as decompressed:
+                    while not self._abandoned.is_set():
+                        chunk = source.read(_CHUNK)
+                        if chunk != _read_full(decompressed, len(chunk) or 1):
+                            return False
+                        if not chunk:
+                            return True
+            except Exception:  # each library has its own for what it cannot read
+                return False
+        return False
+
+    # --- removing ---
+
+    def _remove_old(self) -> None:
+        for archive in _expired(self._files(), self._rotation.keep, self._clock()):
+            try:
+                os.unlink(self._path(archive.name))
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self._say("remove", f"{archive.name} is old, and could not be removed: {error}")
+
+
+def find_moved(log: str, rotation: Rotation | None, device: int, inode: int) -> str | None:
+    """Return the path of the file that was the log and has been rotated, or moved to a name that begins as the log's.
+
+    Returns:
+        None where no such file has this inode.
+    """
+    directory, log_name = os.path.split(log)
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            is_archive = rotation is not None and rotation.name.index_of(entry.name) is not None
+            if (is_archive or entry.name.startswith(log_name)) and entry.inode() == inode:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) and status.st_dev == device:
+                    return entry.path
+    return None
+
+
+def _expired(files: list[_Archive], keep: Keep, now: float) -> list[_Archive]:
+    """Return those that are not kept."""
+    newest_first = sorted(files, key=lambda file: (file.written_at_ns, file.index), reverse=True)
+    expired = []
+    size = 0
+    for place, file in enumerate(newest_first):
+        size += file.size
+        if (
+            (keep.files is not None and place >= keep.files)
+            or (keep.size is not None and size > keep.size and place > 0)
+            or (keep.seconds is not None and now - file.written_at_ns / 1e9 > keep.seconds)
+        ):
+            expired.append(file)
+    return expired
+
+
+def _open_regular(path: str, _: int) -> int:
+    """Open for reading what is a regular file, and not a link to one."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    fd = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileExistsError(f"{path} is not a regular file")
+    return fd
+
+
+def _read_full(file: IO[bytes], size: int) -> bytes:
+    """Read that many bytes, or up to the end."""
+    data = b""
+    while len(data) < size and (chunk := file.read(size - len(data))):
+        data += chunk
+    return data
+
+
+def _compressor(file: IO[bytes], how: str, status: os.stat_result) -> Any:
+    if how == "gz":
+        return gzip.GzipFile("", "wb", 6, file, mtime=int(status.st_mtime))
+    import zstandard
+
+    return zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
+
+
+def _decompressor(file: IO[bytes], how: str) -> Any:
+    if how == "gz":
+        return gzip.GzipFile("", "rb", fileobj=file)
+    import zstandard
+
+    return zstandard.ZstdDecompressor().stream_reader(file, closefd=False)

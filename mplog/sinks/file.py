@@ -1,0 +1,169 @@
+"""The sink that is a file.
+
+The rule of this file: **what is wrong with a file's description raises here**, in the program. What becomes of the file
+itself is the business of `log_file`, in the logging process.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import logging
+import math
+import os
+import re
+from typing import Any, Literal
+
+from mplog.errors import SinkError
+from mplog.sinks import lock as file_lock
+from mplog.sinks import regular as regular_file
+from mplog.sinks.log_file import Fsync, LogFileHandler
+from mplog.sinks.rotation import make_rotation
+from mplog.sinks.sink import Sink
+
+__all__ = ["FileSink"]
+
+
+class FileSink(Sink):
+    """A file, which one logging process at a time writes.
+
+    >>> FileSink("app.log", rotate="100 MB or midnight", keep="14 days", compress="gz")            # doctest: +SKIP
+
+    Args:
+        path: the file; a relative path is taken from the current directory of this moment.
+        encoding: its encoding. What it cannot express is written as an escape.
+        mode: the permissions of a file that is created, as chmod takes them: ``0o640``, or ``"640"`` where numbers
+            are not written that way, as in JSON.
+        owner: whom a file that is created belongs to: ``"user"``, ``"user:group"`` or ``":group"``, names or numbers;
+            None (the default) leaves that to the system. Only root may give it to another user.
+        follow_symlinks: open the file also where `path` is a symbolic link. Off by default, since whoever may write
+            to the log's directory could so make the program write anywhere.
+        rotate: when to go on in a new file: a size (``"100 MB"``, or a number of bytes), which no file exceeds but
+            one with a single record that is longer; an interval (``"1 hour"``, counted from midnight); a time of day
+            or a day (``"midnight"``, ``"at 04:30"``, ``"monday"``, ``"monthly"``); several (``"100 MB or midnight"``).
+            The time is looked at when something is written, so an idle log is rotated at its next record. None (the
+            default) is never.
+        archive: the names of rotated files, in the directory of the log: directives of strftime, for the time of the
+            file's last record, and an index. By default ``app.%Y-%m-%d.{index:03}.log`` for ``app.log``: those names
+            sort as the records do, and a file that is rotated once is never renamed again.
+        keep: how many rotated files to keep (``10``), for how long (``"14 days"``) or up to which size of all together
+            (``"2 GB"``), or several (``"14 days and 2 GB"``). None (the default) keeps all. Looked at when the log is
+            opened, and at each rotation.
+        compress: ``"gz"``, or ``"zst"`` with the package zstandard: rotated files are compressed in the background.
+        timezone: of `rotate` and `archive`: ``"UTC"``, ``"Europe/Berlin"``, or a tzinfo; None (the default) is local
+            time.
+        fsync: when to force what was written to the disk, so that it survives a power loss: ``"never"`` (the
+            default, since it costs a disk's latency), behind every ``"batch"``, or at most so many seconds later.
+        level, format, filters, logger, propagate, escape: see `Sink`.
+
+    Raises:
+        ValueError: an argument is not understood; the message says what is.
+        ModuleNotFoundError: ``"zst"`` without the package zstandard.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        encoding: str = "utf-8",
+        mode: int | str = 0o640,
+        owner: str | None = None,
+        follow_symlinks: bool = False,
+        rotate: str | int | None = None,
+        archive: str | None = None,
+        keep: str | int | None = None,
+        compress: Literal["gz", "zst"] | None = None,
+        timezone: str | datetime.tzinfo | None = None,
+        fsync: Fsync = "never",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if not isinstance(encoding, str):
+            raise TypeError(f"encoding is the name of one, 'utf-8', not {encoding!r}")
+        "".encode(encoding)
+        if not isinstance(follow_symlinks, bool):
+            raise TypeError(f"follow_symlinks is True or False, not {follow_symlinks!r}")
+        self.path = _to_path(path)
+        self.encoding = encoding
+        self.mode = _check_mode(mode)
+        self.owner = regular_file.read_owner(owner)
+        self.follow_symlinks = follow_symlinks
+        self.rotation = make_rotation(
+            os.path.basename(self.path),
+            rotate=rotate,
+            archive=archive,
+            keep=keep,
+            compress=compress,
+            timezone=timezone,
+        )
+        self.fsync = _check_fsync(fsync)
+
+    def describe(self) -> str:
+        return repr(self.path)
+
+    def check(self) -> None:
+        """Look whether the file could be written, as far as that can be seen without opening it.
+
+        Raises:
+            SinkError: it could not.
+        """
+        try:
+            self._check_path()
+        except OSError as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise SinkError(f"{self} could not be opened: {reason}", sink=repr(self), reason=reason) from None
+
+    def _check_path(self) -> None:
+        directory = os.path.dirname(self.path)
+        if not os.path.isdir(directory):
+            raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
+        if os.path.isdir(self.path):
+            raise IsADirectoryError(errno.EISDIR, "Is a directory. Name a file in it")
+        place = self.path if os.path.exists(self.path) else directory
+        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, f"{place} may not be written. Correct its permissions, or the path")
+
+    def clear_up(self) -> None:
+        """Remove the lock file of a logging process that has died."""
+        file_lock.clear_up(os.path.realpath(self.path) if self.follow_symlinks else self.path)
+
+    def make_handler(self) -> logging.Handler:
+        return self._open()
+
+    def _open(self, kind: type[LogFileHandler] = LogFileHandler, **changes: Any) -> LogFileHandler:
+        """Return a handler of this kind with what the sink says, but for these changes."""
+        arguments: dict[str, Any] = {
+            "path": self.path,
+            "encoding": self.encoding,
+            "permissions": self.mode,
+            "owner": self.owner,
+            "follow_symlinks": self.follow_symlinks,
+            "rotation": self.rotation,
+            "fsync": self.fsync,
+        }
+        return kind(**(arguments | changes))
+
+
+def _to_path(path: str | os.PathLike[str]) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is that of a file, 'app.log', not {path!r}")
+    if "\0" in os.fspath(path):
+        raise ValueError(f"path={path!r} has a NUL, as no path may")
+    return os.path.abspath(path)
+
+
+def _check_mode(mode: object) -> int:
+    if isinstance(mode, str) and re.fullmatch("(0o?)?[0-7]{3}", mode):
+        return int(mode, 8)
+    # 640, as it is given to chmod(1), is 0o1200.
+    if isinstance(mode, int) and not isinstance(mode, bool) and 0 <= mode <= 0o777:
+        return mode
+    raise ValueError(f"mode={mode!r} is no permissions of a file. Write them as an octal number: mode=0o640, or '640'")
+
+
+def _check_fsync(fsync: object) -> Fsync:
+    if fsync in ("never", "batch"):
+        return fsync
+    if isinstance(fsync, (int, float)) and not isinstance(fsync, bool) and 0 < fsync < math.inf:
+        return float(fsync)
+    raise ValueError(f"fsync is 'never', 'batch', or a number of seconds above 0, not {fsync!r}")

@@ -1,0 +1,169 @@
+"""Names of files by what is in a record: `logs/{processName}.log`. Pure code, no I/O.
+
+The rule of this file: **a name stays in its directory, and tells its record.** What comes with a record may be
+anything, also from somebody hostile; two different values never make one name, and no value makes the name of a lock,
+of a temporary file, or of a rotated file.
+
+Of a value, ASCII letters and digits stay as they are, and so do ``-_.+@=,``. All else is written as ``%`` and two
+hexadecimal digits for each byte of UTF-8, as in a URL. A value that is too long for a name is cut, and ends in ``%~``
+and a hash of all of it. An empty one is ``%``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from mplog.record.layout import DETAILS, ORIGIN
+from mplog.record.plain import safe_str
+
+__all__ = ["FileNames"]
+
+#: Bytes of a name. A file name has 255; rotated files, locks and temporary files have more than their log's name.
+NAME_SIZE = 200
+#: Bytes that a value has at least: a hash, and enough to recognize it by.
+_VALUE_SIZE = 48
+#: Characters of a value that are looked at, unless it is cut anyway.
+_LONGEST_VALUE = 1000
+
+#: Fields that are different in every record, or no text.
+_NO_FIELDS = frozenset(
+    ("message", "msg", "args", "asctime", "created", "msecs", "relativeCreated")
+    + ("exc_info", "exc_text", "stack_info", "sequence")
+)
+_NUMBERS = frozenset(name for name, kind in {**ORIGIN, **DETAILS}.items() if kind is int)
+_EMPTY, _CUT = "%", "%~"
+
+#: What is in every name that rotation gives a file of ours, unless told otherwise (`mplog.sinks.rotation.ArchiveName`).
+_ARCHIVE = re.compile(r"\.[0-9]{4}-[0-9]{2}-[0-9]{2}\.[0-9]{3,}")
+
+
+class FileNames:
+    """A pattern.
+
+    Args:
+        pattern: a file name with fields: attributes of a log record that say where it comes from (``{processName}``,
+            ``{process}``, ``{name}``, ``{levelname}``, ``{taskName}``, ...), or names of ``extra`` (``{job}``).
+            ``{{`` and ``}}`` are braces.
+        missing: what stands for a field that a record does not have, or that is None there.
+
+    Attributes:
+        fields: the names of its fields.
+        texts: what stands before, between and behind them.
+        needs_details: whether it looks at what is sent on request only.
+
+    Raises:
+        ValueError: it has no field, or could give two records of different values one name.
+    """
+
+    def __init__(self, pattern: str, missing: str) -> None:
+        self.pattern = pattern
+        self.fields: list[str] = []
+        self.texts = [""]
+        self._read()
+        self._missing = missing
+        self.needs_details = not set(DETAILS).isdisjoint(self.fields)
+        self._room = (NAME_SIZE - len("".join(self.texts).encode())) // len(self.fields)
+        separators = self._separators()
+        self._unsafe = _unsafe(separators)
+        self._unsafe_or_dot = _unsafe(separators + ".")
+        self._check()
+
+    def __repr__(self) -> str:
+        return f"FileNames({self.pattern!r})"
+
+    def _read(self) -> None:
+        try:
+            parsed = list(string.Formatter().parse(self.pattern))
+        except ValueError as error:
+            raise self._error(f"is no pattern: {error}") from None
+        for text, field, spec, conversion in parsed:
+            self.texts[-1] += text
+            if field is None:
+                continue
+            if not field.isidentifier() or spec or conversion:
+                raise self._error(
+                    "has fields that are no names of attributes. {processName} is one; formats, conversions and parts "
+                    "of attributes are not understood. Write {{ for a brace"
+                )
+            if field in _NO_FIELDS:
+                raise self._error(f"has {{{field}}}, which would make a file for every record")
+            self.fields.append(field)
+            self.texts.append("")
+        if not self.fields:
+            raise self._error("has no {field}, so it is one file. That is a FileSink")
+
+    def _separators(self) -> str:
+        """Return what must not be in a value, so that it can be told where one ends and the next begins."""
+        found = ""
+        for text in self.texts[1:-1]:
+            # % and hexadecimal digits are what the rest is written with.
+            marks = [character for character in text if character not in "%~0123456789ABCDEFabcdef"]
+            if not marks:
+                raise self._error(
+                    "has two fields with nothing between them that tells where one ends, as in {name}-{process}"
+                )
+            found += marks[0]
+        # Numbers have none of it in them, so there is nothing to be told apart.
+        return found if sum(field not in _NUMBERS for field in self.fields) > 1 else ""
+
+    def _check(self) -> None:
+        if self._room < _VALUE_SIZE:
+            raise self._error("is too long: there is no room for the values")
+        text = "".join(self.texts)
+        if self.pattern.startswith(".") or re.search(r"[\x00-\x1f\x7f/]", text):
+            raise self._error("begins with a dot, as locks do, or has control characters or a path in it")
+        if _ARCHIVE.search(self.name(["x"] * len(self.fields))):
+            raise self._error("has what the names of rotated files have")
+
+    def _error(self, what: str) -> ValueError:
+        return ValueError(f"the file name {self.pattern!r} {what}")
+
+    def name(self, values: Sequence[Any]) -> str:
+        """Return the name for a record.
+
+        Args:
+            values: of `fields`, in that order.
+        """
+        texts = [
+            self._missing if value is None else value if type(value) is str else safe_str(value) for value in values
+        ]
+        name = self._join([self._escape(text, self._unsafe) for text in texts])
+        if _ARCHIVE.search(name):
+            name = self._join([self._escape(text, self._unsafe_or_dot) for text in texts])
+            if _ARCHIVE.search(name):
+                name = self._join([_CUT + _hash(text) for text in texts])
+        return name
+
+    def _join(self, escaped: list[str]) -> str:
+        name = self.texts[0] + "".join(value + text for value, text in zip(escaped, self.texts[1:]))
+        return "%2E" + name[1:] if name.startswith(".") else name
+
+    def _escape(self, text: str, unsafe: re.Pattern[str]) -> str:
+        if not text:
+            return _EMPTY
+        if len(text) <= _LONGEST_VALUE:
+            escaped = unsafe.sub(_percent, text)
+            if len(escaped) <= self._room:
+                return escaped
+        digest = _hash(text)
+        begin = unsafe.sub(_percent, text[: self._room])[: self._room - len(_CUT) - len(digest)]
+        # Not in the middle of an escape.
+        return re.sub("%.?$", "", begin) + _CUT + digest
+
+
+def _unsafe(separators: str) -> re.Pattern[str]:
+    safe = "".join(character for character in "-_.+@=," if character not in separators)
+    letters = "".join(character for character in string.ascii_letters + string.digits if character not in separators)
+    return re.compile(f"[^{letters}{re.escape(safe)}]")
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

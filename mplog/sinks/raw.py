@@ -1,0 +1,190 @@
+"""Sinks for bytes: `RawSink`, a file, and `WriterSink`, anything with a `Writer`.
+
+The rule of this file: **a piece of bytes is written whole, once, where it was sent to**, and no log record is. A raw
+file is a log file in which each piece stands for a record: rotated between two of them, taken back when it is there in
+part, waited for while the disk is full. Its text is Latin-1, in which byte and character are the same.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from mplog.sinks.file import FileSink
+from mplog.sinks.log_file import LogFileHandler
+from mplog.sinks.sink import Sink, TextHandler
+
+__all__ = ["RawFileHandler", "RawSink", "Writer", "WriterHandler", "WriterSink", "check_raw_names"]
+
+_NOT_FOR_BYTES = ("format", "filters", "escape", "level", "encoding", "logger", "propagate")
+
+
+class Writer(Protocol):
+    """What a `WriterSink` writes to. Its methods run in the logging process, and may raise; that is counted."""
+
+    def write(self, batch: list[bytes]) -> object:
+        """Write all of these, in this order. A list, so that many small pieces cost one call."""
+
+    def flush(self) -> object:
+        """Have it written: called behind each batch."""
+
+    def close(self) -> object:
+        """Let go, at the end."""
+
+
+class RawSink(FileSink):
+    """A file of bytes that `mplog.write` has sent.
+
+    >>> RawSink("trades.bin", name="trades")         # mplog.write(b"...", to="trades")        # doctest: +SKIP
+
+    Nothing is put between the pieces. When the logging process is killed, none of them is lost, doubled or torn.
+
+    Args:
+        path: the file.
+        name: what `mplog.write` calls it: ``to=``. ``""`` (the default) is where bytes go that are sent to no name.
+        mode, owner, follow_symlinks, rotate, archive, keep, compress, timezone, fsync: see `FileSink`. A file is
+            rotated between two pieces.
+    """
+
+    def __init__(self, path: Any, *, name: str = "", **options: Any) -> None:
+        _check(name, options, self)
+        super().__init__(path, encoding="latin-1", **options)
+        self.name = name
+
+    def install(self, default: logging.Formatter) -> list[logging.Handler]:
+        return [self.make_handler()]
+
+    def make_handler(self) -> logging.Handler:
+        return self._open(RawFileHandler, name=self.name)
+
+
+class WriterSink(Sink):
+    """Anything that takes bytes that `mplog.write` has sent.
+
+    >>> class Upload:                                                                          # doctest: +SKIP
+    ...     def write(self, batch): send(b"".join(batch))
+    ...     def flush(self): ...
+    ...     def close(self): ...
+    >>> WriterSink(Upload, name="trades")            # mplog.write(b"...", to="trades")        # doctest: +SKIP
+
+    Bytes are written in order, each piece at least once: again where the logging process was killed behind them.
+
+    Args:
+        factory: called without arguments in the logging process; returns a `Writer`. A lambda will do.
+        name: what `mplog.write` calls it, see `RawSink`.
+    """
+
+    def __init__(self, factory: Callable[[], Writer], *, name: str = "") -> None:
+        super().__init__()
+        _check(name, {}, self)
+        if not callable(factory):
+            raise TypeError(f"WriterSink needs a function that makes a writer, not {factory!r}")
+        self.factory = factory
+        self.name = name
+
+    def describe(self) -> str:
+        return getattr(self.factory, "__qualname__", repr(self.factory))
+
+    def install(self, default: logging.Formatter) -> list[logging.Handler]:
+        return [self.make_handler()]
+
+    def make_handler(self) -> logging.Handler:
+        writer = self.factory()
+        missing = [name for name in ("write", "flush", "close") if not callable(getattr(writer, name, None))]
+        if missing:
+            raise TypeError(f"the factory of {self} returned {writer!r}, which has no {', '.join(missing)}()")
+        if isinstance(writer, io.IOBase):
+            raise TypeError(
+                f"the factory of {self} returned the file {writer!r}, whose write() takes bytes, and that of a Writer "
+                "takes a list of them. For a file there is RawSink(path); for another one, a class of your own with "
+                "def write(self, batch): self.file.writelines(batch)"
+            )
+        return WriterHandler(writer, self.name)
+
+
+def _check(name: str, options: dict[str, Any], sink: Sink) -> None:
+    if not isinstance(name, str) or len(name.encode()) > 255:
+        raise ValueError(f"the name of a sink is a text of up to 255 bytes, not {name!r}")
+    for option in _NOT_FOR_BYTES:
+        if option in options:
+            raise TypeError(f"{type(sink).__name__} has no {option}=: bytes are written as they are")
+
+
+def check_raw_names(sinks: Sequence[Sink]) -> list[str]:
+    """Return the names of the sinks for bytes.
+
+    Raises:
+        ValueError: two have one name.
+    """
+    names = [sink.name for sink in sinks if isinstance(sink, (RawSink, WriterSink))]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two sinks for bytes are called {name!r}. Give one another name=")
+    return names
+
+
+#: What stands for bytes where a record is reported that could not be written.
+_RECORD = logging.LogRecord("mplog.write", logging.NOTSET, "", 0, "bytes", None, None)
+
+
+class RawFileHandler(LogFileHandler):
+    """Writes bytes to a file. Runs in the logging process.
+
+    Args:
+        name: of the sink.
+        path, options: see `LogFileHandler`.
+    """
+
+    terminator = ""
+
+    def __init__(self, path: str, *, name: str, **options: Any) -> None:
+        self.raw_name = name
+        super().__init__(path, **options)
+
+    def handle_bytes(self, batch: Sequence[bytes]) -> None:
+        """Take pieces for the next `flush`."""
+        self.take([_RECORD] * len(batch), [piece.decode("latin-1") for piece in batch])
+
+
+class WriterHandler(TextHandler):
+    """Gives bytes to a writer. Runs in the logging process.
+
+    Args:
+        writer: takes them.
+        name: of the sink.
+    """
+
+    def __init__(self, writer: Writer, name: str) -> None:
+        super().__init__()
+        self._writer = writer
+        self._batch: list[bytes] = []
+        self._is_closed = False
+        self.raw_name = name
+
+    def __repr__(self) -> str:
+        return f"<WriterHandler {type(self._writer).__name__}>"
+
+    def handle_bytes(self, batch: Sequence[bytes]) -> None:
+        """Take pieces for the next `flush`."""
+        self._batch += batch
+
+    def flush(self) -> None:
+        """Give them to the writer."""
+        if self._batch:
+            batch, self._batch = self._batch, []
+            try:
+                self._writer.write(batch)
+                self._writer.flush()
+            except Exception:
+                self.fail([_RECORD] * len(batch))
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            super().close()
+            if not self._is_closed:  # logging.shutdown() comes once more
+                self._is_closed = True
+                self._writer.close()

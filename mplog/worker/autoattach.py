@@ -1,0 +1,181 @@
+"""A program that joins a server without a change to its code: what ``mplog run --python`` sets up in it.
+
+::
+
+    import logging --> on_import: levels of the server, a handler that waits, on the root logger
+    first record   --> the handler joins the server, and a QueueHandler takes its place
+
+The rule of this file: **the program's own logging stays as it is.** Ours is one handler more. Where the program calls
+``basicConfig()``, ``dictConfig()`` or ``fileConfig()``, it is taken off meanwhile, so that they find what they would
+have found, and is put back behind what they have set up.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mplog.worker.queue_handler import QueueHandler
+
+__all__ = ["on_import"]
+
+
+def on_import(name: str) -> None:
+    """Do what is to be done now that a module of the stdlib has been imported.
+
+    Args:
+        name: ``logging`` or ``logging.config``.
+    """
+    if name == "logging":
+        _wait()
+        _wrap(logging, "basicConfig")
+    else:
+        module = sys.modules[name]
+        _wrap(module, "dictConfig")
+        _wrap(module, "fileConfig")
+
+
+#: The handlers of ours that wait or send, and the loggers that they are on.
+_ours: list[logging.Handler] = []
+_loggers: list[logging.Logger] = []
+
+
+def _wait() -> None:
+    """Put a handler that waits for the first record on the loggers that send, and set the server's levels."""
+    directory = os.environ.get("MPLOG_QUEUE")
+    if not directory or _ours:
+        return
+    try:
+        # Without msgspec, which most programs that import logging never need.
+        with open(os.path.join(directory, "logging"), "rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return  # the directory of a server that was killed, made anew by somebody else
+            state = json.load(file)
+        senders, level, levels, disable = state["layout"]["senders"], state["level"], state["levels"], state["disable"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # the server has ended
+    waiting = _Waiting(directory)
+    _ours.append(waiting)
+    for name in senders:
+        logger = logging.getLogger(name)
+        logger.addHandler(waiting)
+        _loggers.append(logger)
+    logging.getLogger().setLevel(level)
+    for name, own in levels.items():
+        logging.getLogger(name).setLevel(own)
+    logging.disable(disable)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=waiting.join)  # once, and not again in each worker
+
+
+class _Waiting(logging.Handler):
+    """Joins the server when the first record comes.
+
+    Args:
+        directory: of the server's queue.
+    """
+
+    def __init__(self, directory: str) -> None:
+        super().__init__()
+        self._directory = directory
+        self._joining = threading.RLock()
+        self._is_joining = False
+        self._held: list[logging.LogRecord] = []
+        self._joined: logging.Handler | None = None
+
+    def createLock(self) -> None:
+        """Have no lock that others take, as QueueHandler has none."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Join, and pass the record on."""
+        with self._joining:
+            if self._is_joining:
+                self._held.append(record)  # of a signal handler, or of a module that is being imported for it
+                return True
+            self.join()
+        self._pass_on(record)
+        return True
+
+    def _pass_on(self, record: logging.LogRecord) -> None:
+        logger = logging.getLogger(record.name)
+        last = logging.lastResort
+        if self._joined is not None:
+            from mplog.worker.attach import brought_filters
+
+            # The logger's own have seen it, and may keep account of what they have seen.
+            brought = logging.Filterer()
+            brought.filters = brought_filters(record.name)
+            kept: Any = brought.filter(record)
+            if kept:
+                self._joined.handle(kept if isinstance(kept, logging.LogRecord) else record)
+        elif last is not None and record.levelno >= last.level and not logger.hasHandlers():
+            last.handle(record)
+
+    def join(self) -> None:
+        """Put a QueueHandler in the place of this handler; where the server has ended, nothing."""
+        with self._joining:
+            # The program may have a server of its own meanwhile, which has taken this handler off.
+            if self._is_joining or not any(self in logger.handlers for logger in _loggers):
+                return
+            self._is_joining = True
+            try:
+                self._joined = _join(self._directory)
+            except Exception as error:
+                if sys.stderr is not None:
+                    print(f"mplog: this program does not log to the server: {error}", file=sys.stderr)
+            finally:
+                _ours[:] = [] if self._joined is None else [self._joined]
+                for logger in _loggers:
+                    # One assignment: another thread that logs in the meantime sees the old list or the new one.
+                    logger.handlers = [new for each in logger.handlers for new in (_ours if each is self else [each])]
+                self._is_joining = False
+            held, self._held = self._held, []
+        for record in held:
+            self._pass_on(record)
+
+
+def _join(directory: str) -> QueueHandler:
+    """Return a handler for the server, on no logger yet, and set up the loggers as it wants them."""
+    from msgspec.structs import replace
+
+    from mplog.queue.log_queue import LogQueue
+    from mplog.worker import levels
+    from mplog.worker.attach import LoggingState, make_handler
+
+    state = LoggingState.load(directory)
+    queue = LogQueue.open(directory)
+    queue.details, queue.overflow, queue.sync = state.details, state.overflow, state.sync
+    queue.preparation = state.layout.preparation
+    handler = make_handler(queue, state.layout)
+    # The levels were set when logging was imported; what the program has changed since stays.
+    now = {name: logging.getLogger(name).level for name in state.levels}
+    root = logging.getLogger()
+    replace(state, level=root.level, levels=now, disable=int(root.manager.disable)).apply(handler)
+    levels.watch(directory)
+    return handler
+
+
+def _wrap(module: Any, name: str) -> None:
+    """Have a function that sets up logging leave our handler where it is."""
+    configure: Callable[..., Any] = getattr(module, name)
+
+    @functools.wraps(configure)
+    def configure_beside(*args: Any, **kwargs: Any) -> Any:
+        ours = [(logger, handler) for logger in _loggers for handler in _ours if handler in logger.handlers]
+        for logger, handler in ours:
+            logger.removeHandler(handler)
+        try:
+            return configure(*args, **kwargs)
+        finally:
+            for logger, handler in ours:
+                logger.addHandler(handler)
+
+    setattr(module, name, configure_beside)

@@ -1,0 +1,60 @@
+"""`write`: bytes of a worker's own, into a sink of their own.
+
+::
+
+    write(b"...", to="trades") -> frame(s) of kind BYTES -> LogQueue -> logging process -> RawSink, WriterSink
+
+The rule of this file: **bytes are data**: nothing looks into them, formats them or ends them with a newline, and no
+overflow policy drops them. When the call has returned, they are out of the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from mplog.errors import ServerStateError
+from mplog.queue.log_queue import LogQueue
+from mplog.worker.attach import MPLOG_QUEUE, all_loggers, queue_directory
+from mplog.worker.queue_handler import QueueHandler
+
+__all__ = ["write"]
+
+#: By directory: queues of programs whose loggers have no QueueHandler.
+_opened: dict[str, LogQueue] = {}
+
+
+def write(data: bytes | bytearray | memoryview, *, to: str = "", timeout: float | None = None) -> None:
+    """Send bytes to a `RawSink` or `WriterSink` of the server that this process logs to.
+
+    Args:
+        data: of any content and length up to 256 MiB; they arrive in one piece.
+        to: the name of the sink.
+        timeout: seconds to wait at most while the queue is full; None (the default) waits for ever. The server's
+            overflow policy is about records, and drops no bytes.
+
+    Raises:
+        queue.Full: no room within `timeout`; nothing was sent.
+        ServerStateError: this process logs to no server with a `LogQueue`.
+        NoReaderError: the logging process has ended.
+        MessageTooLongError: over 256 MiB.
+    """
+    _queue().write(data, to=to, timeout=timeout)
+
+
+def _queue() -> LogQueue:
+    root = logging.getLogger().handlers
+    for handlers in (root, *(logger.handlers for logger in all_loggers().values())):
+        for handler in handlers:
+            if isinstance(handler, QueueHandler) and isinstance(handler.queue, LogQueue):
+                return handler.queue
+    directory = os.environ.get(MPLOG_QUEUE)
+    if directory:
+        known = _opened.get(directory)
+        if known is None:
+            known = _opened[directory] = LogQueue.open(queue_directory(directory))
+        return known
+    raise ServerStateError(
+        "mplog.write() was called in a process that logs to no server with a LogQueue. Give its pool "
+        "initializer=server.initializer, or call mplog.attach() first."
+    )

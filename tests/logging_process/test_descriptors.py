@@ -1,0 +1,115 @@
+"""A logging process that can open nothing more writes on what it has open (fault 25)."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from oracle import wait_until
+from scripts import environment, lines, write_script
+
+import mplog
+
+resource: Any = pytest.importorskip("resource")
+
+
+def allow_descriptors(pid: int, count: int) -> None:
+    """Have a process open none from this number on; it closes none for it."""
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, hard))
+
+
+def _impatient() -> logging.Handler:
+    """Runs in the logging process: have it try again soon what has failed."""
+    from mplog.sinks import log_file
+
+    log_file._RETRY_SECONDS = 0.05
+    return logging.NullHandler()
+
+
+def _log(initializer: Any, count: int) -> None:
+    """Runs in a worker."""
+    initializer()
+    for number in range(count):
+        logging.info("%d %s", number, "x" * 100)
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest", "fallback"])
+def test_logging_process_without_descriptors_writes_on(tmp_path: Path, policy: str) -> None:
+    """New workers, a full queue and a file that is due to be rotated cost it no record; what is left is done when there
+    are descriptors again."""
+    count, log = 20_000, tmp_path / "app.log"
+    sink = mplog.FileSink(log, rotate="200 kB", archive="app.{index:03}.log")
+    options: dict[str, Any] = {"format": "%(message)s", "overflow": policy, "buffer_size": 2 * 2**20}
+    with mplog.LogServer(sink, mplog.HandlerSink(_impatient), level="INFO", **options) as server:
+        logging.info("first")
+        server.flush()
+        pid, context = server.pid, multiprocessing.get_context("fork")
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+        os.kill(pid, signal.SIGSTOP)
+        worker = context.Process(target=_log, args=(server.initializer, count))
+        worker.start()
+        worker.join(60)
+        assert worker.exitcode == 0
+        allow_descriptors(pid, 3)
+        os.kill(pid, signal.SIGCONT)
+        server.flush(60)
+        logging.info("without")
+        server.flush(60)
+        assert server.pid == pid, "it lives"
+        assert psutil.pid_exists(pid)
+        assert "without" in log.read_text(), "it is the file that was open"
+        allow_descriptors(pid, before)
+        wait_until(lambda: logging.info("with") or list(tmp_path.glob("app.0*")), "the file is rotated")
+        stats = server.stop()
+    text = [line for path in [*sorted(tmp_path.glob("app.0*.log")), log] for line in lines(path)]
+    written = [line for line in text if "x" * 100 in line]
+    assert len(set(written)) == len(written) == count - stats.dropped
+    assert bool(stats.dropped) == (policy != "fallback")
+    said = [re.match(r"mplog: ([\d,]+) records? dropped by", line) for line in text]
+    assert sum(int(match[1].replace(",", "")) for match in said if match) == stats.dropped
+
+
+@pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_program_without_standard_streams_logs(tmp_path: Path, closing: str) -> None:
+    """Where a daemon has closed them, nothing else has their numbers in the logging process, the next one included."""
+    program = write_script(
+        tmp_path,
+        """
+        import logging, os, signal, sys
+        import mplog
+
+        def streams(pid):
+            return [os.readlink(f"/proc/{pid}/fd/{number}") for number in sys.argv[2:]]
+
+        if __name__ == "__main__":
+            with mplog.LogServer(sys.argv[1], level="INFO", format="%(message)s") as server:
+                logging.info("%s", streams(server.pid))
+                server.flush()
+                os.kill(server.pid, signal.SIGKILL)
+                server.flush()
+                logging.info("%s", streams(server.pid))
+        """,
+    )
+    numbers = [number for number, stream in (("0", "<"), ("1", " >&"), ("2", "2>&")) if stream in f" {closing}"]
+    command = f'exec "$0" program.py app.log {" ".join(numbers)} {closing}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable],
+        cwd=program.parent,
+        env=environment(MPLOG_QUEUE=None),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    closed = str(["/dev/null"] * len(numbers))
+    assert [line for line in lines(tmp_path / "app.log") if not line.startswith("mplog: ")] == [closed, closed]

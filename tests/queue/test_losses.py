@@ -1,0 +1,314 @@
+"""What processes have lost: counted exactly, where their death cannot take it along (promise 5)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracle import wait_until
+from readers import Counter as SharedCounter
+from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_handler, log_anything
+
+import mplog
+from mplog import Overflow, Reason
+from mplog.queue import losses
+from mplog.queue.log_queue import emergency_path
+from mplog.queue.losses import Losses, LossReader, ProcessLosses
+from mplog.record import frame
+from mplog.worker.attach import install
+
+INFO, ERROR = logging.INFO, logging.ERROR
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> str:
+    """What looks like the directory of a queue."""
+    (tmp_path / "queue").touch()
+    return str(tmp_path)
+
+
+@pytest.fixture
+def queue() -> Iterator[mplog.LogQueue]:
+    """A tiny queue that nobody reads unless told to."""
+    queue = mplog.LogQueue(4096)
+    yield queue
+    queue.close()
+    queue.remove()
+
+
+# --- the counts ---
+
+
+def test_nothing_is_there_before_the_first_loss(directory: str) -> None:
+    """The file is made with the first loss, readable by its owner alone, and tells who, what and why."""
+    mine = Losses(directory)
+    assert losses.read_all(directory) == []
+    before = time.time()
+    mine.count(INFO, Reason.QUEUE_FULL, "wörker")
+    mine.count(ERROR, Reason.EMERGENCY, "another name")
+    for _ in range(300):
+        mine.count(INFO, Reason.QUEUE_FULL, "wörker")
+    (counted,) = losses.read_all(directory)
+    assert (counted.pid, counted.name) == (os.getpid(), "wörker")
+    assert counted.counts == {(INFO, Reason.QUEUE_FULL): 301, (ERROR, Reason.EMERGENCY): 1} == mine.counts
+    assert (counted.lost, counted.gap) == (301, 302)
+    assert before <= counted.began <= time.time()
+    (name,) = [name for name in os.listdir(directory) if name.startswith("losses-")]
+    assert os.stat(os.path.join(directory, name)).st_mode & 0o777 == 0o600
+
+
+def test_more_levels_than_rows_are_counted_together(directory: str) -> None:
+    """However many levels there are, and whatever they are, no loss goes uncounted."""
+    mine = Losses(directory)
+    for level in [*range(1, 400), -5, 2**63, 2**100, -(2**100)]:
+        mine.count(level, Reason.TIMEOUT, "w")
+    (counted,) = losses.read_all(directory)
+    assert counted.by_reason() == {Reason.TIMEOUT: 403}
+    assert counted.counts[1, Reason.TIMEOUT] == 1
+    assert counted.counts[0, Reason.TIMEOUT] > 100
+
+
+def test_threads_and_signal_handlers_count_exactly(directory: str) -> None:
+    """Counting in four threads, and in a signal handler in the middle of it, loses no count; there is one file."""
+    mine, interval = Losses(directory), sys.getswitchinterval()
+
+    def count_many() -> None:
+        for number in range(10_000):
+            mine.count(INFO + number % 3, Reason.QUEUE_FULL, "w")
+
+    sys.setswitchinterval(1e-6)
+    try:
+        calls = in_threads_and_handler(count_many, lambda: mine.count(INFO, Reason.QUEUE_FULL, "w"), 0.0005)
+    finally:
+        sys.setswitchinterval(interval)
+    (counted,) = losses.read_all(directory)
+    assert counted.lost == 40_000 + calls
+
+
+def test_a_fork_counts_for_itself(queue: mplog.LogQueue) -> None:
+    """A child begins at nothing, in a file of its own, and what its parent has counted stays."""
+    queue.losses.count(INFO, Reason.SHED, "parent")
+    pid = in_fork(lambda: [queue.losses.count(INFO, Reason.SHED, "child") for _ in range(3)])
+    queue.losses.count(INFO, Reason.SHED, "parent")
+    assert [(each.pid, each.name, each.lost) for each in losses.read_all(queue.directory)] == [
+        (os.getpid(), "parent", 2),
+        (pid, "child", 3),
+    ]
+
+
+def test_counts_survive_sigkill(queue: mplog.LogQueue) -> None:
+    """What was counted before a SIGKILL is there after it."""
+    pid = os.fork()
+    if not pid:
+        for _ in range(5):
+            queue.losses.count(INFO, Reason.TIMEOUT, "victim")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (counted,) = losses.read_all(queue.directory)
+    assert (counted.pid, counted.name, counted.lost) == (pid, "victim", 5)
+
+
+def test_a_removed_directory_is_not_in_the_way(tmp_path: Path) -> None:
+    """Without the directory, or once its FIFO has gone, counting makes nothing and raises nothing."""
+    for where in (tmp_path / "missing", tmp_path):
+        mine = Losses(str(where))
+        mine.count(INFO, Reason.REJECTED, "w")
+        assert mine.counts == {(INFO, Reason.REJECTED): 1}
+    assert list(tmp_path.iterdir()) == []
+    assert losses.read_all(str(tmp_path / "missing")) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"mplogls1", bytes(4096), os.urandom(5000)])
+def test_what_is_no_file_of_losses_is_skipped(directory: str, content: bytes) -> None:
+    """A file that is just being made, or is another's, is not read."""
+    Path(directory, "losses-7-0").write_bytes(content)
+    assert losses.read_all(directory) == []
+    assert LossReader(directory).new() == []
+
+
+# --- telling ---
+
+
+def test_what_is_new_is_told_once(directory: str) -> None:
+    """A look returns what has come since the last that was told, also for the next reader, who is given that."""
+    mine, reader = Losses(directory), LossReader(directory)
+    assert reader.new() == []
+    for _ in range(3):
+        mine.count(INFO, Reason.QUEUE_FULL, "w")
+    (first,) = reader.new()
+    assert first.lost == 3
+    mine.count(ERROR, Reason.QUEUE_FULL, "w")
+    assert reader.new()[0].lost == 4
+    mine.count(INFO, Reason.QUEUE_FULL, "w")
+    told = reader.told()
+    (second,) = reader.new()
+    assert second.counts == {(INFO, Reason.QUEUE_FULL): 1}
+    reader = LossReader(directory, told)
+    assert reader.new() == [second]
+    assert LossReader(directory, told | reader.told()).new() == []
+    assert reader.new() == []
+    assert losses.read_all(directory)[0].lost == 5
+
+
+def test_the_lines_say_who_how_many_and_why() -> None:
+    """Each reason gives a line; one record is one record; what is not for the log gives none."""
+    counts = {
+        (INFO, Reason.QUEUE_FULL): 30,
+        (ERROR, Reason.QUEUE_FULL): 7,
+        (INFO, Reason.SHED): 1,
+        (INFO, Reason.EMERGENCY): 2,
+        (0, Reason.UNUSED): 5,
+    }
+    assert ProcessLosses(711, "ForkPoolWorker-3", counts).messages() == [
+        "37 records dropped by ForkPoolWorker-3 (pid 711): queue full",
+        "1 record dropped by ForkPoolWorker-3 (pid 711): buffers filling up",
+        "2 records written into the emergency file by ForkPoolWorker-3 (pid 711)",
+    ]
+    assert ProcessLosses(711, "", {(INFO, Reason.REJECTED): 2}).messages() == [
+        "2 records dropped by pid 711: nobody read the queue"
+    ]
+    for reason in Reason:
+        assert len(ProcessLosses(1, "w", {(INFO, reason): 1}).messages()) == (reason is not Reason.UNUSED)
+
+
+def test_losses_travel_in_frames() -> None:
+    """Many processes with many levels come back as they were, added up, in frames that are written in one piece."""
+    sent = [
+        ProcessLosses(pid, f"w{pid}", {(level, Reason.OLDEST): pid + level for level in range(25)})
+        for pid in range(1, 60)
+    ]
+    data = losses.frames([*sent, *sent[:3]])
+    received: dict[int, dict[Any, int]] = {}
+    for found in frame.walk(data):
+        assert (found.kind, found.end - found.start <= frame.FRAME_SIZE) == (frame.LOSSES, True)
+        for each in losses.decode(data[found.payload]):
+            received.setdefault(each.pid, {}).update(each.counts)
+    expected = {each.pid: {key: n * (2 if each.pid <= 3 else 1) for key, n in each.counts.items()} for each in sent}
+    assert received == expected
+    assert losses.frames([]) == b""
+    for payload in (b"", b"\x91\x01", b"\xff" * 20):
+        with pytest.raises(ValueError, match=r"Input|Expected|truncated|malformed|trailing"):
+            losses.decode(payload)
+
+
+# --- the sum ---
+
+
+def kill(workers: list[Any]) -> None:
+    """Kill those that are still alive."""
+    for worker in workers:
+        worker.kill()
+        worker.join(10)
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "fallback", "block", "drop_below"])
+def test_what_is_missing_adds_up_to_what_is_counted(
+    stdlib_context: Any, tmp_path: Path, queue: mplog.LogQueue, policy: str
+) -> None:
+    """Of killed workers, with a tiny queue and a slow reader, every call has arrived, been kept, or been counted."""
+    queue.overflow = Overflow.block(timeout=0.002) if policy == "block" else Overflow.of(policy)
+    if policy == "drop_below":
+        queue.overflow = Overflow.drop_below(timeout=0.002)
+    logging.getLogger().setLevel(logging.DEBUG)
+    initializer = mplog.Initializer(queue)
+    reader, dice = Reader(queue), random.Random(1)
+    workers: list[Any] = []
+    try:
+        for number in range(6):
+            name = f"w{number}"
+            args = (initializer, str(tmp_path), name)
+            workers.append(stdlib_context.Process(target=log_anything, args=args, name=name))
+            workers[-1].start()
+            if number % 3 == 2:
+                counters = [SharedCounter(tmp_path, each.name) for each in workers[-3:]]
+                began = time.monotonic()
+                while time.monotonic() < began + 0.4 or any(each.value < 200 for each in counters):
+                    reader.read()
+                    time.sleep(dice.uniform(0, 0.01))
+                    assert time.monotonic() < began + 60, "the workers do not log"
+                kill(workers)
+    finally:
+        kill(workers)
+    reader.read()
+    arrived = reader.numbers()
+    counted = {each.pid: each for each in losses.read_all(queue.directory)}
+    kept = emergency_messages(emergency_path(queue.directory))
+    assert len(kept) - sum(each.by_reason().get(Reason.EMERGENCY, 0) for each in counted.values()) in range(7)
+    for worker in workers:
+        numbers, losses_ = arrived[worker.pid], counted[worker.pid]
+        calls = SharedCounter(tmp_path, worker.name).value
+        assert losses_.name == worker.name
+        assert numbers == sorted(set(numbers))
+        unused = losses_.by_reason().get(Reason.UNUSED, 0)
+        # A call that the kill has interrupted may have arrived, or been counted, or neither.
+        assert len(numbers) + losses_.gap - unused - calls in (0, 1)
+        missing = max(numbers, default=0) - len(numbers)
+        assert 0 <= missing <= losses_.gap + 1
+        assert not any(level >= ERROR and reason.is_loss for level, reason in losses_.counts)
+
+
+def test_a_record_that_is_encoded_twice_leaves_no_uncounted_gap(queue: mplog.LogQueue) -> None:
+    """What the fast way cannot encode goes the other, with another number; the first is counted as not used."""
+    install(queue)
+    logging.getLogger().setLevel(logging.DEBUG)
+    log = mplog.getLogger("fast")
+    log.info("one")
+    log.info("\ud800")
+    log.info("three")
+    reader = Reader(queue)
+    reader.read()
+    assert reader.numbers()[os.getpid()] == [1, 3, 4]
+    assert queue.losses.counts == {(0, Reason.UNUSED): 1}
+
+
+def test_a_record_that_nobody_reads_is_counted_once(queue: mplog.LogQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a reader each call is counted as rejected, of either logger, and warnings go to stderr."""
+    install(queue)
+    logging.getLogger().setLevel(logging.DEBUG)
+    os.close(queue.release_reader())
+    mplog.getLogger("fast").warning("one")
+    logging.getLogger("plain").warning("two")
+    mplog.getLogger("fast").info("three")
+    (counted,) = losses.read_all(queue.directory)
+    assert counted.counts == {(30, Reason.REJECTED): 2, (20, Reason.REJECTED): 1}
+    assert capsys.readouterr().err.splitlines()[1:] == ["one", "two"]
+
+
+def test_a_record_that_is_cut_is_counted_as_truncated(queue: mplog.LogQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It arrives with its texts cut, and is no loss."""
+    monkeypatch.setattr("mplog.record.layout.MAX_RECORD_SIZE", 2 * 2**20)
+    monkeypatch.setattr("mplog.worker.logger.MAX_RECORD_SIZE", 2 * 2**20)
+    install(queue)
+    logging.getLogger().setLevel(logging.DEBUG)
+    reader = Reader(queue)
+    thread = threading.Thread(target=mplog.getLogger("fast").info, args=("x" * 3 * 2**20,))
+    thread.start()
+    wait_until(lambda: reader.read(), "the record arrives")
+    thread.join(10)
+    assert "cut by mplog: 3145728 characters" in reader.messages()[0]
+    assert queue.losses.counts == {(20, Reason.TRUNCATED): 1, (0, Reason.UNUSED): 1}
+    assert losses.read_all(queue.directory)[0].lost == 0
+
+
+def test_a_call_that_is_interrupted_is_counted(queue: mplog.LogQueue) -> None:
+    """Ctrl-C in a call that waits for room raises there, and the record is counted."""
+    queue.overflow = Overflow.block()
+    fill(queue)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            mplog.getLogger("fast").critical("waits")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert queue.losses.counts[50, Reason.INTERRUPTED] == 1

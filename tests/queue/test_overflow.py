@@ -1,0 +1,571 @@
+"""What becomes of a record for which there is no room (faults 6, 9, 16, 17 and 25)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import queue as queue_module
+import random
+import resource
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jobs
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import wait_until
+from readers import Counter as SharedCounter
+from readers import Reader, emergency_messages, fill, flood, in_fork, in_threads_and_handler
+from scripts import elapsed
+
+import mplog
+from mplog import Overflow, Reason
+from mplog.queue import emergency, losses, overflow
+from mplog.queue.log_queue import emergency_path
+from mplog.queue.overflow import KEPT_TIMEOUT, Fill, without_oldest
+from mplog.record import frame
+from mplog.record import layout as record
+from mplog.worker.attach import LoggingState, install
+
+SIZE = 16384
+#: What a call that does not wait may take on a machine that is busy with something else, in seconds.
+AT_ONCE = 0.5
+
+
+@pytest.fixture
+def queue() -> Iterator[mplog.LogQueue]:
+    """A small queue that nobody reads unless told to."""
+    queue = mplog.LogQueue(SIZE)
+    yield queue
+    queue.close()
+    queue.remove()
+
+
+@pytest.fixture
+def log_(queue: mplog.LogQueue) -> logging.Logger:
+    """A logger whose records go into the queue."""
+    logging.getLogger().setLevel(logging.DEBUG)
+    return mplog.getLogger("overflow")
+
+
+def use(queue: mplog.LogQueue, policy: Overflow | str) -> None:
+    """Give the queue a policy, and this process's logging a handler on it."""
+    logging.getLogger().handlers = []
+    queue.overflow = Overflow.of(policy)
+    install(queue)
+    assert isinstance(logging.getLogger().handlers[0], mplog.QueueHandler)
+
+
+def counts(queue: mplog.LogQueue) -> dict[Reason, int]:
+    """Return what all processes have lost, by reason, but for what `fill` has."""
+    reasons: Counter[Reason] = Counter()
+    for process in losses.read_all(queue.directory):
+        for (level, reason), count in process.counts.items():
+            reasons[reason] += count
+            assert level or reason is Reason.UNUSED
+    return dict(reasons)
+
+
+# --- what a policy is ---
+
+
+def test_a_name_means_the_policy_with_its_defaults() -> None:
+    """Each policy can be named, or made with arguments."""
+    assert Overflow.of("block") == Overflow.block() == Overflow()
+    assert Overflow.of("drop_newest") == Overflow.drop_newest()
+    assert Overflow.of("drop_oldest") == Overflow.drop_oldest()
+    assert Overflow.of("drop_below") == Overflow.drop_below("WARNING", at=0.8) == Overflow.drop_below(30)
+    assert Overflow.of("fallback") == Overflow.fallback()
+    made = Overflow.block(timeout=5)
+    assert Overflow.of(made) is made
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Overflow.of("lossy"), "'lossy' is no overflow policy; these are: block, drop_newest"),
+        (lambda: Overflow.block(timeout=-1), "a timeout of -1 seconds: it is 0 or more"),
+        (lambda: Overflow.block(timeout=float("nan")), "a timeout of nan seconds"),
+        (lambda: Overflow.drop_below("NOTHING"), "Unknown level: 'NOTHING'"),
+        (lambda: Overflow.drop_below("INFO", at=0), r"drop_below\(at=0\): the fill is above 0, and at most 1"),
+        (lambda: Overflow.drop_below("INFO", at=80), "the fill is above 0"),
+    ],
+)
+def test_a_policy_that_means_nothing_is_refused(make: Any, message: str) -> None:
+    """Names, times, levels and marks that make no sense are refused, with what would."""
+    with pytest.raises(ValueError, match=message):
+        make()
+    with pytest.raises(TypeError, match="overflow is the name of a policy or an Overflow, not 7"):
+        Overflow.of(7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", [Overflow.drop_below("ERROR", at=0.5, timeout=3), Overflow.fallback(1)])
+def test_a_policy_travels_with_the_queue(queue: mplog.LogQueue, policy: Overflow) -> None:
+    """It pickles, it goes with the queue into another process, and attach() finds it."""
+    queue.overflow = policy.with_emergency_file("relative", 1000)
+    assert pickle.loads(pickle.dumps(queue.overflow)) == queue.overflow
+    assert queue.overflow.emergency == os.path.abspath("relative")
+    done = jobs.run_python(["-c", f"import pickle; print(pickle.loads({pickle.dumps(queue)!r}).overflow)"])
+    assert done.stdout.strip() == repr(queue.overflow), done.stderr
+    state = LoggingState.capture()
+    msgspec.structs.replace(state, overflow=queue.overflow).save(queue.directory)
+    done = jobs.run_python(["-c", f"import mplog; print(mplog.attach({queue.directory!r}).queue.overflow)"])
+    assert done.stdout.strip() == repr(queue.overflow), done.stderr
+
+
+# --- no room ---
+
+
+def test_block_waits_for_ever_by_default(queue: mplog.LogQueue, log_: logging.Logger) -> None:
+    """A call waits until there is room, and nothing is dropped."""
+    use(queue, "block")
+    fill(queue)
+    reader = Reader(queue)
+    thread = threading.Thread(target=log_.info, args=("waits",))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    reader.read()
+    thread.join(10)
+    assert not thread.is_alive()
+    reader.read()
+    assert reader.messages()[-1] == "waits"
+
+
+def test_block_with_a_timeout_drops_what_has_waited_that_long(queue: mplog.LogQueue, log_: logging.Logger) -> None:
+    """Each call waits for as long as it says, no longer; then the record is counted, or an error kept elsewhere."""
+    use(queue, Overflow.block(timeout=0.2))
+    fill(queue)
+    for level in (logging.INFO, logging.WARNING, logging.ERROR):
+        start = time.monotonic()
+        log_.log(level, "level %d", level)
+        assert 0.2 <= elapsed(start) < 0.2 + AT_ONCE
+    assert counts(queue) == {Reason.QUEUE_FULL: 1, Reason.TIMEOUT: 2, Reason.EMERGENCY: 1}
+    assert emergency_messages(emergency_path(queue.directory)) == ["level 40"]
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest"])
+def test_errors_are_kept_and_wait_in_vain_only_once(queue: mplog.LogQueue, log_: logging.Logger, policy: str) -> None:
+    """Of many records in a row, those below ERROR are counted and the errors kept, and only one of all calls waits."""
+    use(queue, policy)
+    fill(queue)
+    start = time.monotonic()
+    for number in range(300):
+        log_.log(logging.ERROR if number % 3 == 0 else logging.INFO, "%d", number)
+    assert KEPT_TIMEOUT <= elapsed(start) < KEPT_TIMEOUT + 3 * AT_ONCE
+    assert counts(queue)[Reason.EMERGENCY] == 100
+    assert losses.read_all(queue.directory)[0].lost == 201  # one of `fill`
+    assert emergency_messages(emergency_path(queue.directory)) == [str(number) for number in range(0, 300, 3)]
+
+
+def test_drop_newest_never_waits_below_error(queue: mplog.LogQueue, log_: logging.Logger) -> None:
+    """A thousand calls with a full queue take no time, and each is counted; with room they go on."""
+    use(queue, "drop_newest")
+    filled = fill(queue)
+    start = time.monotonic()
+    for _ in range(1000):
+        log_.warning("dropped")
+    assert elapsed(start) < 2 * AT_ONCE
+    assert counts(queue) == {Reason.QUEUE_FULL: 1001}
+    reader = Reader(queue)
+    assert reader.read() == filled
+    log_.info("there is room")
+    reader.read()
+    assert reader.messages()[-1] == "there is room"
+    numbers = reader.numbers()[os.getpid()]
+    assert numbers == [*range(1, filled + 1), filled + 1002]
+
+
+def test_a_long_record_is_dropped_as_a_whole(queue: mplog.LogQueue, log_: logging.Logger) -> None:
+    """One whose first parts found room and whose rest does not is counted once, and the reader forgets the parts."""
+    use(queue, "drop_newest")
+    log_.info("x" * 3 * SIZE)
+    reader = Reader(queue)
+    reader.read()
+    log_.info("next")
+    reader.read()
+    assert reader.messages() == ["next"]
+    assert counts(queue) == {Reason.QUEUE_FULL: 1}
+    assert reader._frames.incomplete() == []
+
+
+def test_fallback_keeps_everything_in_the_emergency_file(queue: mplog.LogQueue, log_: logging.Logger) -> None:
+    """Records of all levels and sizes go into the file, in order, without a wait."""
+    use(queue, "fallback")
+    fill(queue)
+    start = time.monotonic()
+    sent = []
+    for number in range(100):
+        sent.append(f"{number} {'x' * (number % 4) * 3000}")
+        log_.log(logging.DEBUG if number % 2 else logging.CRITICAL, sent[-1])
+    assert elapsed(start) < 3 * AT_ONCE
+    assert emergency_messages(emergency_path(queue.directory)) == sent
+    assert counts(queue)[Reason.EMERGENCY] == 100
+
+
+def test_an_emergency_file_that_cannot_be_written_is_counted(
+    queue: mplog.LogQueue, log_: logging.Logger, tmp_path: Path
+) -> None:
+    """Where neither the queue nor the file takes a record, it is dropped, which the counts tell; nothing is raised."""
+    use(queue, Overflow.fallback().with_emergency_file(tmp_path / "missing" / "file"))
+    fill(queue)
+    log_.error("nowhere")
+    use(queue, Overflow.fallback().with_emergency_file(tmp_path / "small", 300))
+    log_.error("fits")
+    log_.error("x" * 300)
+    assert counts(queue) == {Reason.QUEUE_FULL: 1, Reason.NO_EMERGENCY: 2, Reason.EMERGENCY: 1}
+    assert emergency_messages(tmp_path / "small") == ["fits"]
+
+
+# --- the fill ---
+
+
+def test_drop_below_sheds_while_the_buffers_are_filling_up(queue: mplog.LogQueue, log_: logging.Logger) -> None:
+    """From the mark on, what is below the level is dropped although the queue has room; below the mark nothing is."""
+    told = Fill(queue.directory, writable=True)
+    use(queue, Overflow.drop_below("WARNING", at=0.8))
+    reader = Reader(queue)
+    for fraction in (0.0, 0.79, 0.81, 1.0, 0.5):
+        told.set(fraction)
+        log_.info("info at %s", fraction)
+        log_.warning("warning at %s", fraction)
+    reader.read()
+    infos = [message for message in reader.messages() if message.startswith("info")]
+    assert infos == ["info at 0.0", "info at 0.79", "info at 0.5"]
+    assert len(reader.messages()) == 8
+    assert counts(queue) == {Reason.SHED: 2}
+    told.close()
+
+
+def test_drop_below_waits_with_what_it_does_not_drop(queue: mplog.LogQueue, log_: logging.Logger) -> None:
+    """In a full queue, what is below the level is dropped at once, and the rest waits; without a fill, too."""
+    use(queue, Overflow.drop_below("WARNING", timeout=0.2))
+    fill(queue)
+    start = time.monotonic()
+    log_.info("dropped")
+    assert elapsed(start) < 0.2
+    start = time.monotonic()
+    log_.warning("waits")
+    assert 0.2 <= elapsed(start) < 0.2 + AT_ONCE
+    assert counts(queue) == {Reason.QUEUE_FULL: 2, Reason.TIMEOUT: 1}
+
+
+def test_no_policy_sheds_errors(queue: mplog.LogQueue, log_: logging.Logger) -> None:
+    """Even below a level that is higher, an error is kept."""
+    told = Fill(queue.directory, writable=True)
+    told.set(1)
+    use(queue, Overflow.drop_below("CRITICAL"))
+    log_.error("kept")
+    reader = Reader(queue)
+    reader.read()
+    assert reader.messages() == ["kept"]
+    told.close()
+
+
+def test_the_fill_is_seen_at_once_and_looked_up_late(queue: mplog.LogQueue) -> None:
+    """A worker that looks before the logging process has made the file sees it later."""
+    assert overflow.open_fill(queue.directory) is None
+    told = Fill(queue.directory, writable=True)
+    seen = overflow.open_fill(queue.directory)
+    assert seen is not None
+    for fraction in (0.0, 0.5, 1.0, 7.0, -1.0):
+        told.set(fraction)
+        assert abs(seen.fraction - min(1, max(0, fraction))) < 0.005
+    again = Fill(queue.directory, writable=True)
+    again.set(0.25)
+    assert 0.24 < seen.fraction < 0.26
+    for each in (told, seen, again):
+        each.close()
+
+
+# --- asyncio ---
+
+
+@pytest.mark.parametrize("policy", ["block", "drop_newest", "drop_below", "drop_oldest", "fallback"])
+def test_an_event_loop_is_never_blocked_when_the_policy_says_so(
+    queue: mplog.LogQueue, log_: logging.Logger, policy: str
+) -> None:
+    """In a thread with a loop no call waits, errors are kept all the same, and other threads wait as ever."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # which has something to say before there is a loop
+    use(queue, msgspec.structs.replace(Overflow.of(policy), never_block_loop=True))
+    fill(queue)
+
+    async def log_in_the_loop() -> float:
+        start = time.monotonic()
+        for number in range(50):
+            log_.warning("warning %d", number)
+            log_.error("error %d", number)
+        return elapsed(start)
+
+    assert asyncio.run(log_in_the_loop()) < 2 * AT_ONCE
+    kept = emergency_messages(emergency_path(queue.directory))
+    assert [each for each in kept if each.startswith("error")] == [f"error {number}" for number in range(50)]
+    assert len(kept) == (100 if policy == "fallback" else 50)
+    if policy == "block":
+        thread = threading.Thread(target=log_.warning, args=("waits",))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        Reader(queue).read()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+# --- the logging process stands still ---
+
+
+@pytest.mark.parametrize(
+    ("start_method", "policy"),
+    [("fork", "drop_newest"), ("spawn", "fallback"), ("forkserver", "drop_oldest")],
+)
+def test_a_stopped_logging_process_stops_no_worker(log: Path, tmp_path: Path, stdlib_context: Any, policy: str) -> None:
+    """While it is stopped by SIGSTOP, workers go on as the policy says; afterwards each record is there or counted."""
+    queue, stop, names = mplog.LogQueue(65536), str(tmp_path / "stop"), ["w1", "w2"]
+    with mplog.LogServer(log, level="DEBUG", format="%(message)s", queue=queue, overflow=policy) as server:
+        workers = [
+            stdlib_context.Process(target=flood, args=(server.initializer, str(tmp_path), name, stop)) for name in names
+        ]
+        try:
+            for worker in workers:
+                worker.start()
+            calls = [SharedCounter(tmp_path, name) for name in names]
+            wait_until(lambda: all(each.value > 100 for each in calls), "all workers log")
+            os.kill(server.pid, signal.SIGSTOP)
+            before = [each.value for each in calls]
+            wait_until(
+                lambda: all(now.value > then + 3000 for now, then in zip(calls, before)), "workers go on", timeout=60
+            )
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+            Path(stop).touch()
+            for worker in workers:
+                worker.join(30)
+        assert [worker.exitcode for worker in workers] == [0, 0]
+        server.flush()
+        lost: Counter[int] = Counter()
+        for each in server.stats().lost:
+            lost[each.pid] += each.lost
+    written = Counter(line.split()[0] for line in log.read_text().splitlines())
+    for name, worker, count in zip(names, workers, calls):
+        assert lost[worker.pid] > 0 or policy == "fallback"
+        assert written[name] + lost[worker.pid] == count.value
+        assert SharedCounter(tmp_path, f"slowest-{name}").value < 1000 * (KEPT_TIMEOUT + 2 * AT_ONCE)
+
+
+# --- where one logs ---
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "fallback"])
+def test_signal_handlers_and_threads_are_counted_exactly(
+    queue: mplog.LogQueue, log_: logging.Logger, policy: str
+) -> None:
+    """Calls from a signal handler in the middle of others, and from four threads at once, are all counted or kept."""
+    use(queue, policy)
+    filled = fill(queue)
+
+    def log_many() -> None:
+        for number in range(2000):
+            log_.info("thread %d", number)
+
+    calls = in_threads_and_handler(log_many, lambda: log_.info("handler"), 0.001)
+    (counted,) = losses.read_all(queue.directory)
+    reason = Reason.EMERGENCY if policy == "fallback" else Reason.QUEUE_FULL
+    assert counted.gap == 8000 + calls + 1
+    assert counted.by_reason()[reason] == 8000 + calls + (reason is Reason.QUEUE_FULL)
+    if policy == "fallback":
+        kept = Counter(emergency_messages(emergency_path(queue.directory)))
+        assert kept == {"handler": calls, **{f"thread {number}": 4 for number in range(2000)}}
+    assert next(queue.sequence) == filled + 1 + 8000 + calls + 1
+
+
+def log_without_descriptors(queue: mplog.LogQueue) -> None:
+    """Runs in a child: use up all descriptors, fill the queue, and log some more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    hogs: list[int] = []
+    with pytest.raises(OSError, match="Too many open files"):
+        while True:
+            hogs.append(os.dup(0))
+    log = mplog.getLogger("poor")
+    while not queue.losses.counts:
+        log.info("full")
+    log.error("has nowhere to go")
+    assert (list(queue.losses.counts.values()), "words" in queue.losses.__dict__) == ([1, 1], False)
+    for hog in hogs:
+        os.close(hog)
+    log.info("with descriptors again")
+
+
+def test_without_descriptors_records_are_dropped_and_counted_all_the_same(queue: mplog.LogQueue) -> None:
+    """A process that has run out of descriptors drops as the policy says, and what it has counted is there later."""
+    use(queue, "drop_newest")
+    logging.getLogger().setLevel(logging.INFO)
+    pid = in_fork(log_without_descriptors, queue)
+    (counted,) = losses.read_all(queue.directory)
+    assert counted.pid == pid
+    assert counted.by_reason() == {Reason.QUEUE_FULL: 2, Reason.NO_EMERGENCY: 1}
+
+
+def test_put_tells_its_caller_and_counts_no_loss(queue: mplog.LogQueue) -> None:
+    """queue.Full is the caller's to handle: the number is unused, and no loss is said."""
+    fill(queue)
+    for block in (False, True):
+        with pytest.raises(queue_module.Full):
+            queue.put(logging.makeLogRecord({"msg": "x", "levelno": 20}), block, 0.01)
+    (counted,) = losses.read_all(queue.directory)
+    assert counted.by_reason() == {Reason.QUEUE_FULL: 1, Reason.UNUSED: 2}
+
+
+# --- the oldest ---
+
+
+def framed(message: str, level: int = logging.INFO, pid: int = 7, number: int = 1, name: str = "w") -> bytes:
+    """Return the frames of a record."""
+    made = logging.makeLogRecord(
+        {"msg": message, "levelno": level, "levelname": str(level), "process": pid, "processName": name}
+    )
+    payload = record.encode(made, number)
+    whole = frame.frame(frame.RECORD, payload)
+    return whole if whole is not None else b"".join(frame.frames(frame.RECORD, payload, os.urandom(16)))
+
+
+def content_of(data: bytes) -> tuple[list[str], dict[tuple[int, str, int], int], int]:
+    """Return the messages that are in frames, the losses that they tell, and the pieces of garbage."""
+    told: Counter[tuple[int, str, int]] = Counter()
+    messages: list[str] = []
+    reader: frame.FrameReader[Any] = frame.FrameReader({frame.RECORD: record.decode, frame.LOSSES: losses.decode})
+    for each in reader.feed(data, drained=True):
+        if isinstance(each, list):
+            for process in each:
+                for (level, reason), count in process.counts.items():
+                    assert reason is Reason.OLDEST
+                    told[process.pid, process.name, level] += count
+        else:
+            messages.append(each.getMessage())
+    return messages, dict(told), reader.broken
+
+
+def test_the_oldest_below_error_go_and_are_told() -> None:
+    """As many of the first as are needed, no error, and the frame that tells it stands in their place."""
+    frames = [framed(f"{n} {'x' * 200}", logging.ERROR if n % 5 == 0 else 20, pid=n % 2) for n in range(40)]
+    content = b"".join(frames)
+    kept, dropped = without_oldest(content, 1000)
+    messages, told, broken = content_of(kept)
+    left = [int(message.split()[0]) for message in messages]
+    assert dropped == 40 - len(left) == sum(told.values())
+    gone = [n for n in range(40) if n not in left]
+    assert gone == [n for n in range(max(gone) + 1) if n % 5]
+    assert told == Counter((n % 2, "w", 20) for n in gone)
+    assert 3 <= dropped <= 6
+    assert broken == 0
+    again, more = without_oldest(kept, 1000)
+    messages, told, _ = content_of(again)
+    assert more == len(left) - len(messages)
+    assert sum(told.values()) == dropped + more
+    everything, _ = without_oldest(again, len(content))
+    assert content_of(everything)[0] == [f"{n} {'x' * 200}" for n in range(0, 40, 5)]
+    assert without_oldest(everything, 1)[1] == 0
+
+
+def test_only_whole_records_go() -> None:
+    """A long record goes with all its parts, wherever they are, or stays with those that are there."""
+    long_one, other = framed("long " + "x" * 9000), framed("other " + "y" * 9000, pid=8)
+    error = framed("error " + "z" * 9000, logging.ERROR)
+    parts = [[data[each.start : each.end] for each in frame.walk(data)] for data in (long_one, other, error)]
+    mixed = b"".join(part for group in zip(*parts) for part in group)
+    kept, dropped = without_oldest(mixed, 1)
+    messages, told, broken = content_of(kept)
+    assert dropped == 1
+    assert sorted(message[0] for message in messages) == ["e", "o"]
+    assert told == {(7, "w", 20): 1}
+    assert broken == 0
+    for cut in (b"".join(parts[0][:-1]), b"".join(parts[0][1:]), long_one[1:], b"garbage" * 100):
+        assert without_oldest(cut, 10_000) == (cut, 0)
+
+
+def test_what_is_waited_for_and_what_is_no_record_stays() -> None:
+    """Records to be written through, objects and garbage are not dropped."""
+    synced = frame.frame(frame.SYNC, bytes(16) + framed("synced")[8:]) or b""
+    thing = frame.frame(frame.OBJECT, b"object") or b""
+    small = framed("s" * 500)
+    content = synced + b"\xffm garbage" + small + thing + b"\xffmp" + small
+    kept, dropped = without_oldest(content, 10_000)
+    assert dropped == 2
+    assert synced in kept
+    assert thing in kept
+    assert b"\xffm garbage" in kept
+
+
+PIECES = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from([10, 20, 30, 40, 50]), st.integers(0, 9000), st.integers(1, 3)),
+        st.binary(max_size=30),
+    ),
+    max_size=30,
+)
+
+
+@given(PIECES, st.integers(1, 30_000), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_whatever_is_there_records_are_kept_or_counted(pieces: Any, wanted: int, dice: random.Random) -> None:
+    """Of any content, what is dropped is what is told, nothing else changes, and never is there more than before."""
+    content, sent = b"", Counter[tuple[int, str, int]]()
+    for number, piece in enumerate(pieces):
+        if isinstance(piece, bytes):
+            content += piece.replace(b"\xff", b"")
+        else:
+            level, size, pid = piece
+            content += framed(f"{level} {pid} {number} {'x' * size}", level, pid)
+            sent[pid, "w", level] += 1
+    before, _, _ = content_of(content)
+    kept, dropped = without_oldest(content, wanted)
+    after, told, _ = content_of(kept)
+    assert len(kept) <= len(content)
+    assert sum(told.values()) == dropped == len(before) - len(after)
+    left = Counter((int(message.split()[1]), "w", int(message.split()[0])) for message in after)
+    assert left + Counter(told) == sent
+    assert all(level < logging.ERROR for _, _, level in told)
+    assert after == [message for message in before if message in set(after)]
+    assert (kept == content) == (dropped == 0)
+
+
+def test_what_a_signal_handler_keeps_in_the_midst_of_another_is_counted(
+    queue: mplog.LogQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that logs while a call writes into the emergency file has its record there, or counted as lost."""
+    use(queue, "fallback")
+    logging.getLogger().setLevel(logging.INFO)
+    fill(queue)
+    log, write_all = logging.getLogger("job"), emergency._write_all
+
+    def interrupt() -> None:
+        def write_and_signal(fd: int, data: bytes, position: int) -> None:
+            monkeypatch.setattr(emergency, "_write_all", write_all)
+            write_all(fd, data[:3], position)
+            signal.raise_signal(signal.SIGUSR1)
+            write_all(fd, data, position)
+
+        monkeypatch.setattr(emergency, "_write_all", write_and_signal)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: log.error("handler " * 50))
+    try:
+        for name in ("one", "two"):
+            interrupt()
+            log.error(name)
+            found = {reason: count for (level, reason), count in queue.losses.counts.items() if level == logging.ERROR}
+            if name == "one":
+                assert found == {Reason.EMERGENCY: 2}
+                kept = os.path.getsize(emergency_path(queue.directory))
+                queue.overflow = msgspec.structs.replace(queue.overflow, emergency_size=kept + (kept - 32) // 2)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert found == {Reason.EMERGENCY: 3, Reason.NO_EMERGENCY: 1}
+    assert emergency_messages(emergency_path(queue.directory)) == ["one", "handler " * 50, "two"]

@@ -1,0 +1,173 @@
+"""What a person sees of a program that ends slowly, and that nobody else sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts import lines, run, write_script
+from terminal import Terminal
+
+import mplog
+from mplog.monitoring.running import Snapshot
+from mplog.server.progress import _describe
+
+#: A sink that takes its time: a millisecond for each record, some seconds in all.
+SLOW = """
+    import logging, os, signal, sys, time
+    if "without-rich" in sys.argv:
+        sys.modules["rich"] = sys.modules["rich.console"] = sys.modules["rich.progress"] = None
+    import mplog
+
+    class Slow(logging.FileHandler):
+        def emit(self, record):
+            time.sleep(0.001)
+            super().emit(record)
+
+    COUNT = 2000
+
+    def log():
+        for number in range(COUNT):
+            logging.info("%d %s", number, "x" * 500)
+"""
+STOP = """
+    with mplog.LogServer(mplog.HandlerSink(lambda: Slow("app.log")), level="INFO"):
+        log()
+    print("the program is over", len(open("app.log").readlines()), flush=True)
+"""
+SHUTDOWN = """
+    server = mplog.LogServer(mplog.HandlerSink(lambda: Slow("app.log")), level="INFO")
+    with server, mplog.GracefulShutdown(server, timeout=30):
+        log()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+"""
+AT_EXIT = """
+    mplog.LogServer(mplog.HandlerSink(lambda: Slow("app.log")), level="INFO").start()
+    log()
+"""
+
+
+def command(directory: Path, program: str, *arguments: str) -> list[str]:
+    """Return what runs a program with the slow sink, in a directory."""
+    start = f"import os; os.chdir({str(directory)!r})\n"
+    script = write_script(directory, SLOW + program)
+    script.write_text(start + script.read_text())
+    return [sys.executable, str(script), *arguments]
+
+
+@pytest.mark.parametrize("how", ["with-rich", "without-rich"])
+def test_stop_shows_what_is_left(tmp_path: Path, how: str) -> None:
+    """As a bar by rich, and as a line without it; behind the end, nothing of it is to be seen."""
+    with Terminal(command(tmp_path, STOP, how)) as terminal:
+        first = terminal.wait_for("mplog: writing the log:", "MiB left", "%")
+        assert ("━" in first) == (how == "with-rich")
+        terminal.wait_for("the program is over")
+        assert terminal.wait() == 0
+        assert terminal.text.split() == ["the", "program", "is", "over", "2000"]
+
+
+@pytest.mark.parametrize("program", [SHUTDOWN, AT_EXIT], ids=["shutdown", "exit"])
+def test_draining_shows_what_is_left(tmp_path: Path, program: str) -> None:
+    """Also on Ctrl-C, and at the end of a program that has stopped nothing."""
+    with Terminal(command(tmp_path, program)) as terminal:
+        terminal.wait_for("mplog: writing the log:", "MiB left")
+        terminal.wait()
+        assert "mplog: writing" not in terminal.text
+    assert len(lines(tmp_path / "app.log")) == 2000
+
+
+@pytest.mark.parametrize("changes", [{"MPLOG_PROGRESS": "0"}, {"TERM": "dumb"}])
+def test_progress_can_be_switched_off(tmp_path: Path, changes: dict[str, str]) -> None:
+    """By the environment, and on a terminal that cannot write over a line."""
+    with Terminal(command(tmp_path, STOP), **changes) as terminal:
+        terminal.wait_for("the program is over 2000")
+        assert b"mplog:" not in terminal.output
+
+
+def test_a_pipe_sees_nothing_of_it(tmp_path: Path) -> None:
+    """stderr stays empty where it is no terminal."""
+    done = run(command(tmp_path, STOP)[1:])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_over_soon_is_not_shown(tmp_path: Path) -> None:
+    """Nothing is written to the terminal where stopping takes less than a second."""
+    program = STOP.replace("log()", "logging.info('x')")
+    with Terminal(command(tmp_path, program)) as terminal:
+        terminal.wait_for("the program is over 1")
+        assert b"mplog:" not in terminal.output
+
+
+def test_a_logging_process_that_stands_still_is_named(tmp_path: Path) -> None:
+    """What is waited for is said, and what to do about it."""
+    program = """
+    with mplog.LogServer("app.log", level="INFO") as server:
+        logging.info("x")
+        print(server.pid, "stops", flush=True)
+        os.kill(server.pid, signal.SIGSTOP)
+    """
+    with Terminal(command(tmp_path, program), columns=120) as terminal:
+        shown = terminal.wait_for("is suspended: kill -CONT")
+        pid = int(shown.split()[0])
+        os.kill(pid, signal.SIGCONT)
+        assert terminal.wait() == 0
+    assert len(lines(tmp_path / "app.log")) == 1
+
+
+def test_progress_starts_no_thread(tmp_path: Path) -> None:
+    """A fork while it is shown finds nothing that could hang in the child."""
+    program = """
+    import threading
+    from mplog.server.progress import Progress
+    with Progress(None, lambda: 0) as progress:
+        progress._began -= 10
+        progress.ticker()
+        progress.ticker()
+        assert threading.active_count() == 1, threading.enumerate()
+        if not os.fork():
+            os._exit(0)
+        assert os.wait()[1] == 0
+        progress.ticker()
+    print("the program is over", flush=True)
+    """
+    with Terminal(command(tmp_path, program)) as terminal:
+        terminal.wait_for("the program is over")
+        assert terminal.wait() == 0
+        assert b"closing the log" in terminal.output
+
+
+def test_a_terminal_that_has_gone_stops_nothing(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what is shown cannot be shown, the server stops as ever."""
+
+    class Gone:
+        def isatty(self) -> bool:
+            return True
+
+        def __getattr__(self, name: str) -> Any:
+            raise OSError("the terminal has gone")
+
+    server = mplog.LogServer(log, level="INFO").start()
+    monkeypatch.setattr("mplog.server.progress._PATIENCE", -1.0)
+    monkeypatch.setattr("mplog.server.control.TICK_SECONDS", 1e-4)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", Gone())
+        server.stop()
+    assert not server.is_running
+
+
+def test_what_is_going_on_is_named(tmp_path: Path) -> None:
+    """What is written, which file is compressed, that the logging process is restarted, or that the log is closed."""
+    files = [(str(tmp_path / "app.log"), 7)]
+    running = Snapshot(0.0, "running", 17, mplog.Stats(), files=files)
+    assert _describe(running, 2**20, 2**21) == "writing the log: 1.0 of 2.0 MiB left"
+    assert _describe(running, 0, 2**21) == "closing the log"
+    (tmp_path / ".app.2026-11-20.001.log.gz.part").touch()
+    assert _describe(running, 0, 2**21) == "compressing app.2026-11-20.001.log"
+    assert _describe(replace(running, state="restarting"), 1, 1) == "the logging process is being restarted"
+    assert _describe(None, 0, 0) == "closing the log"

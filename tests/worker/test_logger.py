@@ -1,0 +1,1145 @@
+"""`mplog.Logger`: nobody can tell it from a ``logging.Logger``, but by the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import io
+import logging
+import multiprocessing
+import os
+import pickle
+import queue as queues
+import signal
+import subprocess
+import sys
+import threading
+import time
+import typing
+import weakref
+from collections import UserDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scripts import run_script
+
+import mplog
+import mplog.worker.logger
+from mplog.record.factory import make_record
+from mplog.record.layout import DETAILS
+
+#: What differs from call to call by nature.
+TIMES = {"created", "msecs", "relativeCreated"}
+
+
+class Sent:
+    """A queue behind a logger, and what has come out of it."""
+
+    def __init__(self) -> None:
+        self.queue = mplog.LogQueue()
+        self.handler = mplog.QueueHandler(self.queue)
+        self.logger: logging.Logger = mplog.getLogger("base.tested.logger")
+        self.logger.__class__ = mplog.Logger  # whatever the last test has made of it
+        #: Calls that were encoded as they stood.
+        self.straight = 0
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the attributes of what was sent since the last time."""
+        found = []
+        while not self.queue.empty():
+            record = self.queue.get(timeout=10)
+            slots = {name: getattr(record, name) for name in mplog.record.layout.Record.__slots__}
+            found.append({name: value for name, value in (record.__dict__ | slots).items() if name not in TIMES})
+        return found
+
+    def as_stdlib(self, call: Callable[[logging.Logger], object]) -> list[dict[str, Any]]:
+        """Return what a call sends.
+
+        Hold it to being the same with both classes, the first time and later, and with both makers of records.
+        """
+        outcomes = []
+        for kind, factory in (
+            (logging.Logger, logging.LogRecord),
+            (mplog.Logger, make_record),
+            (mplog.Logger, logging.LogRecord),
+            (logging.Logger, make_record),
+            (logging.Logger, make_record),
+            (logging.Logger, logging.LogRecord),
+        ):
+            self.logger.__class__ = kind
+            logging.setLogRecordFactory(factory)
+            straight = self.straight
+            try:
+                call(self.logger)
+                error = None
+            except Exception as raised:
+                error = repr(raised)
+            outcomes.append((error, self.records()))
+            if kind is logging.Logger:
+                assert self.straight == straight
+        self.logger.__class__ = mplog.Logger
+        logging.setLogRecordFactory(logging.LogRecord)
+        expected = outcomes[0]
+        assert outcomes == [expected] * len(outcomes)
+        return expected[1]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
+    """A QueueHandler that is the only one on the way, and a Logger below it."""
+    sent = Sent()
+    # pytest puts handlers of its own on the root logger, and on any that does not propagate.
+    base = logging.getLogger("base")
+    monkeypatch.setattr(base, "parent", None)
+    base.handlers = [sent.handler]
+    base.setLevel(1)
+    pack = mplog.worker.logger.pack
+
+    def counting(values: Any) -> bytes:
+        payload = pack(values)
+        sent.straight += 1
+        return payload
+
+    monkeypatch.setattr(mplog.worker.logger, "pack", counting)
+    yield sent
+    sent.queue.close()
+    sent.queue.remove()
+
+
+class Angry:
+    """Its str() and repr() raise."""
+
+    def __str__(self) -> str:
+        raise ValueError("angry")
+
+    __repr__ = __str__
+
+
+class Leaving:
+    """Its str() wants to end the program."""
+
+    def __str__(self) -> str:
+        sys.exit(3)
+
+    def __repr__(self) -> str:
+        return "<Leaving>"
+
+
+class Talking:
+    """Its str() logs."""
+
+    def __str__(self) -> str:
+        logging.getLogger("base.tested.logger").info("inner")
+        return "talked"
+
+
+class TalkingAngry:
+    """Its str() logs, and then raises."""
+
+    def __str__(self) -> str:
+        logging.getLogger("base.tested.logger").info("inner")
+        raise ValueError("angry")
+
+    def __repr__(self) -> str:
+        return "<TalkingAngry>"
+
+
+class Text(str):
+    """A str of a class of its own."""
+
+    def __str__(self) -> str:
+        return "changed " + super().__str__()
+
+
+class Level(enum.IntEnum):
+    """Levels that a program may have."""
+
+    ODD = 33
+    INFO = 20
+
+
+# --- what a call may look like ---
+
+STRAIGHT: dict[str, Callable[[Any], object]] = {
+    "debug": lambda log: log.debug("text"),
+    "info": lambda log: log.info("a %s b %d", "x", 3),
+    "warning": lambda log: log.warning("%(a)s", {"a": 1}),
+    "error": lambda log: log.error("100 %"),
+    "critical": lambda log: log.critical("%s", ("a", "b")),
+    "log": lambda log: log.log(33, "custom level"),
+    "log named": lambda log: log.log(logging.INFO, "named level"),
+    "direct": lambda log: log._log(20, "direct", ()),
+    "empty dict": lambda log: log.info("%s", {}),
+    "two dicts": lambda log: log.info("%s %s", {1: 2}, {3: 4}),
+    "mapping": lambda log: log.info("%(k)s", UserDict(k="v")),
+    "none": lambda log: log.info("%s", None),
+    "list": lambda log: log.info("%s", [1, 2]),
+    "bytes": lambda log: log.info("%s %r", b"a", b"b"),
+    "too few": lambda log: log.info("%s %s", 1),
+    "too many": lambda log: log.info("%s", 1, 2),
+    "no place": lambda log: log.info("text", 1),
+    "wrong type": lambda log: log.info("%d", "x"),
+    "missing key": lambda log: log.info("%(b)s", {"a": 1}),
+    "msg of None": lambda log: log.info(None),
+    "msg of int": lambda log: log.info(7),
+    "msg of object with args": lambda log: log.info(Text("%s"), 1),
+    "msg of exception": lambda log: log.info(ValueError("x")),
+    "angry arg": lambda log: log.info("%s", Angry()),
+    "angry msg": lambda log: log.info(Angry()),
+    "leaving": lambda log: log.info("%s", Leaving()),
+    "talking": lambda log: log.info("outer %s", Talking()),
+    "talking and angry": lambda log: log.info("outer %s", TalkingAngry()),
+    "text arg": lambda log: log.info("%s", Text("x")),
+    "unicode": lambda log: log.info("ñ \U0001f600 \0 \n"),
+    "long": lambda log: log.info("x" * 100_000),
+    "longer": lambda log: log.info("%s", "é" * 300_000),
+    "empty": lambda log: log.info(""),
+    "spelt out": lambda log: log.info("x", exc_info=None, extra=None, stack_info=False, stacklevel=1),
+    "two on a line": lambda log: (log.info("one"), log.info("two"), log.error("three")),
+    "comprehension": lambda log: [log.info("%d", i) for i in range(3)],
+    "generator": lambda log: list(log.info("%d", i) for i in range(3)),  # noqa: C400
+    "by name": lambda log: getattr(log, "info")("x"),  # noqa: B009
+    "map": lambda log: list(map(log.info, ["a", "b"])),
+    "executed": lambda log: exec(compile("\n\nlog.info('x')", "/nowhere/made.up.py", "exec"), {"log": log}),
+    "executed in a function": lambda log: exec("def f():\n  log.info('x')\nf()", {"log": log}),
+    "evaluated": lambda log: eval("log.info('x')", {"log": log}),
+    "no level": lambda log: log.log("INFO", "a level that is no number"),
+}
+
+OTHERS: dict[str, Callable[[Any], object]] = {
+    "exception": lambda log: log.exception("outside"),
+    "fatal": lambda log: log.fatal("x"),
+    "adapter": lambda log: logging.LoggerAdapter(log, {"a": 1}).info("x %s", 1),
+    "adapter without": lambda log: logging.LoggerAdapter(log, None).info("outer %s", Talking()),
+    "two adapters": lambda log: logging.LoggerAdapter(logging.LoggerAdapter(log, {"a": 1}), {"b": 1}).error("x"),
+    "extra": lambda log: log.info("x", extra={"user": "me", "n": 3, "when": None}),
+    "empty extra": lambda log: log.info("x", extra={}),
+    "reserved extra": lambda log: log.info("x", extra={"name": 1}),
+    "message in extra": lambda log: log.info("x", extra={"message": 1}),
+    "exc_info outside": lambda log: log.info("x", exc_info=True),
+    "exc_info false": lambda log: log.info("x", exc_info=False),
+    "exc_info exception": lambda log: log.info("x", exc_info=ValueError("v")),
+    "exc_info tuple": lambda log: log.info("x", exc_info=(ValueError, ValueError("v"), None)),
+    "stack": lambda log: log.info("x", stack_info=True),
+    "surrogate": lambda log: log.info("outer \ud800 %s", Talking()),
+    "enum level": lambda log: (log.log(Level.ODD, "x"), log.log(33, "x"), log.log(Level.INFO, "x")),
+    "bool level": lambda log: [log.log(level, "x") for level in (True, 1, True)],
+}
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_a_call_sends_what_it_sends_with_the_stdlib(sent: Sent, name: str) -> None:
+    """Each attribute is the same, and no LogRecord was needed for it."""
+    records = sent.as_stdlib(STRAIGHT[name])
+    if name == "no level":
+        assert records == [] and sent.straight == 0
+    else:
+        assert records
+        assert sent.straight == 2 * len(records)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_call_that_is_not_ordinary_sends_what_it_sends_with_the_stdlib(sent: Sent, name: str) -> None:
+    """Exceptions, stacks, extra, adapters and odd values are left to the stdlib, and nothing of it is done twice."""
+    sent.as_stdlib(OTHERS[name])
+
+
+def test_warn_is_deprecated_as_in_the_stdlib(sent: Sent) -> None:
+    """It warns, where there is one, and logs."""
+
+    def call(log: Any) -> None:
+        if hasattr(log, "warn"):
+            with pytest.warns(DeprecationWarning):
+                log.warn("x %s", 1)
+
+    sent.as_stdlib(call)
+
+
+def test_an_exception_is_logged_as_with_the_stdlib(sent: Sent) -> None:
+    """Its text, its type and its frames are the same."""
+
+    def call(log: logging.Logger) -> None:
+        try:
+            {}["missing"]
+        except KeyError:
+            log.exception("a %s", "b")
+            log.error("c", exc_info=True)
+            log.error("d", exc_info=1)
+            log.exception("e", exc_info=False)
+            log.exception("f", exc_info=None)
+
+    records = sent.as_stdlib(call)
+    assert [record["exc_type"] for record in records] == ["KeyError"] * 3 + [None] * 2
+
+
+def wrapped(log: logging.Logger, depth: int, **options: Any) -> None:
+    """Call log.info() below `depth` wrappers."""
+    if depth:
+        wrapped(log, depth - 1, **options)
+    else:
+        log.info("x", **options)
+
+
+@pytest.mark.parametrize("stack_info", [False, True])
+@pytest.mark.parametrize("stacklevel", [1, 2, 3, 4, 1000])
+def test_stacklevel_names_the_same_caller(sent: Sent, stacklevel: int, stack_info: bool) -> None:
+    """Wrappers are passed over as by the stdlib, and the stack ends where it does there."""
+
+    def outer(log: logging.Logger) -> None:
+        wrapped(log, 2, stacklevel=stacklevel, stack_info=stack_info)
+
+    (record,) = sent.as_stdlib(outer)
+    if stacklevel < 1000:
+        assert record["funcName"] == ["wrapped", "wrapped", "wrapped", "outer"][stacklevel - 1]
+
+
+def test_a_method_for_a_level_names_the_same_caller(sent: Sent) -> None:
+    """A program that calls _log() itself gets the caller that this Python's stdlib finds, with and without an extra."""
+
+    def trace(log: Any, **options: Any) -> None:
+        if log.isEnabledFor(5):
+            log._log(5, "x", (), **options)
+
+    def call(log: logging.Logger) -> None:
+        trace(log)
+        trace(log, extra={"a": 1})
+        trace(log, stacklevel=2)
+
+    names = [record["funcName"] for record in sent.as_stdlib(call)]
+    assert names[0] == ("trace" if sys.version_info >= (3, 11) else "call")
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_a_call_sends_no_details_where_nobody_looks_at_them(sent: Sent, name: str) -> None:
+    """Where no sink looks at the thread and the place of a call, they are all that is left out."""
+
+    def send(details: bool) -> list[dict[str, Any]]:
+        sent.queue.details = details
+        with contextlib.suppress(TypeError):  # of a level that is no number
+            STRAIGHT[name](sent.logger)
+        return sent.records()
+
+    complete, short = send(True), send(False)
+    assert len(complete) == len(short)
+    for with_details, without in zip(complete, short):
+        assert all(without.pop(attribute, None) is None for attribute in DETAILS)
+        assert without == {key: value for key, value in with_details.items() if key not in DETAILS}
+
+
+def test_the_place_of_a_call_is_right(sent: Sent) -> None:
+    """File, module, line and function are those of the call."""
+    sent.logger.info("x")
+    (record,) = sent.records()
+    line = sys._getframe().f_lineno - 2
+    assert sent.straight == 1
+    assert (record["pathname"], record["filename"], record["module"]) == (__file__, "test_logger.py", "test_logger")
+    assert (record["lineno"], record["funcName"]) == (line, "test_the_place_of_a_call_is_right")
+
+
+def test_code_made_at_run_time_is_told_apart(sent: Sent) -> None:
+    """Places whose code has gone give their memory to others, which are not taken for them."""
+    for number in range(300):
+        exec(compile("\n" * number + "log.info('x')", f"/made/{number}.py", "exec"), {"log": sent.logger})
+        (record,) = sent.records()
+        assert (record["lineno"], record["filename"]) == (number + 1, f"{number}.py")
+    assert sent.straight == 300
+
+
+def test_places_kept_ready_are_limited(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many places a program logs from, the logger keeps some of them only."""
+    monkeypatch.setattr(mplog.worker.logger, "_KEPT", 50)
+    for number in range(200):
+        exec(compile("log.info('x')", f"/made/{number}.py", "exec"), {"log": sent.logger})
+        assert len(mplog.worker.logger._here.places) <= 50
+    assert [record["filename"] for record in sent.records()] == [f"{number}.py" for number in range(200)]
+
+
+# --- what may see a record, or hold it back ---
+
+
+def test_levels_hold_back_as_in_the_stdlib(sent: Sent, loggers: None) -> None:
+    """setLevel(), logging.disable() and isEnabledFor() with its cache act at once, also between two calls."""
+
+    def call(log: logging.Logger) -> None:
+        for level, disable in [(10, 0), (30, 0), (10, 40), (0, 0), (50, 0), (1, 20)]:
+            log.setLevel(level)
+            logging.disable(disable)
+            for number in (5, 10, 20, 30, 40, 50):
+                log.log(number, "%s", log.isEnabledFor(number))
+        logging.disable(0)
+        log.setLevel(0)
+        log.disabled = True
+        log.error("disabled")
+        log._log(40, "disabled, and not asked", ())
+        log.disabled = False
+
+    assert "disabled, and not asked" not in [record["msg"] for record in sent.as_stdlib(call)]
+
+
+class Rewriting(logging.Filter):
+    """Changes what it sees, and lets no debug records through."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.seen = True
+        return record.levelno > logging.DEBUG
+
+
+@pytest.mark.parametrize("where", ["logger", "handler"])
+def test_filters_are_asked(sent: Sent, where: str) -> None:
+    """A filter on the logger or the handler sees and changes each record, from the moment on that it is there."""
+    place: Any = sent.logger if where == "logger" else sent.handler
+
+    def call(log: logging.Logger) -> None:
+        for step in range(4):
+            if step == 1:
+                place.addFilter(rewriting)
+            if step == 3:
+                place.removeFilter(rewriting)
+            log.info("x")
+            log.debug("x")
+
+    rewriting = Rewriting()
+    records = sent.as_stdlib(call)
+    assert [record.get("seen", False) for record in records] == [False, False, True, True, False, False]
+
+
+class Listing(logging.Handler):
+    """Keeps the records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(record)
+
+
+@pytest.mark.parametrize("where", ["base", "base.tested", "base.tested.logger"])
+def test_handlers_anywhere_on_the_way_get_the_record(sent: Sent, where: str) -> None:
+    """Each gets the LogRecord with its msg and args, while the QueueHandler gets its own."""
+    listing = Listing()
+
+    def call(log: logging.Logger) -> None:
+        for step in range(3):
+            if step == 1:
+                logging.getLogger(where).addHandler(listing)
+            if step == 2:
+                logging.getLogger(where).removeHandler(listing)
+            log.info("a %s", "b")
+
+    assert len(sent.as_stdlib(call)) == 3
+    assert len(listing.seen) == 6  # once each time
+    assert {(record.msg, record.args) for record in listing.seen} == {("a %s", ("b",))}
+    assert {record.funcName for record in listing.seen} == {"call"}
+
+
+def test_propagate_ends_the_way(sent: Sent) -> None:
+    """Handlers above a logger that does not propagate get nothing, and its own do."""
+
+    def call(log: logging.Logger) -> None:
+        parent = logging.getLogger("base.tested")
+        parent.propagate = False
+        log.info("no")
+        parent.addHandler(sent.handler)
+        log.info("yes")
+        parent.removeHandler(sent.handler)
+        parent.propagate = True
+        log.info("yes again")
+
+    stderr, sys.stderr = sys.stderr, io.StringIO()
+    try:
+        assert [record["msg"] for record in sent.as_stdlib(call)] == ["yes", "yes again"]
+    finally:
+        sys.stderr = stderr
+
+
+def test_the_level_of_the_handler_holds_back(sent: Sent) -> None:
+    """A handler's own level is looked at for each record."""
+
+    def call(log: logging.Logger) -> None:
+        for level in (0, 30, 40, 0):
+            sent.handler.setLevel(level)
+            log.info("info")
+            log.warning("warning")
+
+    assert len(sent.as_stdlib(call)) == 5
+
+
+def test_a_handler_taken_off_at_the_same_time_does_no_harm(sent: Sent) -> None:
+    """Where another thread takes handlers off and puts them back, a call never raises."""
+    done = threading.Event()
+
+    def change() -> None:
+        root = logging.getLogger("base")
+        while not done.is_set():
+            root.handlers.remove(sent.handler)
+            root.handlers.append(sent.handler)
+
+    last_resort, logging.lastResort = logging.lastResort, None
+    raise_exceptions, logging.raiseExceptions = logging.raiseExceptions, False
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        sys.setswitchinterval(1e-6)
+        for _ in range(2_000):
+            sent.logger.info("x")
+    finally:
+        done.set()
+        thread.join(30)
+        sys.setswitchinterval(interval)
+        logging.lastResort, logging.raiseExceptions = last_resort, raise_exceptions
+
+
+def test_a_record_factory_makes_the_record(sent: Sent) -> None:
+    """A factory is used from the moment on that it is set."""
+    before = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        record.made = "by hand"
+        return record
+
+    def call(log: logging.Logger) -> None:
+        for own in (before, factory, before):
+            logging.setLogRecordFactory(own)
+            log.info("x")
+
+    assert ["made" in record for record in sent.as_stdlib(call)] == [False, True, False]
+
+
+@pytest.mark.parametrize("switch", ["logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"])
+def test_switches_of_logging_are_obeyed(sent: Sent, monkeypatch: pytest.MonkeyPatch, switch: str) -> None:
+    """What logging is told not to look up is None."""
+
+    def call(log: logging.Logger) -> None:
+        async def main() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.set_name("main")
+            for on in (True, False, True):
+                monkeypatch.setattr(logging, switch, on, raising=False)
+                log.info("x")
+
+        asyncio.run(main())
+
+    assert len(sent.as_stdlib(call)) == 3
+
+
+METHODS = ["info", "isEnabledFor", "callHandlers", "handle", "makeRecord", "findCaller", "_log", "filter"]
+
+
+def spying(function: Any, seen: list[str], name: str) -> Any:
+    """Return a function that does the same, and notes that it was called."""
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(name)
+        return function(*args, **kwargs)
+
+    return patched
+
+
+@pytest.mark.parametrize("where", ["logging.Logger", "mplog.Logger", "the logger"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_patched_method_is_called(sent: Sent, monkeypatch: pytest.MonkeyPatch, where: str, name: str) -> None:
+    """A patch of a class or a logger counts at once, also at a place that has logged before, and until it is undone."""
+    seen: list[str] = []
+    target: Any = {"logging.Logger": logging.Logger, "mplog.Logger": mplog.Logger, "the logger": sent.logger}[where]
+    for step in range(4):
+        if step == 1:
+            monkeypatch.setattr(target, name, spying(getattr(target, name), seen, name))
+        if step == 3:
+            monkeypatch.undo()
+        sent.logger.info("x")
+        assert len(seen) == [0, 1, 2, 2][step]
+    assert len(sent.records()) == 4
+
+
+def test_a_mocked_method_is_called_as_in_the_stdlib(sent: Sent) -> None:
+    """A mock in the place of ``Logger.info`` gets what the call has, and no logger."""
+    with mock.patch("logging.Logger.info") as mocked:
+        sent.logger.info("x %d", 1, stacklevel=2)
+    mocked.assert_called_once_with("x %d", 1, stacklevel=2)
+    assert sent.records() == []
+
+
+def test_a_class_in_between_is_called(sent: Sent) -> None:
+    """A class behind mplog.Logger in the order of methods has its say."""
+    seen: list[str] = []
+
+    class Mixin(logging.Logger):
+        def info(self, msg: object, *args: object, **kwargs: Any) -> None:
+            seen.append(str(msg))
+            super().info(msg, *args, **kwargs)
+
+    class Both(mplog.Logger, Mixin):
+        pass
+
+    sent.logger.__class__ = Both
+    sent.logger.info("x")
+    assert (seen, [record["msg"] for record in sent.records()]) == (["x"], ["x"])
+
+
+@pytest.mark.parametrize("name", ["level", "args"])
+def test_a_field_called_as_an_argument_of_log_is_refused(sent: Sent, name: str) -> None:
+    """Whether the call is sent as it stands or not."""
+    for more in ({}, {"stacklevel": 1}, {"extra": {"a": 1}}):
+        with pytest.raises(TypeError, match="multiple values for argument"):
+            sent.logger.info("x", **{name: 1}, **more)
+
+
+def test_no_place_where_logging_looks_for_none(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``logging._srcfile = None``, which saves the stdlib the look for the place of a call, does so here."""
+    monkeypatch.setattr(logging, "_srcfile", None)
+    (record,) = sent.as_stdlib(lambda logger: logger.info("x"))
+    assert record["funcName"] == "(unknown function)"
+
+
+def test_type_hints_of_the_methods(sent: Sent) -> None:
+    """They are asked for without an error, as in the stdlib."""
+    assert typing.get_type_hints(sent.logger.info) == typing.get_type_hints(logging.Logger.info)
+
+
+def test_a_patched_method_of_a_logger_without_a_manager_is_called(sent: Sent) -> None:
+    """A logger that was made by its class, and not by getLogger(), is watched as closely."""
+    logger = mplog.Logger("alone", 1)
+    logger.parent = sent.logger
+    seen: list[str] = []
+    for step in range(2):
+        logger.info("x")
+        assert len(seen) == step
+        logger.handle = spying(logger.handle, seen, "handle")  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("name", ["__init__", "getMessage"])
+def test_a_patched_log_record_is_used(sent: Sent, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A program that has other messages, by a LogRecord.getMessage of its own, gets them."""
+    seen: list[str] = []
+    sent.logger.info("x")
+    monkeypatch.setattr(logging.LogRecord, name, spying(getattr(logging.LogRecord, name), seen, name))
+    sent.logger.info("x")
+    assert seen == [name]
+
+
+@pytest.mark.parametrize("on_class", [True, False])
+def test_a_patched_handler_is_called(sent: Sent, monkeypatch: pytest.MonkeyPatch, on_class: bool) -> None:
+    """A patch of QueueHandler, or of the handler that is there, counts at once."""
+    target: Any = mplog.QueueHandler if on_class else sent.handler
+    seen: list[str] = []
+    for step in range(2):
+        if step == 1:
+            monkeypatch.setattr(target, "handle", spying(target.handle, seen, "handle"))
+        sent.logger.info("x")
+        assert len(seen) == step
+
+
+def test_a_patch_that_was_there_before_is_seen(tmp_path: Path) -> None:
+    """What a program has patched before it imports mplog.Logger is called, too."""
+    done = run_script(
+        tmp_path,
+        """
+        import functools, logging, mplog
+
+        original, seen = logging.Logger.callHandlers, []
+
+        @functools.wraps(original)
+        def patched(self, record):
+            seen.append(record.getMessage())
+            return original(self, record)
+
+        logging.Logger.callHandlers = patched
+        queue = mplog.LogQueue()
+        logging.getLogger().addHandler(mplog.QueueHandler(queue))
+        mplog.getLogger("a").warning("seen %d", 1)
+        assert queue.get(timeout=10).msg == "seen 1"
+        print(seen)
+        """,
+    )
+    assert (done.stdout, done.stderr) == ("['seen 1']\n", "")
+
+
+def test_a_subclass_is_what_it_says(sent: Sent) -> None:
+    """A subclass's methods are called, and its records are the stdlib's."""
+
+    class Loud(mplog.Logger):
+        def makeRecord(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+            record = super().makeRecord(*args, **kwargs)
+            record.msg = str(record.msg).upper()
+            return record
+
+    sent.logger.__class__ = Loud
+    sent.logger.info("loud", size=3)
+    (record,) = sent.records()
+    assert (record["msg"], record["size"], record["funcName"]) == ("LOUD", 3, "test_a_subclass_is_what_it_says")
+
+
+# --- what changes between two calls from one place ---
+
+
+def test_renamed_threads_and_processes_are_seen(sent: Sent) -> None:
+    """A new name of the thread or the process is in the next record."""
+    thread, process = threading.current_thread(), multiprocessing.current_process()
+    names = thread.name, process.name
+
+    def call(log: logging.Logger) -> None:
+        for name in ("one", "two", names[0]):
+            thread.name = name
+            log.info("x")
+        for name in ("three", "four", names[1]):
+            process.name = name
+            log.info("x")
+
+    records = sent.as_stdlib(call)
+    assert [record["threadName"] for record in records] == ["one", "two", *[names[0]] * 4]
+    assert [record["processName"] for record in records] == [*[names[1]] * 3, "three", "four", names[1]]
+
+
+def test_threads_are_told_apart(sent: Sent) -> None:
+    """Each record has the id and the name of its thread, though ids are used again, and some threads have no object."""
+    import _thread
+
+    expected = []
+    done = threading.Semaphore(0)
+
+    def call() -> None:
+        expected.append((threading.get_ident(), threading.current_thread().name))
+        sent.logger.info("x")
+        done.release()
+
+    for number in range(30):
+        thread = threading.Thread(target=call, name=f"thread {number}")
+        thread.start()
+        thread.join(30)
+        assert done.acquire(timeout=30)
+    _thread.start_new_thread(call, ())
+    assert done.acquire(timeout=30)
+    assert [(record["thread"], record["threadName"]) for record in sent.records()] == expected
+    assert sent.straight == 31
+
+
+def test_a_thread_that_has_ended_is_not_kept(sent: Sent) -> None:
+    """The logger holds on to no thread, nor to what is in it."""
+    thread = threading.Thread(target=sent.logger.info, args=("x",))
+    thread.start()
+    thread.join(30)
+    reference = weakref.ref(thread)
+    del thread
+    assert reference() is None
+
+
+def log_once(log: logging.Logger) -> None:
+    """The one place that a process and its children log from."""
+    log.info("x")
+
+
+def test_a_forked_process_is_seen(sent: Sent) -> None:
+    """After os.fork() and in a forked Process, a place that has logged before has the new pid and name."""
+    log_once(sent.logger)
+    pid = os.fork()
+    if not pid:
+        try:
+            log_once(sent.logger)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    process = multiprocessing.get_context("fork").Process(target=log_once, args=(sent.logger,), name="forked")
+    process.start()
+    process.join(30)
+    log_once(sent.logger)
+    seen = [(record["process"], record["processName"]) for record in sent.records()]
+    own = (os.getpid(), multiprocessing.current_process().name)
+    assert seen == [own, (pid, own[1]), (process.pid, "forked"), own]
+
+
+def test_tasks_of_asyncio_are_seen(sent: Sent) -> None:
+    """From Python 3.12 on, each record has the name of its task, also a new one."""
+
+    def call(log: logging.Logger) -> None:
+        async def work(name: str) -> None:
+            for step in range(2):
+                log_once(log)
+                await asyncio.sleep(0)
+                task = asyncio.current_task()
+                assert task is not None
+                task.set_name(f"{name} {step}")
+
+        async def main() -> None:
+            await asyncio.gather(*(asyncio.create_task(work(name), name=name) for name in ("a", "b")))
+
+        log_once(log)
+        asyncio.run(main())
+        log_once(log)
+
+    names = [record.get("taskName") for record in sent.as_stdlib(call)]
+    assert names == ([None, "a", "b", "a 0", "b 0", None] if sys.version_info >= (3, 12) else [None] * 6)
+
+
+def test_names_of_levels_are_seen(sent: Sent) -> None:
+    """addLevelName() counts from the next call on."""
+    names = logging.getLevelName(20), logging._levelToName.get(33)
+
+    def call(log: logging.Logger) -> None:
+        for name in ("ONE", "TWO"):
+            logging.addLevelName(20, name)
+            logging.addLevelName(33, name)
+            log.info("x")
+            log.log(33, "x")
+        logging.addLevelName(20, names[0])
+        del logging._levelToName[33]
+        log.log(33, "x")
+
+    try:
+        seen = [record["levelname"] for record in sent.as_stdlib(call)]
+    finally:
+        logging._nameToLevel.pop("ONE", None)
+        logging._nameToLevel.pop("TWO", None)
+    assert seen == ["ONE", "ONE", "TWO", "TWO", "Level 33"]
+
+
+def test_a_logger_that_changes_its_name_is_seen(sent: Sent) -> None:
+    """The name is the one that the logger has."""
+
+    def call(log: logging.Logger) -> None:
+        for name in ("other", "base.tested.logger"):
+            log.name = name
+            log.info("x")
+
+    assert [record["name"] for record in sent.as_stdlib(call)] == ["other", "base.tested.logger"]
+
+
+@pytest.mark.parametrize("details", [True, False])
+def test_a_clock_set_by_a_test_is_that_of_the_records(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch, details: bool
+) -> None:
+    """A program that replaces time.time() sees it in records, as with the stdlib."""
+    sent.queue.details = details
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_000_000_000)
+    sent.logger.info("text")
+    assert sent.straight == 1
+    assert sent.queue.get(timeout=10).created == 1_700_000_000.0
+
+
+def test_times_are_those_of_the_call(sent: Sent) -> None:
+    """The times of a record fit each other, and are from before its message was formatted."""
+    before = time.time()
+    sent.logger.info("outer %s", Talking())
+    after = time.time()
+    inner, outer = sent.queue.get(timeout=10), sent.queue.get(timeout=10)
+    assert sent.straight == 2
+    assert before <= outer.created <= inner.created <= after
+    for record in (inner, outer):
+        assert record.msecs == int(record.msecs)
+        assert abs((record.created * 1000) % 1000 - record.msecs) < 1.001 or record.msecs == 0
+        started = logging._startTime / (1e9 if sys.version_info >= (3, 13) else 1)  # type: ignore[attr-defined]
+        assert abs(record.relativeCreated - (record.created - started) * 1000) < 1
+
+
+# --- fields ---
+
+
+def test_fields_are_extra_attributes(sent: Sent) -> None:
+    """Keywords arrive as attributes that keep their type; a name that a record has already gets an underscore."""
+    log: Any = sent.logger
+    for _ in range(2):
+        log.info("trade", symbol="X", qty=3, price=1.5, tags=["a", {"b": (1, 2)}], name="n", process=1, taskName="t")
+        log.info("both %s", 1, extra={"symbol": "no", "other": 1}, symbol="X")
+        log.error("error", exc_info=ValueError("v"), symbol="X", asctime="now", message="m")
+    records = sent.records()
+    assert sent.straight == 2
+    for trade, both, error in (records[:3], records[3:]):
+        fields = {"symbol": "X", "qty": 3, "price": 1.5, "tags": ["a", {"b": (1, 2)}]}
+        assert fields.items() <= trade.items()
+        assert (trade["name_"], trade["process_"], trade["taskName_"]) == ("n", 1, "t")
+        assert (trade["name"], trade["process"]) == ("base.tested.logger", os.getpid())
+        assert (both["msg"], both["symbol"], both["other"]) == ("both 1", "X", 1)
+        assert (error["symbol"], error["asctime_"], error["message_"]) == ("X", "now", "m")
+        assert error["exc_type"] == "ValueError"
+
+
+def test_fields_arrive_alike_on_both_ways(sent: Sent) -> None:
+    """A record with fields is the same whether it was encoded straight from the call or made as a LogRecord."""
+    log: Any = sent.logger
+    for filters in ([], [Rewriting()]):
+        log.filters = filters
+        log.info("x", a=Angry(), b=Text("t"), c=2**70, d={1, 2}, e="\udc80", f=None, msecs=4, lineno="x")
+    plain, made = sent.records()
+    assert made.pop("seen")
+    assert sent.straight == 0 or sent.straight == 1
+    assert plain | {"lineno": 0} == made | {"lineno": 0}
+
+
+def test_an_adapter_passes_fields_on(sent: Sent) -> None:
+    """A LoggerAdapter whose process() keeps keywords gives them to the logger."""
+
+    class Keeping(logging.LoggerAdapter):  # type: ignore[type-arg]
+        def process(self, msg: Any, kwargs: Any) -> Any:
+            return msg, kwargs
+
+    Keeping(sent.logger, {}).info("x", qty=3)
+    assert [record["qty"] for record in sent.records()] == [3]
+
+
+# --- sending ---
+
+
+def test_a_full_queue_holds_the_call_up(sent: Sent) -> None:
+    """A call waits while the queue is full, and nothing is lost."""
+    count = 0
+    while not sent.queue.full():
+        sent.logger.info("x" * 2_000)
+        count += 1
+    returned = threading.Event()
+
+    def call() -> None:
+        for _ in range(20):
+            sent.logger.info("y" * 2_000)
+        returned.set()
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert not returned.wait(0.1)
+    found = [sent.queue.get(timeout=10).msg[0] for _ in range(count + 20)]
+    assert returned.wait(30)
+    thread.join(30)
+    assert found == ["x"] * count + ["y"] * 20
+    with pytest.raises(queues.Empty):
+        sent.queue.get_nowait()
+
+
+def test_without_a_reader_warnings_go_to_stderr(sent: Sent, capsys: pytest.CaptureFixture[str]) -> None:
+    """When the logging process has gone, the call does what it does with the stdlib's logger."""
+    sent.logger.info("before")
+    sent.records()
+    os.close(sent.queue.release_reader())
+    sent.queue.remove()
+    sent.logger.info("quiet")
+    sent.logger.warning("%s loud", 100)
+    assert sent.straight == 3
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith("mplog: ")
+    assert rest == ["100 loud"]
+
+
+def test_a_failure_to_send_is_reported_and_not_repeated(sent: Sent, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error behind the sending, of a signal handler, say, does not send the record again."""
+    send = sent.handler.send_encoded
+
+    def failing(payload: bytes) -> None:
+        send(payload)
+        raise ValueError("from a signal handler")
+
+    sent.handler.send_encoded = failing
+    sent.logger.info("once %d", 1)
+    assert [record["msg"] for record in sent.records()] == ["once 1"]
+    err = capsys.readouterr().err
+    assert "--- Logging error ---" in err and "from a signal handler" in err
+
+
+def test_exit_in_a_signal_handler_ends_the_program(sent: Sent) -> None:
+    """sys.exit() in a signal handler that runs while a message is formatted is not taken for the argument's fault."""
+
+    class Signalled:
+        def __str__(self) -> str:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return "x"
+
+    def leave(*_: object) -> None:
+        sys.exit(5)
+
+    before = signal.signal(signal.SIGUSR1, leave)
+    try:
+        with pytest.raises(SystemExit):
+            sent.logger.info("%s", Signalled())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_plain_queue_gets_the_bytes() -> None:
+    """A QueueHandler on a queue of multiprocessing puts the same encoded records."""
+    plain: Any = multiprocessing.Queue()
+    logger = mplog.getLogger("tested.plain")
+    logger.addHandler(mplog.QueueHandler(plain))
+    logger.propagate = False
+    logger.error("x %d", 1)
+    assert mplog.record.layout.decode(plain.get(timeout=10)).msg == "x 1"
+    plain.close()
+    plain.join_thread()
+
+
+# --- how loggers become Loggers ---
+
+
+def test_get_logger_upgrades_a_logger() -> None:
+    """A stdlib logger becomes a Logger and stays the same object; the root and other classes stay what they are."""
+    logger = logging.getLogger("tested.upgraded")
+    assert mplog.getLogger("tested.upgraded") is logger
+    assert type(logger) is mplog.Logger
+    assert mplog.getLogger() is logging.getLogger()
+    assert type(mplog.getLogger()) is logging.RootLogger
+
+    class Own(logging.Logger):
+        pass
+
+    own = logging.getLogger("tested.own")
+    own.__class__ = Own
+    assert mplog.getLogger("tested.own") is own
+    assert type(own) is Own
+
+
+def test_a_logger_pickles_as_itself() -> None:
+    """A pickled Logger is the same logger, and where it arrives in another process, it takes fields."""
+    logger = mplog.getLogger("tested.pickled")
+    assert pickle.loads(pickle.dumps(logger)) is logger
+    logger.__class__ = mplog.Logger
+    data = pickle.dumps(logger)
+    logger.__class__ = logging.Logger
+    assert type(pickle.loads(data)) is mplog.Logger
+    with pytest.raises(pickle.PicklingError):
+        pickle.dumps(mplog.Logger("tested.pickled"))
+
+
+def kinds() -> list[str]:
+    """Return the classes of two loggers, one that was there before and one that was not."""
+    names = ("tested.before", "tested.new")
+    return [f"{type(logging.getLogger(name)).__module__}" for name in names] + [type(logging.getLogger()).__name__]
+
+
+def test_a_server_upgrades_the_loggers_of_all_processes(stdlib_context: Any, log: Path) -> None:
+    """With logger_class=mplog.Logger, this process's loggers and the workers' are Loggers, until the server stops."""
+    before, asked_for = logging.getLogger("tested.before"), mplog.getLogger("tested.asked.for")
+    with mplog.LogServer(log, logger_class=mplog.Logger) as server:
+        assert kinds() == ["mplog.worker.logger", "mplog.worker.logger", "RootLogger"]
+        logging.Logger.manager.loggerDict.pop("tested.new")
+        with stdlib_context.Pool(1, initializer=server.initializer) as pool:
+            assert pool.apply(kinds) == ["mplog.worker.logger", "mplog.worker.logger", "RootLogger"]
+            pool.close()
+            pool.join()
+    assert type(before) is logging.Logger
+    assert type(asked_for) is mplog.Logger
+    assert logging.getLoggerClass() is logging.Logger
+
+
+# --- random calls ---
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(max_size=5),
+    st.binary(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+    st.sampled_from([Angry(), Text("t"), Talking(), TalkingAngry(), UserDict(a=1), Level.INFO]),
+)
+messages = st.one_of(
+    st.sampled_from(["%s", "%s %s", "%d", "%(a)s", "%r", "x", "%", "%%", "\ud800", ""]), st.text(max_size=10), values
+)
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "exc_info": st.sampled_from([None, True, False, ValueError("v")]),
+        "stack_info": st.booleans(),
+        "stacklevel": st.integers(1, 4),
+        "extra": st.none() | st.dictionaries(st.sampled_from(["a", "b", "name"]), values, max_size=2),
+    },
+)
+levels = st.one_of(st.sampled_from([10, 20, 30, 40, 50, Level.ODD, True]), st.integers(0, 60))
+
+
+@given(st.lists(st.tuples(levels, messages, st.lists(values, max_size=3), options | st.just({})), max_size=5))
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_any_calls_send_what_they_send_with_the_stdlib(sent: Sent, calls: list[Any]) -> None:
+    """Whatever is logged, at whatever level and with whatever options, arrives as from a logging.Logger."""
+
+    def call(log: logging.Logger) -> None:
+        for level, msg, args, keywords in calls:
+            try:
+                log.log(level, msg, *args, **keywords)
+            except KeyError:
+                log.info("refused")
+
+    sent.as_stdlib(call)
+
+
+# --- CPython's own tests ---
+
+#: What of CPython's tests is not run with it, and why.
+NOT_RUN = {
+    "MiscTestCase.test__all__": "it expects all of logging's names to be of that module, and Logger is not",
+}
+
+
+def test_the_tests_of_cpython_pass(tmp_path: Path) -> None:
+    """CPython's test_logging passes with Logger in the place of logging.Logger, and records made by make_record."""
+    script = tmp_path / "cpython.py"
+    script.write_text(CPYTHON_TESTS.format(not_run=sorted(NOT_RUN)), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(Path(mplog.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    if done.returncode == 77:
+        pytest.skip("this Python comes without its tests")
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert "OK" in done.stderr
+
+
+CPYTHON_TESTS = """
+import logging, sys, unittest
+
+import mplog.worker.logger, mplog.record.factory
+
+try:
+    from test import test_logging
+except ImportError:
+    sys.exit(77)
+
+# In the place of the stdlib's for what the tests make themselves, and the class of all that getLogger() makes.
+stdlib = logging.Logger
+logging.setLoggerClass(mplog.worker.logger.Logger)
+logging.Logger.manager.loggerClass = None
+logging._loggerClass = logging.Logger = mplog.worker.logger.Logger
+logging.setLogRecordFactory(mplog.record.factory.make_record)
+made = mplog.worker.logger.Logger._log
+used = []
+
+def counting(self, *args, **kwargs):
+    used.append(self.name)
+    return made(self, *args, **kwargs)
+
+NOT_RUN = {not_run}
+
+def tests(suite):
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from tests(test)
+        elif test.id().split(".", 2)[-1] not in NOT_RUN:
+            yield test
+
+if __name__ == "__main__":
+    setup = getattr(test_logging, "setUpModule", None)
+    found = unittest.defaultTestLoader.loadTestsFromModule(test_logging)
+    suite = unittest.TestSuite(tests(found))
+    assert suite.countTestCases() > 150
+    result = unittest.TextTestRunner(verbosity=1).run(suite)
+    assert type(logging.getLogger("made.behind.them")) is mplog.worker.logger.Logger
+    sys.exit(not result.wasSuccessful())
+"""
