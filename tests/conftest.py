@@ -25,6 +25,9 @@ import mplog
 START_METHODS = ["fork", "spawn", "forkserver"]
 LIBRARIES = {"multiprocessing": multiprocessing, "multiprocess": multiprocess}
 
+#: Each start method and each library once or more; test_matrix.py runs all of their pairs.
+PAIRS = [("fork", "multiprocessing"), ("spawn", "multiprocess"), ("forkserver", "multiprocessing")]
+
 #: What every test of this suite logs in, so that the oracle can read it back.
 FORMAT = "%(processName)s %(process)d %(levelname)s %(name)s | %(message)s"
 LINE = re.compile(r"(?P<process_name>.*) (?P<pid>\d+) (?P<level>\S+) (?P<logger>\S+) \| (?P<message>.*)")
@@ -57,10 +60,16 @@ def library(request: pytest.FixtureRequest) -> Any:
     return LIBRARIES[request.param]
 
 
-@pytest.fixture
-def context(library: Any, start_method: str) -> Any:
-    """Each start method of each library."""
-    return library.get_context(start_method)
+@pytest.fixture(params=PAIRS, ids="-".join)
+def context(request: pytest.FixtureRequest) -> Any:
+    """A context of each start method and of each library."""
+    start_method, library = request.param
+    return LIBRARIES[library].get_context(start_method)
+
+
+def library_of(context: Any) -> Any:
+    """Return the library of a context."""
+    return LIBRARIES[type(context).__module__.partition(".")[0]]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import jobs
 import multiprocess.managers
 import pytest
-from conftest import LINE
+from conftest import LINE, library_of
 from oracle import acknowledged, verdict
 
 import mplog
@@ -73,9 +73,9 @@ for manager_class in MANAGERS.values():
     manager_class.register("Worker", Worker)
 
 
-def test_manager(context: Any, library: Any, server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
+def test_manager(context: Any, server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
     """What is logged in the process of a manager is there, also behind its end by a signal."""
-    manager = MANAGERS[library.__name__](ctx=context)
+    manager = MANAGERS[library_of(context).__name__](ctx=context)
     manager.start(server.initializer)
     worker = manager.Worker()
     pid = worker.work(str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
 import logging
 import os
 import subprocess
@@ -15,13 +16,20 @@ from typing import Any
 
 import jobs
 import pytest
-from conftest import FORMAT, LINE, START_METHODS
+from conftest import FORMAT, LIBRARIES, LINE, START_METHODS
 from oracle import verdict
 from process_classes import Job, MultiprocessJob
 
 import mplog
 
 TASKS = 6
+
+
+@pytest.fixture(params=itertools.product(START_METHODS, LIBRARIES), ids="-".join)
+def context(request: pytest.FixtureRequest) -> Any:
+    """A context of each start method of each library."""
+    start_method, library = request.param
+    return LIBRARIES[library].get_context(start_method)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any
 import jobs
 import psutil
 import pytest
+from conftest import library_of
 from floods import log_as, start_pool
 from oracle import Producer, acknowledged, verdict, wait_until
 
@@ -24,12 +25,10 @@ import mplog
 # --- workers of workers ---
 
 
-def test_a_process_that_starts_a_pool(
-    context: Any, library: Any, server: mplog.LogServer, log: Path, tmp_path: Path
-) -> None:
+def test_a_process_that_starts_a_pool(context: Any, server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
     """Parent, two processes and the pool of each: three levels, and each record of each is there."""
     method = context.get_start_method()
-    arguments = (server.initializer, str(tmp_path), library.__name__, method)
+    arguments = (server.initializer, str(tmp_path), library_of(context).__name__, method)
     processes = [context.Process(target=start_pool, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()

@@ -20,7 +20,7 @@ from typing import Any
 import jobs
 import multiprocess
 import pytest
-from conftest import START_METHODS
+from conftest import START_METHODS, library_of
 from oracle import wait_until
 from process_classes import Job, MultiprocessJob
 
@@ -128,10 +128,10 @@ def test_a_process_class_of_one_library_refuses_a_context_of_the_other(
         subclass("", context=library.get_context("spawn"), server=server)
 
 
-def test_a_process_is_one_of_its_context_s_library(context: Any, library: Any, server: mplog.LogServer) -> None:
+def test_a_process_is_one_of_its_context_s_library(context: Any, server: mplog.LogServer) -> None:
     """The object is a Process of the library of its context, named as that library names it."""
     process = mplog.Process(context=context, server=server)
-    assert isinstance(process, library.process.BaseProcess)
+    assert isinstance(process, library_of(context).process.BaseProcess)
     assert process.name.startswith("Process-")
     assert repr(process).startswith("<Process name='Process-")
     assert process._start_method == context.get_start_method()

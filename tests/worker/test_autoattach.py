@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import mplog
+from conftest import PAIRS
 from scripts import INSTALLED, environment, write_script
 
 FORMAT = "%(levelname)s %(processName)s %(name)s | %(message)s"
@@ -63,9 +64,8 @@ def test_program_that_configures_logging(tmp_path: Path, configure: str) -> None
     assert (out, err) == ([], ["console one", "console two"])
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
-@pytest.mark.parametrize("library", ["multiprocessing", "multiprocess"])
-def test_workers_of_every_start_method(tmp_path: Path, library: str, start_method: str) -> None:
+@pytest.mark.parametrize(("start_method", "library"), PAIRS)
+def test_workers_of_every_start_method(tmp_path: Path, start_method: str, library: str) -> None:
     """Workers log without an initializer, once each, under their names; so do their own children."""
     program = f"""
         import {library} as library, logging, os, subprocess, sys
