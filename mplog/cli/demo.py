@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from mplog.cli.server_options import seconds
+from mplog.cli.arguments import to_seconds
 from mplog.monitoring.statistics import Stats
 from mplog.server.log_server import LogServer
 from mplog.server.pools import Process
@@ -58,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument("--workers", metavar="N", type=int, default=4, help="how many workers (default: 4; at least 2)")
     parser.add_argument(
-        "--seconds", metavar="SECONDS", type=seconds, default=10.0, help="how long it takes, at least 1 (default: 10)"
+        "--seconds",
+        metavar="SECONDS",
+        type=to_seconds,
+        default=10.0,
+        help="how long it takes, at least 1 (default: 10)",
     )
     parser.add_argument("--log", metavar="FILE", help="the log, which is then kept; by default a temporary file")
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mplog.cli.arguments import to_level
 from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError
 from mplog.queue.fifo import open_writer
@@ -48,18 +49,6 @@ exit status:
 """
 
 _FIELD = re.compile(r"([A-Za-z_][\w.-]*)(:?=)(.*)", re.DOTALL)
-#: The levels of logging, which is not loaded, and what others call them.
-_LEVELS = {
-    "DEBUG": 10,
-    "INFO": 20,
-    "WARNING": 30,
-    "WARN": 30,
-    "ERROR": 40,
-    "ERR": 40,
-    "CRITICAL": 50,
-    "CRIT": 50,
-    "FATAL": 50,
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mplog log [OPTION ...] LEVEL MESSAGE [KEY=VALUE ...]"
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument(
-        "level", metavar="LEVEL", type=_level, help="debug, info, warning, error, critical, or a number"
+        "level", metavar="LEVEL", type=to_level, help="debug, info, warning, error, critical, or a number"
     )
     parser.add_argument("-l", "--logger", metavar="NAME", default="shell", help="the logger (default: shell)")
     parser.add_argument(
@@ -82,15 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=argparse.REMAINDER,
         help="the message, or - for a record of each line of standard input; and fields",
     )
-
-
-def _level(text: str) -> int:
-    if text.lstrip("-").isdigit():
-        return int(text)
-    known = _LEVELS.get(text.upper())
-    if known is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no level: debug, info, warning, error, critical, or a number")
-    return known
 
 
 def _field(text: str) -> tuple[str, Any]:

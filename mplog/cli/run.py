@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import sys
 
+from mplog.cli.arguments import to_level, to_seconds
 from mplog.cli.capture import Capture
 from mplog.cli.child import NOT_EXECUTABLE, NOT_FOUND, Command, signals_held
 from mplog.cli.main import MISUSED, MisusedError
@@ -26,9 +27,7 @@ from mplog.cli.server_options import (
     add_server_arguments,
     given_server_arguments,
     make_server,
-    seconds,
     start,
-    to_level,
     unwritten,
 )
 from mplog.cli.which_server import running_queue
@@ -84,15 +83,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what becomes a record")
     group.add_argument("--python", action="store_true", help="have Python programs log to the server by themselves")
     group.add_argument("--capture", action="store_true", help="make records of what is printed, line by line")
-    group.add_argument("--stdout-level", metavar="LEVEL", help="of captured standard output (default: INFO)")
-    group.add_argument("--stderr-level", metavar="LEVEL", help="of captured standard error (default: WARNING)")
+    group.add_argument(
+        "--stdout-level",
+        type=to_level,
+        default=logging.INFO,
+        metavar="LEVEL",
+        help="of captured standard output (default: INFO)",
+    )
+    group.add_argument(
+        "--stderr-level",
+        type=to_level,
+        default=logging.WARNING,
+        metavar="LEVEL",
+        help="of captured standard error (default: WARNING)",
+    )
     group.add_argument(
         "--name", help="what the log calls COMMAND (default: its file name); loggers are NAME.stdout, ..."
     )
     group.add_argument(
         "--linger",
         metavar="SECONDS",
-        type=seconds,
+        type=to_seconds,
         default=LINGER,
         help=f"wait so long for what COMMAND has left running with captured output (default: {LINGER:g})",
     )
@@ -109,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("mplog run: which command? See mplog run --help.", file=sys.stderr)
         return MISUSED
     try:
-        levels = [to_level(arguments.stdout_level or "INFO"), to_level(arguments.stderr_level or "WARNING")]
+        levels = [arguments.stdout_level, arguments.stderr_level]
         name = arguments.name or os.path.basename(command[0])
         multiprocessing.current_process().name = name  # what the log calls the captured lines' process
         server = _server(arguments)

@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from mplog.cli.arguments import to_seconds
 from mplog.cli.child import has_terminal
 from mplog.cli.main import MisusedError
 from mplog.cli.server_options import (
@@ -33,7 +34,6 @@ from mplog.cli.server_options import (
     add_server_arguments,
     given_server_arguments,
     make_server,
-    seconds,
     start,
     unwritten,
 )
@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=seconds,
+        type=to_seconds,
         default=STOP_TIMEOUT,
         help=f"wait so long, at the end, for what is still to be written (default: {STOP_TIMEOUT:g})",
     )

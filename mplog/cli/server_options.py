@@ -11,6 +11,7 @@ import logging
 import signal
 from typing import Any
 
+from mplog.cli.arguments import to_level
 from mplog.cli.main import MisusedError
 from mplog.errors import MplogError
 from mplog.monitoring.statistics import Stats
@@ -18,23 +19,9 @@ from mplog.server.log_server import LogServer
 from mplog.sinks.file import FileSink
 from mplog.sinks.sink import ConsoleSink, Sink
 
-__all__ = [
-    "account",
-    "add_server_arguments",
-    "given_server_arguments",
-    "make_server",
-    "seconds",
-    "start",
-    "to_level",
-    "unwritten",
-]
-
-#: The root logger's level where none is given: the programs of a script do not set one, and logging's own default,
-#: WARNING, would drop most of what they say.
-DEFAULT_LEVEL = "INFO"
-
-#: A year, in seconds: the operating system takes no number that is much higher, and none that is infinite.
-_LONGEST_WAIT = 365 * 86400.0
+#: The root logger's level where none is given. Programs that a script starts set none, and WARNING, the default of
+#: logging, would drop most of their records.
+_DEFAULT_LEVEL = logging.INFO
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,29 +31,23 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "--log", metavar="FILE", action="append", help="a log file, or - for standard error; may be given several times"
     )
     group.add_argument("--config", metavar="FILE", help="a .toml or .json logging configuration, in place of the rest")
-    group.add_argument("--level", help=f"the level of the root logger, by name or number (default: {DEFAULT_LEVEL})")
+    group.add_argument("--level", type=to_level, help="the level of the root logger, by name or number (default: INFO)")
     form = group.add_mutually_exclusive_group()
     form.add_argument(
         "--format", metavar="TEXT", help="the format of a line, as in logging: '%%(asctime)s %%(message)s'"
     )
-    form.add_argument("--json", action="store_true", help="write a JSON object for each record, with all its fields")
+    form.add_argument(
+        "--json", action="store_true", default=None, help="write a JSON object for each record, with all its fields"
+    )
     group.add_argument("--rotate", metavar="WHEN", help="begin a new file: '100 MB', 'daily', '1 GB or midnight'")
     group.add_argument("--keep", metavar="WHAT", help="which rotated files to keep: '10', '14 days and 2 GB'")
     group.add_argument("--compress", choices=["gz", "zst"], help="compress the rotated files")
 
 
-def seconds(text: str) -> float:
-    """Return a time of the command line, which somebody may wait for."""
-    value = float(text)
-    if not 0 <= value <= _LONGEST_WAIT:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {_LONGEST_WAIT:.0f} seconds")
-    return value
-
-
 def given_server_arguments(arguments: argparse.Namespace) -> list[str]:
     """Return the names of the options that say how a server is to write, of those that are given."""
     names = ("log", "config", "level", "format", "json", "rotate", "keep", "compress")
-    return [name for name in names if getattr(arguments, name) not in (None, False)]
+    return [name for name in names if getattr(arguments, name) is not None]
 
 
 def make_server(arguments: argparse.Namespace) -> LogServer:
@@ -84,27 +65,13 @@ def make_server(arguments: argparse.Namespace) -> LogServer:
         return LogServer(config=arguments.config)
     if not arguments.log:
         raise MisusedError("it does not know where to write: give --log FILE, or --config FILE")
-    level = to_level(arguments.level or DEFAULT_LEVEL)
+    level = _DEFAULT_LEVEL if arguments.level is None else arguments.level
     try:
         return LogServer(*(_to_sink(path, arguments) for path in arguments.log), level=level, format=_format(arguments))
     except (ValueError, TypeError) as error:
         raise MisusedError(str(error)) from error
     except (OSError, ImportError) as error:
         raise MplogError(str(error)) from error
-
-
-def to_level(text: str) -> int:
-    """Return the number of a level of the command line.
-
-    Raises:
-        MisusedError: there is none of that name.
-    """
-    if text.lstrip("-").isdigit():
-        return int(text)
-    level = logging.getLevelName(text.upper())
-    if not isinstance(level, int):
-        raise MisusedError(f"there is no level {text}: DEBUG, INFO, WARNING, ERROR, CRITICAL or a number")
-    return level
 
 
 def _to_sink(path: str, arguments: argparse.Namespace) -> Sink:

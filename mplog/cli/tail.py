@@ -19,6 +19,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from mplog.cli.arguments import to_level
 from mplog.cli.following import CHUNK, LONGEST_LINE, Follower, open_compressed, open_log, read_lines
 from mplog.cli.lines import Filter, LineParser
 from mplog.errors import MplogError
@@ -97,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"how many records of the end, of those that are shown; 'all' for all ({_RECORDS} by default)",
     )  # fmt: skip
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C")
-    parser.add_argument("--level", type=_level, default=0, help="this level and above: WARNING, or a number")
+    parser.add_argument("--level", type=to_level, default=0, help="this level and above: WARNING, or a number")
     parser.add_argument("--logger", action="append", default=[], metavar="NAME", help="this logger, and those below it")
     parser.add_argument(
         "--process", action="append", default=[], metavar="NAME|PID", help="this process, by its name (with *) or pid"
@@ -120,15 +121,6 @@ def _count(text: str) -> int | None:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is no number of records: 0, 1, 2, ... or 'all'")
     return int(text)
-
-
-def _level(text: str) -> int:
-    if text.lstrip("-").isdigit():
-        return int(text)
-    found = logging.getLevelName(text.upper())
-    if not isinstance(found, int):
-        raise argparse.ArgumentTypeError(f"there is no level {text}: DEBUG, INFO, WARNING, ERROR, CRITICAL or a number")
-    return found
 
 
 def _field(text: str) -> tuple[str, str]:

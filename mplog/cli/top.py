@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from mplog.cli.arguments import to_seconds
 from mplog.errors import MplogError
 from mplog.monitoring.running import Found, RunningServer, Snapshot, find_servers
 from mplog.monitoring.statistics import Stats
@@ -201,7 +202,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="print one table, and end; so without a terminal")
     parser.add_argument(
         "--interval",
-        type=_seconds,
+        type=lambda text: to_seconds(text, 0.1),
         metavar="SECONDS",
         help="between two looks (1 by default); without a terminal, print a table each time, until Ctrl-C",
     )
@@ -209,13 +210,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sort", choices=list(SORTS), default="rate", help="the order of the workers (rate by default)"
     )
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0.1 to 86400 seconds")
-    return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:

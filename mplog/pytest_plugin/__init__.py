@@ -79,13 +79,13 @@ def _path(config: pytest.Config) -> str:
 
 
 def _level(config: pytest.Config) -> int | None:
-    import logging
+    from mplog.record.level import read_level
 
     level = config.getoption("mplog_level") or config.getini("mplog_level")
     try:
-        return logging.Handler(int(level) if level.isdecimal() else level.upper()).level if level else None
-    except ValueError:
-        raise pytest.UsageError(f"--mplog-level: {level!r} is no level: DEBUG, INFO, a number") from None
+        return read_level(level) if level else None
+    except ValueError as error:
+        raise pytest.UsageError(f"--mplog-level: {error}") from None
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_fields(tmp_path: Path) -> None:
     ("arguments", "reason"),
     [
         (["info", "x", "--queue", "q"], "put options before LEVEL"),
-        (["loud", "x"], "'loud' is no level"),
+        (["loud", "x"], "'loud' is not a level"),
         (["info", "two", "words"], "'words' is not KEY=VALUE: quote a message of several words"),
         (["info", "x", "n:=one"], "for a text, use n="),
         (["info"], "MESSAGE"),

@@ -620,7 +620,7 @@ def test_rotated_files(text: Path, tmp_path: Path) -> None:
         (["."], 1, ". is not a regular file."),
         (["secret.log"], 1, "secret.log may not be read by this user."),
         ([], 2, "which file?"),
-        (["--level", "LOUD", "app.log"], 2, "there is no level LOUD"),
+        (["--level", "LOUD", "app.log"], 2, "'LOUD' is not a level"),
         (["--field", "x", "app.log"], 2, "'x' is not NAME=VALUE"),
         (["-n", "-1", "app.log"], 2, "-1 is no number of records"),
         (["-n", "many", "app.log"], 2, "many is no number of records"),

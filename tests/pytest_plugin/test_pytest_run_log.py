@@ -322,7 +322,7 @@ def test_mistakes_are_errors_of_usage(runs: Runs) -> None:
     runs(test, "--mplog=run.log", passed=1)
     for option, message in (
         ("--mplog=nowhere/run.log", "ERROR: --mplog: /*nowhere/run.log cannot be written: *"),
-        ("--mplog-level=LOUD", "ERROR: --mplog-level: 'LOUD' is no level*"),
+        ("--mplog-level=LOUD", "ERROR: --mplog-level: 'LOUD' is not a level*"),
     ):
         result = runs(test, "--mplog=run.log", option)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
