@@ -13,7 +13,7 @@ from typing import Any
 
 import mplog
 from benchmarks.contender import FORMAT, LOGGER, Contender, file_handler, is_stalling
-from mplog.sinks.log_file import LogFileHandler
+from mplog.handlers.log_file import LogFileHandler
 
 __all__ = ["FastLogger", "FastLoggerJSON", "OrdinaryLoggers", "StdlibHandler"]
 

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import mplog
+from mplog.handlers.text import TextHandler
 from mplog.record.layout import Decoder, Entry, encode
-from mplog.sinks.sink import DEFAULT_FORMAT, TextHandler
+from mplog.sinks.sink import DEFAULT_FORMAT
 
 RECORDS, BATCH = 200_000, 5_000
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mplog.errors import StartError as StartError
     from mplog.formats.escaping import unescape as unescape
     from mplog.formats.json import JSONFormatter as JSONFormatter
+    from mplog.handlers.raw import Writer as Writer
     from mplog.monitoring.statistics import Stats as Stats
     from mplog.queue.log_queue import LogQueue as LogQueue
     from mplog.queue.losses import ProcessLosses as ProcessLosses
@@ -42,13 +43,12 @@ if TYPE_CHECKING:
     from mplog.server.shutdown import GracefulShutdown as GracefulShutdown
     from mplog.sinks.callable import CallableSink as CallableSink
     from mplog.sinks.callable import Retry as Retry
+    from mplog.sinks.console import ConsoleSink as ConsoleSink
     from mplog.sinks.file import FileSink as FileSink
+    from mplog.sinks.handler import HandlerSink as HandlerSink
     from mplog.sinks.raw import RawSink as RawSink
-    from mplog.sinks.raw import Writer as Writer
     from mplog.sinks.raw import WriterSink as WriterSink
     from mplog.sinks.routed import RoutedFileSink as RoutedFileSink
-    from mplog.sinks.sink import ConsoleSink as ConsoleSink
-    from mplog.sinks.sink import HandlerSink as HandlerSink
     from mplog.sinks.sink import Sink as Sink
     from mplog.worker.attach import Initializer as Initializer
     from mplog.worker.attach import attach as attach
@@ -85,11 +85,14 @@ _MODULES = {
     "server.pools": ["Pool", "Process", "ProcessPoolExecutor"],
     "queue.log_queue": ["LogQueue"],
     "worker.write": ["write"],
-    "sinks.raw": ["RawSink", "Writer", "WriterSink"],
+    "handlers.raw": ["Writer"],
+    "sinks.console": ["ConsoleSink"],
+    "sinks.handler": ["HandlerSink"],
+    "sinks.raw": ["RawSink", "WriterSink"],
     "sinks.routed": ["RoutedFileSink"],
     "server.log_server": ["LogServer"],
     "server.shutdown": ["GracefulShutdown"],
-    "sinks.sink": ["ConsoleSink", "HandlerSink", "Sink"],
+    "sinks.sink": ["Sink"],
     "monitoring.statistics": ["Stats"],
     "queue.sync": ["Sync"],
     "worker.attach": ["Initializer", "attach"],

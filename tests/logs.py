@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import mplog
-from mplog.sinks.log_file import LogFileHandler
-from mplog.sinks.rotation import ArchiveName
+from mplog.files.rotation import ArchiveName
+from mplog.handlers.log_file import LogFileHandler
 
 #: In the middle of a day, in UTC.
 NOON = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.timezone.utc).timestamp()

@@ -28,6 +28,8 @@ ORDER = [
     "queue",
     "monitoring",
     "formats",
+    "files",
+    "handlers",
     "sinks",
     "worker",
     "logging_process",

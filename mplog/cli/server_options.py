@@ -16,8 +16,9 @@ from mplog.cli.main import MisusedError
 from mplog.errors import MplogError
 from mplog.monitoring.statistics import Stats
 from mplog.server.log_server import LogServer
+from mplog.sinks.console import ConsoleSink
 from mplog.sinks.file import FileSink
-from mplog.sinks.sink import ConsoleSink, Sink
+from mplog.sinks.sink import Sink
 
 #: The root logger's level where none is given. Programs that a script starts set none, and WARNING, the default of
 #: logging, would drop most of their records.

@@ -17,12 +17,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from mplog.handlers.log_file import LogFileHandler
+from mplog.handlers.stdlib_rotation import RotatingFile, TimedRotatingFile, WatchedFile
+from mplog.handlers.text import TextHandler
+from mplog.sinks.console import ConsoleSink
 from mplog.sinks.file import FileSink
-from mplog.sinks.log_file import LogFileHandler
 from mplog.sinks.raw import RawSink
 from mplog.sinks.routed import RoutedFileSink
-from mplog.sinks.sink import ConsoleSink, Sink, TextHandler
-from mplog.sinks.stdlib_rotation import RotatingFile, TimedRotatingFile, WatchedFile
+from mplog.sinks.sink import Sink
 
 __all__ = ["FILE_HANDLERS", "SERVED", "SINKS", "Handlers"]
 

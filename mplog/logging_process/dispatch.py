@@ -22,11 +22,11 @@ from typing import Any
 
 from mplog.formats.escaping import escape
 from mplog.formats.text import DatedFormatter
+from mplog.handlers.callable import UNDELIVERED, CallableHandler
+from mplog.handlers.log_file import FileWriter
+from mplog.handlers.text import TextHandler
 from mplog.record.layout import Entry, Origin, Record, decode_entry, encode, to_record
 from mplog.record.plain import safe_str
-from mplog.sinks.callable import UNDELIVERED, CallableHandler
-from mplog.sinks.log_file import FileWriter
-from mplog.sinks.sink import TextHandler
 
 __all__ = ["Dispatcher"]
 

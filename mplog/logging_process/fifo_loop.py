@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mplog.handlers.log_file import FileWriter, Portion, Position
 from mplog.logging_process.announcements import Announcements, Noted
 from mplog.logging_process.dispatch import REPORT_INTERVAL, Dispatcher
 from mplog.logging_process.loop import CHECK_SECONDS, Loop, Places
@@ -38,7 +39,6 @@ from mplog.queue.overflow import Fill, Overflow
 from mplog.queue.sync import Acknowledger
 from mplog.record import frame
 from mplog.record.layout import Entry
-from mplog.sinks.log_file import FileWriter, Portion, Position
 
 if sys.platform != "win32":
     from mplog.logging_process.intake import Intake

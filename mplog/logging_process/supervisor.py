@@ -35,11 +35,11 @@ from mplog.monitoring.deaths import describe_end, memory_kills
 if sys.platform != "win32":
     import resource
 
+    from mplog.handlers.callable import count_undelivered
     from mplog.queue import buffers, fifo
     from mplog.queue import kill_points as faults
     from mplog.queue import log_queue as queue
     from mplog.queue.emergency import EmergencyFile
-    from mplog.sinks.callable import count_undelivered
 
 __all__ = ["Patience", "main", "run"]
 

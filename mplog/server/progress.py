@@ -112,7 +112,7 @@ def _describe(snapshot: Snapshot | None, left: int, total: int) -> str:
         if left:
             return f"writing the log: {left / _MEBIBYTE:.1f} of {total / _MEBIBYTE:.1f} MiB left"
         for directory in sorted({os.path.dirname(path) for path, _ in snapshot.files}):
-            # Where the compressor puts its work (mplog.sinks.archives).
+            # Where the compressor puts its work (mplog.files.archives).
             for part in glob.glob(os.path.join(glob.escape(directory), ".*.part")):
                 return f"compressing {printable(os.path.splitext(os.path.basename(part)[1:-5])[0])}"
     return "closing the log"

@@ -10,8 +10,8 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 
+from mplog.files.rotation import SUFFIXES
 from mplog.sinks.file import FileSink
-from mplog.sinks.rotation import SUFFIXES
 from mplog.sinks.routed import RoutedFileSink
 
 __all__ = ["check_names"]

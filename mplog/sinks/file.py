@@ -15,10 +15,10 @@ import re
 from typing import Any, Literal
 
 from mplog.errors import SinkError
-from mplog.sinks import lock as file_lock
-from mplog.sinks import regular as regular_file
-from mplog.sinks.log_file import Fsync, LogFileHandler
-from mplog.sinks.rotation import make_rotation
+from mplog.files import lock as file_lock
+from mplog.files import regular as regular_file
+from mplog.files.rotation import make_rotation
+from mplog.handlers.log_file import Fsync, LogFileHandler
 from mplog.sinks.sink import Sink
 
 __all__ = ["FileSink"]

@@ -17,6 +17,7 @@ import mplog
 import mplog.server.log_server
 import mplog.worker.attach
 from mplog.config import check as config_check
+from mplog.files import names as file_names
 from mplog.logging_process import dispatch, loop
 from mplog.monitoring import statistics
 from mplog.queue import buffers, overflow
@@ -24,7 +25,6 @@ from mplog.queue import log_queue as queue
 from mplog.record import frame, plain
 from mplog.record import layout as record
 from mplog.server import shutdown
-from mplog.sinks import names as file_names
 
 
 def test_delivery_page_names_tests_that_exist() -> None:

@@ -358,7 +358,7 @@ def test_nasty_texts_are_byte_for_byte_without_the_option(tmp_path: Path, name: 
 
 def test_console_keeps_its_colors(tmp_path: Path) -> None:
     """A console with escape=True shows no escape sequences but its own."""
-    from mplog.sinks.sink import ConsoleHandler
+    from mplog.handlers.console import ConsoleHandler
 
     path = tmp_path / "console"
     with open(path, "w", encoding="utf-8") as stream:

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mplog.handlers.log_file import Portion, Position
 from mplog.logging_process.announcements import Announcements, Noted
 from mplog.logging_process.fifo_loop import _Note
 from mplog.monitoring.restart_lines import Restarts
 from mplog.queue.buffers import NOTE_SIZE
-from mplog.sinks.log_file import Portion, Position
 
 _LARGE = 2**63 - 1
 

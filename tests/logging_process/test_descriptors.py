@@ -30,7 +30,7 @@ def allow_descriptors(pid: int, count: int) -> None:
 
 def _impatient() -> logging.Handler:
     """Runs in the logging process: have it try again soon what has failed."""
-    from mplog.sinks import log_file
+    from mplog.handlers import log_file
 
     log_file._RETRY_SECONDS = 0.05
     return logging.NullHandler()

@@ -18,9 +18,9 @@ from scripts import BadHandler, BlockedHandler, Gate, lines
 
 import mplog
 from mplog.formats.text import DatedFormatter
+from mplog.handlers.log_file import LogFileHandler
 from mplog.logging_process.dispatch import REPORT_INTERVAL, Dispatcher
 from mplog.record.layout import REST, Entry, decode_entry, encode
-from mplog.sinks.log_file import LogFileHandler
 
 
 class Memory(logging.Handler):

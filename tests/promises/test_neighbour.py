@@ -27,14 +27,14 @@ from scripts import drop_privileges, environment, lines, run_script
 
 import mplog
 from mplog.formats.text import renderer
+from mplog.handlers import log_file
+from mplog.handlers import text as sinks
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.queue import fifo
 from mplog.queue.log_queue import check_object
 from mplog.record import frame
 from mplog.record.frame import OBJECT, RECORD, FrameReader
 from mplog.record.layout import Decoder, Entry, decode_entry, encode
-from mplog.sinks import log_file
-from mplog.sinks import sink as sinks
 
 NOBODY = 65534
 

@@ -22,11 +22,12 @@ from readers import running
 from scripts import lines
 
 import mplog
-from mplog.sinks.archives import Archives
+from mplog.files.archives import Archives
+from mplog.files.names import FileNames
+from mplog.handlers.log_file import LogFileHandler
+from mplog.handlers.routed import RoutedFileHandler
 from mplog.sinks.file import FileSink
-from mplog.sinks.log_file import LogFileHandler
-from mplog.sinks.names import FileNames
-from mplog.sinks.routed import RoutedFileHandler, RoutedFileSink
+from mplog.sinks.routed import RoutedFileSink
 
 
 def contents(directory: Path) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ import pytest
 from scripts import drop_privileges, elapsed, environment, lines, run_script, write_script
 
 import mplog
-from mplog.sinks.sink import TextHandler
+from mplog.handlers.text import TextHandler
 
 
 def serve(*sinks: Any, messages: tuple[Any, ...] = ("x",), **options: Any) -> mplog.Stats:

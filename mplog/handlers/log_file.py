@@ -23,12 +23,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mplog.files import lock as file_lock
+from mplog.files import regular as regular_file
+from mplog.files.archives import Archives, find_moved
+from mplog.files.rotation import Rotation, Timer
+from mplog.handlers.text import TextHandler
 from mplog.record.layout import Entry
-from mplog.sinks import lock as file_lock
-from mplog.sinks import regular as regular_file
-from mplog.sinks.archives import Archives, find_moved
-from mplog.sinks.rotation import Rotation, Timer
-from mplog.sinks.sink import TextHandler
 
 if TYPE_CHECKING:
     import filelock

@@ -22,8 +22,8 @@ from oracle import verdict
 from scripts import drop_privileges, run_script
 
 import mplog
-from mplog.sinks import regular as regular_file
-from mplog.sinks.log_file import LogFileHandler
+from mplog.files import regular as regular_file
+from mplog.handlers.log_file import LogFileHandler
 
 DAY = 86_400
 

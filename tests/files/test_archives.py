@@ -20,10 +20,10 @@ from oracle import wait_until
 from scripts import run_script
 
 import mplog
-from mplog.sinks import archives
-from mplog.sinks.archives import _Archive, _expired
-from mplog.sinks.log_file import LogFileHandler
-from mplog.sinks.rotation import Keep
+from mplog.files import archives
+from mplog.files.archives import _Archive, _expired
+from mplog.files.rotation import Keep
+from mplog.handlers.log_file import LogFileHandler
 
 DAY = 86_400
 NAME = "app.2026-11-20.001.log"
@@ -309,7 +309,7 @@ import filelock, gzip, os, signal, sys, time
 from pathlib import Path
 import logs
 from readers import status_of
-from mplog.sinks import log_file
+from mplog.handlers import log_file
 
 CALLS = ["open", "close", "write", "rename", "unlink", "ftruncate", "fstat", "stat", "listdir", "fchmod", "fsync",
          "fdatasync", "utime", "lstat", "fchown"]

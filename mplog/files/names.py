@@ -37,7 +37,7 @@ _NO_FIELDS = frozenset(
 _NUMBERS = frozenset(name for name, kind in {**ORIGIN, **DETAILS}.items() if kind is int)
 _EMPTY, _CUT = "%", "%~"
 
-#: What is in every name that rotation gives a file of ours, unless told otherwise (`mplog.sinks.rotation.ArchiveName`).
+#: What is in every name that rotation gives a file of ours, unless told otherwise (`mplog.files.rotation.ArchiveName`).
 _ARCHIVE = re.compile(r"\.[0-9]{4}-[0-9]{2}-[0-9]{2}\.[0-9]{3,}")
 
 

@@ -252,7 +252,7 @@ def test_directory_that_may_not_be_written_any_more(tmp_path: Path) -> None:
         import mplog
 
         def impatient():
-            from mplog.sinks import log_file
+            from mplog.handlers import log_file
             log_file._RETRY_SECONDS = 0.05
             return logging.NullHandler()
 

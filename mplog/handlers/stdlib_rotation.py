@@ -19,8 +19,8 @@ import sys
 import time
 from typing import Any
 
-from mplog.sinks.log_file import LogFileHandler, Portion, Position
-from mplog.sinks.renames import Renames
+from mplog.files.renames import Renames
+from mplog.handlers.log_file import LogFileHandler, Portion, Position
 
 __all__ = ["RotatingFile", "TimedRotatingFile", "WatchedFile"]
 

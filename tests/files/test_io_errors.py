@@ -45,7 +45,7 @@ class Saboteur(logging.Handler):
 
     def __init__(self, directory: Path, runs: int, is_torn: bool, error: int | None = None) -> None:
         super().__init__()
-        from mplog.sinks import log_file
+        from mplog.handlers import log_file
 
         # So that nothing is waited for, and everything is said each time.
         log_file._RETRY_SECONDS = log_file._NOTICE_SECONDS = 0.0

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from scripts import lines, run_script
 
 from mplog.config.handlers import Handlers
+from mplog.handlers.log_file import LogFileHandler
+from mplog.handlers.stdlib_rotation import RotatingFile, WatchedFile
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.record.layout import decode_entry, encode
-from mplog.sinks.log_file import LogFileHandler
-from mplog.sinks.stdlib_rotation import RotatingFile, WatchedFile
 
 ROTATING = logging.handlers.RotatingFileHandler
 TIMED = logging.handlers.TimedRotatingFileHandler
@@ -340,7 +340,7 @@ def test_broken_journal_does_no_harm(log: Path, journal: bytes) -> None:
 KILLS = """
 import filelock, logging, logging.handlers, os, shutil, signal, sys, time
 from pathlib import Path
-from mplog.sinks import log_file
+from mplog.handlers import log_file
 from mplog.config.handlers import Handlers
 from readers import status_of
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mplog.sinks.names import NAME_SIZE, FileNames
-from mplog.sinks.rotation import ArchiveName
+from mplog.files.names import NAME_SIZE, FileNames
+from mplog.files.rotation import ArchiveName
 
 #: What somebody hostile, or unlucky, would choose.
 NASTY = [

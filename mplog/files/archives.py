@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from mplog.sinks import regular as regular_file
-from mplog.sinks.rotation import SUFFIXES, Keep, Rotation
+from mplog.files import regular as regular_file
+from mplog.files.rotation import SUFFIXES, Keep, Rotation
 
 __all__ = ["Archives", "find_moved"]
 

@@ -1,0 +1,56 @@
+"""The handler that writes to the terminal. It runs in the logging process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TextIO
+
+from mplog.handlers.text import TextHandler
+from mplog.record.layout import Entry, to_record
+
+
+class ConsoleHandler(TextHandler):
+    """Writes to a stream.
+
+    Args:
+        stream: where to.
+        color: colour each record by its level.
+    """
+
+    _COLORS = ((logging.CRITICAL, "1;31"), (logging.ERROR, "31"), (logging.WARNING, "33"), (logging.INFO, "32"))
+
+    def __init__(self, stream: TextIO, *, color: bool) -> None:
+        super().__init__()
+        self._stream = stream
+        self._color = color
+
+    def __repr__(self) -> str:
+        return f"<ConsoleHandler {getattr(self._stream, 'name', self._stream)}>"
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._stream.fileno()
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not self._color:
+            return text
+        code = next((code for level, code in self._COLORS if record.levelno >= level), "2")
+        return f"\x1b[{code}m{text}\x1b[0m"
+
+    def handle_entries(self, batch: Sequence[Entry]) -> None:
+        if not self._color:
+            super().handle_entries(batch)
+            return
+        for entry in batch:
+            try:
+                record = to_record(*entry)
+            except Exception as error:
+                self._fail(entry, error)
+            else:
+                self.emit(record)
+
+    def write(self, texts: list[str]) -> None:
+        self._stream.write("".join(texts))
+        self._stream.flush()

@@ -1,0 +1,129 @@
+"""Handlers that render a batch of records and write it at once. They run in the logging process."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from mplog.formats.text import Renderer, renderer
+from mplog.record.layout import MSG, Entry, to_record
+
+
+class LocklessHandler(logging.Handler):
+    """A handler without the lock that others hold while they write. Runs in the logging process.
+
+    One thread writes there; and a thread that waits must not hold a lock that a function takes which logs itself.
+    """
+
+    def createLock(self) -> None:
+        """Have no lock."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Filter the record and emit it, without the lock that the base class takes."""
+        passed: Any = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return passed
+
+
+class TextHandler(LocklessHandler):
+    """A handler that writes a batch of texts at a time. Runs in the logging process.
+
+    `handle_entries` takes a batch as it comes off the wire; `emit` takes a single record. Both collect, and `flush`,
+    which the logging process calls behind each batch, writes. A record that could not be written goes to `handleError`;
+    but where `keeps_trying` is set, an OSError leaves it, and what follows it, to the next `flush`. Override `write`.
+
+    Attributes:
+        can_wait: whether what it writes to may take later what it does not take now, as a disk that is full does.
+        keeps_trying: whether what could not be written is kept.
+        stuck_by: the error that `write` has raised the last time; None where it has not, or nothing is kept.
+    """
+
+    terminator = "\n"
+    can_wait = False
+    keeps_trying = False
+    stuck_by: OSError | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sources: list[Entry | logging.LogRecord] = []
+        self._texts: list[str] = []
+        #: For those two alone: a function that takes batches (`CallableSink`) may log in its own thread.
+        self._adding = threading.RLock()
+        self._renderer_made: tuple[logging.Formatter | None, Renderer] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Render the record for the next `flush`."""
+        try:
+            text = self.format(record) + self.terminator
+        except Exception:
+            self.handleError(record)
+        else:
+            with self._adding:
+                self._texts.append(text)
+                self._sources.append(record)
+
+    def handle_entries(self, batch: Sequence[Entry]) -> None:
+        """Render a batch for the next `flush`."""
+        texts = self._renderer(batch, self._fail)
+        with self._adding:
+            self._texts += texts
+            self._sources += batch
+
+    @property
+    def _renderer(self) -> Renderer:
+        if self._renderer_made is None or self._renderer_made[0] is not self.formatter:
+            self._renderer_made = self.formatter, renderer(self.formatter or logging.Formatter(), self.terminator)
+        return self._renderer_made[1]
+
+    @property
+    def needs_no_details(self) -> bool:
+        """Whether nothing here looks at the thread or the place of a call."""
+        return not self.filters and not self._renderer.needs_details
+
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        # In the except clause of the renderer, as handleError() expects it.
+        self.handleError(_to_record(entry))
+
+    def flush(self) -> None:
+        """Write what has been rendered."""
+        if not self._texts:
+            return
+        with self._adding:
+            sources, texts = self._sources, self._texts
+            self._sources, self._texts = [], []
+        self.written = 0
+        try:
+            self.write(texts)
+            self.stuck_by = None
+        except Exception as error:
+            # A file that has reached its greatest size, or the limit of the process, will not take more later.
+            if self.keeps_trying and isinstance(error, OSError) and error.errno != errno.EFBIG:
+                with self._adding:
+                    self._sources[:0], self._texts[:0] = sources[self.written :], texts[self.written :]
+                self.stuck_by = error
+                return
+            self.stuck_by = None
+            self.fail(sources[self.written :])
+
+    def fail(self, sources: Sequence[Entry | logging.LogRecord]) -> None:
+        """Report that these could not be written. Runs in an except clause."""
+        for source in sources:
+            self.handleError(_to_record(source) if isinstance(source, tuple) else source)
+
+    def write(self, texts: list[str]) -> None:
+        """Write the texts; where that fails, set ``written`` to the number of those that are written, and raise."""
+        raise NotImplementedError
+
+
+def _to_record(entry: Entry) -> logging.LogRecord:
+    """Return the entry as a record for handleError(), also where it does not decode."""
+    values, origin = entry
+    try:
+        return to_record(values, origin)
+    except Exception:
+        return logging.LogRecord(origin.name or "", origin.levelno, "", 0, values[MSG], None, None)
