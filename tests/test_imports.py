@@ -17,6 +17,7 @@ PACKAGE = Path(mplog.__file__).parent
 WORKER = {
     "errors",
     *("record", "record.layout", "record.frame", "record.plain", "record.portable", "record.context", "record.factory"),
+    "record.cache",
     *("queue", "queue.log_queue", "queue.fifo", "queue.losses", "queue.overflow", "queue.emergency", "queue.sync"),
     *("worker", "worker.attach", "worker.queue_handler", "worker.levels"),
 }

@@ -29,7 +29,7 @@ import msgspec
 
 from mplog.formats.json import JSONFormatter
 from mplog.formats.text import BatchFormatter, OnError, Renderer, compiled, renderer
-from mplog.record.layout import EXC_TEXT, EXTRA, MSG, STACK_INFO, Entry, Origin, Record, constant_fields, is_kept
+from mplog.record.layout import EXC_TEXT, EXTRA, MSG, STACK_INFO, ByOrigin, Entry, Origin, Record, constant_fields
 from mplog.record.plain import ForeignValue, as_number, safe_repr, safe_str, safely
 
 __all__ = ["EscapedJSON", "EscapedText", "escape", "escaped_formatter", "unescape"]
@@ -63,8 +63,6 @@ _HARMLESS: frozenset[type] = frozenset(
         uuid.UUID,
     }
 )
-
-_KEPT_ORIGINS = 10_000
 
 
 def escape(text: str) -> str:
@@ -142,18 +140,6 @@ def _escape_origin(origin: Origin) -> Origin:
     return origin if escaped == {**values, "details": details} else Origin(**escaped)
 
 
-class _Origins(dict[Origin, Origin]):
-    """Origins, escaped."""
-
-    def __missing__(self, origin: Origin) -> Origin:
-        escaped = _escape_origin(origin)
-        if is_kept(origin):
-            if len(self) >= _KEPT_ORIGINS:
-                self.clear()
-            self[origin] = escaped
-        return escaped
-
-
 def _escape_entry(entry: Entry, origin: Origin) -> Entry:
     """Return the record with its texts escaped.
 
@@ -219,7 +205,7 @@ class EscapedText(BatchFormatter):
         # The pieces of the other one have the constant fields as they are.
         if inner is None or _escape_fields(dict(constant_fields)) != constant_fields:
             return None
-        origins = _Origins()
+        origins = ByOrigin(_escape_origin)
 
         def render(batch: Sequence[Entry], on_error: OnError) -> list[str]:
             escaped = []

@@ -18,18 +18,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mplog.record.cache import Cache
 from mplog.record.layout import (
     DETAILS,
     HAS_TASK_NAME,
     NO_DETAILS,
     ORIGIN,
+    ByOrigin,
     Entry,
-    Origin,
     constant_fields,
     decode_entry,
     decode_rest,
     encode,
-    is_kept,
     to_record,
 )
 
@@ -223,17 +223,8 @@ def _is_plain(formatter: logging.Formatter) -> bool:
     )
 
 
-class _Milliseconds(dict[float, str]):
-    """``"%03d"`` of a number, kept for those that occur."""
-
-    def __missing__(self, value: float) -> str:
-        text = "%03d" % value  # noqa: UP031 (it takes a float)
-        if len(self) < 1000:
-            self[value] = text
-        return text
-
-
-_milliseconds = _Milliseconds()
+#: ``"%03d"`` of a number, kept for those that occur.
+_milliseconds: Cache[float, str] = Cache("%03d".__mod__, 1000)
 
 # --- templates ---
 
@@ -373,8 +364,6 @@ def render(batch, on_error):
     return texts
 """
 
-_KEPT_PIECES = 10_000
-
 
 def compile_loop(
     each_second: list[str],
@@ -446,24 +435,8 @@ def compile_loop(
         "decode_rest": decode_rest,
     }
     exec(source, namespace)
-    namespace["kept"] = _Kept(namespace["pieces_of"])
+    namespace["kept"] = ByOrigin(namespace["pieces_of"])
     return Renderer(namespace["render"], not _DETAILS.isdisjoint(fields) or "relativeCreated" in fields)
-
-
-class _Kept(dict[Origin, tuple[str, ...]]):
-    """Pieces by origin."""
-
-    def __init__(self, make: Callable[[Origin], tuple[str, ...]]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, origin: Origin) -> tuple[str, ...]:
-        pieces = self._make(origin)
-        if is_kept(origin):
-            if len(self) >= _KEPT_PIECES:
-                self.clear()
-            self[origin] = pieces
-        return pieces
 
 
 def _agree(render: Renderer, reference: Renderer) -> bool:

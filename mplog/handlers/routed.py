@@ -27,7 +27,8 @@ from mplog.files import lock as file_lock
 from mplog.files import regular as regular_file
 from mplog.files.names import FileNames
 from mplog.handlers.log_file import FileWriter, LogFileHandler, Portion, Position
-from mplog.record.layout import DETAILS, EXTRA, NO_DETAILS, ORIGIN, Entry, Origin, constant_fields, is_kept
+from mplog.record.cache import Bounded
+from mplog.record.layout import DETAILS, EXTRA, NO_DETAILS, ORIGIN, ByOrigin, Entry, Origin, constant_fields
 
 if TYPE_CHECKING:
     import filelock
@@ -77,11 +78,12 @@ class RoutedFileHandler(FileWriter):
         self._make = make
         self._max_open = max_open
         self._permissions = permissions
-        self._by_origin = _NamesByOrigin(self._file_name)
-        self._by_values: dict[tuple[Any, ...], str] = {}
+        #: The names for records without extra attributes.
+        self._by_origin = ByOrigin(self._file_name)
+        self._by_values: Bounded[tuple[Any, ...], str] = Bounded(_KEPT_NAMES)
         #: The one field, where that is an extra attribute, and names by its values that are texts or integers.
         self._field = names.fields[0] if names.fields[0] not in _STANDARD and len(names.fields) == 1 else None
-        self._by_value: dict[str | int, str] = {}
+        self._by_value: Bounded[str | int, str] = Bounded(_KEPT_NAMES)
         #: Names that say where a record comes from, and so are the same with extra attributes.
         self._has_extra = not _STANDARD.issuperset(names.fields)
         #: Open files, the one that was written last at the end.
@@ -108,7 +110,7 @@ class RoutedFileHandler(FileWriter):
 
     # --- where to ---
 
-    def _file_name(self, origin: Origin, extra: dict[str, Any] | None) -> str:
+    def _file_name(self, origin: Origin, extra: dict[str, Any] | None = None) -> str:
         """Return the name of the file."""
         values = []
         for field in self._names.fields:
@@ -131,9 +133,7 @@ class RoutedFileHandler(FileWriter):
         if name is None:
             name = self._names.name(values)
             if sum(map(len, filter(None, key))) <= _LONGEST_KEPT:
-                if len(self._by_values) >= _KEPT_NAMES:
-                    self._by_values.clear()
-                self._by_values[key] = name
+                self._by_values.keep(key, name)
         return name
 
     def _name_with(self, origin: Origin, extra: dict[str, Any]) -> str:
@@ -146,9 +146,7 @@ class RoutedFileHandler(FileWriter):
                 if name is None:
                     name = self._file_name(origin, extra)
                     if isinstance(value, int) or len(value) <= _LONGEST_KEPT:
-                        if len(self._by_value) >= _KEPT_NAMES:
-                            self._by_value.clear()
-                        self._by_value[value] = name
+                        self._by_value.keep(value, name)
                 return name
         elif not self._has_extra and _STANDARD.isdisjoint(extra):
             return self._by_origin[origin]
@@ -353,19 +351,3 @@ class RoutedFileHandler(FileWriter):
             for notice in self.take_notices():
                 if sys.stderr is not None:
                     print(notice, file=sys.stderr, flush=True)
-
-
-class _NamesByOrigin(dict[Origin, str]):
-    """The names for records without extra attributes."""
-
-    def __init__(self, name: Callable[[Origin, None], str]) -> None:
-        super().__init__()
-        self._name = name
-
-    def __missing__(self, origin: Origin) -> str:
-        name = self._name(origin, None)
-        if is_kept(origin):
-            if len(self) >= _KEPT_NAMES:
-                self.clear()
-            self[origin] = name
-        return name

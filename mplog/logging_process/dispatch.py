@@ -25,6 +25,7 @@ from mplog.formats.text import DatedFormatter
 from mplog.handlers.callable import UNDELIVERED, CallableHandler
 from mplog.handlers.log_file import FileWriter
 from mplog.handlers.text import TextHandler
+from mplog.record.cache import Cache
 from mplog.record.layout import Entry, Origin, Record, decode_entry, encode, to_record
 from mplog.record.plain import safe_str
 
@@ -57,7 +58,7 @@ class Dispatcher:
         self._troubles: dict[str, _Trouble] = {}
         self._clock = clock
         self._hears_errors: set[logging.Handler] = set()
-        self._plans: dict[str | None, tuple[logging.Handler, ...]] = {}
+        self._plans = Cache(_handlers_of, _CACHED_NAMES, lambda name, _: len(name or "") <= _LONGEST_NAME)
         self._saying = False
         self._shunned: logging.Handler | None = None
         self._unheard = 0
@@ -124,7 +125,7 @@ class Dispatcher:
 
     def _in_order(self, batch: Sequence[Entry]) -> Iterable[Sequence[Entry]]:
         """Cut a batch into parts in which no handler writes to where another one writes behind it."""
-        for plan, entries in itertools.groupby(batch, lambda entry: self._plan(entry[1].name)):
+        for plan, entries in itertools.groupby(batch, lambda entry: self._plans[entry[1].name]):
             part = list(entries)
             if len(self._shared.intersection(plan)) > 1:
                 yield from ([entry] for entry in part)
@@ -133,7 +134,7 @@ class Dispatcher:
 
     def _deliver(self, batch: Sequence[Entry], origins: Iterable[Origin]) -> None:
         """Send a batch to where its origins belong."""
-        plans = {origin: self._plan(origin.name) for origin in origins}
+        plans = {origin: self._plans[origin.name] for origin in origins}
         unhandled = {origin for origin, plan in plans.items() if not plan}
         if unhandled and not self._saying:
             for entry in _chosen(batch, dict.fromkeys(unhandled, 1)):
@@ -213,22 +214,6 @@ class Dispatcher:
                 records.append(None)
                 self.warn("records could not be decoded", error)
         return records
-
-    def _plan(self, name: str | None) -> tuple[logging.Handler, ...]:
-        """Return the handlers that a record of this logger reaches, whatever their levels are."""
-        plan = self._plans.get(name)
-        if plan is None:
-            handlers: list[logging.Handler] = []
-            logger: logging.Logger | None = _find_logger(name or "")
-            while logger is not None:
-                handlers += logger.handlers
-                logger = logger.parent if logger.propagate else None
-            plan = tuple(handlers)
-            if len(name or "") <= _LONGEST_NAME:
-                if len(self._plans) >= _CACHED_NAMES:
-                    self._plans.clear()
-                self._plans[name] = plan
-        return plan
 
     def flush(self) -> None:
         """Have the batch written. Handlers that write each record by themselves have nothing to do."""
@@ -411,13 +396,23 @@ class Dispatcher:
             self.flush()
         finally:
             self._saying, self._shunned = False, None
-        if self._unheard >= len(set(self._plan("mplog")).intersection(self.handlers) - {shunned}):
+        if self._unheard >= len(set(self._plans["mplog"]).intersection(self.handlers) - {shunned}):
             self._say_on_stderr(message)
 
     def _say_on_stderr(self, message: str) -> None:
         if sys.stderr is not None:
             with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
                 print(message, file=sys.stderr, flush=True)
+
+
+def _handlers_of(name: str | None) -> tuple[logging.Handler, ...]:
+    """Return the handlers that a record of this logger reaches, whatever their levels are."""
+    handlers: list[logging.Handler] = []
+    logger: logging.Logger | None = _find_logger(name or "")
+    while logger is not None:
+        handlers += logger.handlers
+        logger = logger.parent if logger.propagate else None
+    return tuple(handlers)
 
 
 def _find_logger(name: str) -> logging.Logger:

@@ -44,6 +44,7 @@ from mplog.queue.overflow import PATIENCE, Fill, Overflow, is_in_event_loop, ope
 from mplog.queue.sync import TOKEN_SIZE, Sync, Waiter
 from mplog.record import frame
 from mplog.record import layout as record
+from mplog.record.cache import Cache
 
 if sys.platform != "win32":
     import fcntl
@@ -55,15 +56,8 @@ __all__ = ["LogQueue"]
 _write = os.write
 
 
-class _Headers(dict[int, bytes]):
-    """The headers of records, by the length of what follows."""
-
-    def __missing__(self, length: int) -> bytes:
-        header = self[length] = frame.header(frame.RECORD, length)
-        return header
-
-
-_headers = _Headers()
+#: The headers of records, by the length of what follows.
+_headers: Cache[int, bytes] = Cache(lambda length: frame.header(frame.RECORD, length), frame.PAYLOAD_SIZE + 1)
 
 if TYPE_CHECKING:
     _Base = multiprocessing.queues.Queue[Any]

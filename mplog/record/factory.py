@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
 
+from mplog.record.cache import Cache
+
 __all__ = ["COUNTS_NANOSECONDS", "LOGGING_FILE", "install_factory", "make_record", "now", "own", "task_name"]
 
 _LogRecord = logging.LogRecord
@@ -42,22 +44,13 @@ LOGGING_FILE = os.path.normcase(logging.addLevelName.__code__.co_filename)
 _INIT = own(logging.LogRecord.__init__)
 
 
-class _Modules(dict[str, tuple[str, str]]):
-    """The file and the module of a path."""
-
-    def __missing__(self, path: str) -> tuple[str, str]:
-        filename = os.path.basename(path)
-        names = filename, os.path.splitext(filename)[0]
-        if type(path) is str:
-            if len(self) >= _KEPT:
-                self.clear()
-            self[path] = names
-        return names
+def _names(path: str) -> tuple[str, str]:
+    filename = os.path.basename(path)
+    return filename, os.path.splitext(filename)[0]
 
 
-#: Paths whose modules are kept; more come from code that is made at run time.
-_KEPT = 2_000
-_modules = _Modules()
+#: The file and the module of a path. A subclass of str could bring code along, and is not kept.
+_modules = Cache(_names, 2_000, lambda path, _: type(path) is str)
 
 
 def make_record(

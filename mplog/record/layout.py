@@ -27,10 +27,11 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from mplog.record.cache import Cache
 from mplog.record.context import in_use, merged
 from mplog.record.frame import LENGTH_SIZE
 from mplog.record.plain import (
@@ -51,6 +52,7 @@ __all__ = [
     "DETAILS",
     "MAX_RECORD_SIZE",
     "ORIGIN",
+    "ByOrigin",
     "Cut",
     "Decoder",
     "Entry",
@@ -63,7 +65,6 @@ __all__ = [
     "decode_rest",
     "encode",
     "encode_origin",
-    "is_kept",
     "origin_of",
     "pack_values",
     "plain_fields",
@@ -71,6 +72,8 @@ __all__ = [
     "unformattable",
     "unless_signal",
 ]
+
+V = TypeVar("V")
 
 #: Bytes of an encoded record above which its long texts are cut, with a marker that gives their true length. One such
 #: record costs the logging process a few times its size while it is written.
@@ -123,6 +126,25 @@ class Origin(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields=Tr
     levelname: str | None
     processName: str | None  # noqa: N815 (as the record calls it)
     details: _WireDetails | None
+
+
+#: Origins that are kept; more come from code that is made at run time, and from hostile senders.
+KEPT_ORIGINS = 10_000
+_KEPT_ORIGIN_SIZE = 4096
+
+
+class ByOrigin(Cache[Origin, V]):
+    """What a function makes of origins. Their names may be of any length, and long ones are not kept."""
+
+    __slots__ = ()
+
+    def __init__(self, make: Callable[[Origin], V]) -> None:
+        super().__init__(make, KEPT_ORIGINS, _is_short)
+
+
+def _is_short(origin: Origin, _: object) -> bool:
+    values = (origin.name, origin.levelname, origin.processName, *(origin.details or ()))
+    return sum(len(value) for value in values if type(value) is str) <= _KEPT_ORIGIN_SIZE
 
 
 #: A record off the wire.
@@ -235,24 +257,14 @@ def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *
     return _encode_carefully(record, sequence, details, message)
 
 
-class _EncodedOrigins(dict[tuple[Any, ...], bytes]):
-    """Origins without details as they go on the wire, by the values of `ORIGIN`."""
-
-    def __missing__(self, key: tuple[Any, ...]) -> bytes:
-        origin = encode_origin((*key, None))
-        # Equal numbers of other types have other bytes.
-        if type(key[_LEVELNO]) is int and len(origin) <= _KEPT_ORIGIN_SIZE:
-            if len(self) >= _KEPT_ORIGINS:
-                self.clear()
-            self[key] = origin
-        return origin
-
-
 _LEVELNO = list(ORIGIN).index("levelno")
-#: Origins that are kept; more come from code that is made at run time, and from hostile senders.
-_KEPT_ORIGINS = 10_000
-_KEPT_ORIGIN_SIZE = 4096
-_encoded_origins = _EncodedOrigins()
+#: Origins without details as they go on the wire, by the values of `ORIGIN`. Equal numbers of other types are other
+#: bytes, so only levels that are integers are kept.
+_encoded_origins: Cache[tuple[Any, ...], bytes] = Cache(
+    lambda key: encode_origin((*key, None)),
+    KEPT_ORIGINS,
+    lambda key, origin: type(key[_LEVELNO]) is int and len(origin) <= _KEPT_ORIGIN_SIZE,
+)
 
 _LogRecord = logging.LogRecord
 _get_message = logging.LogRecord.getMessage
@@ -530,7 +542,8 @@ class Decoder:
     """Decode records, and keep their origins decoded."""
 
     def __init__(self) -> None:
-        self._origins = _Origins()
+        #: By what they are on the wire.
+        self._origins = Cache(_checked_origin, KEPT_ORIGINS, lambda raw, _: len(raw) <= _KEPT_ORIGIN_SIZE)
 
     def decode(self, payload: bytes) -> Entry:
         """Return what `encode` made, ``rest`` still encoded.
@@ -574,18 +587,10 @@ def _check_long(payload: bytes) -> None:
 _get_raw_origin = operator.itemgetter(RAW_ORIGIN)
 
 
-class _Origins(dict[bytes, Origin]):
-    """Origins by what they are on the wire."""
-
-    def __missing__(self, raw: bytes) -> Origin:
-        if len(raw) > _UNCHECKED_SIZE:
-            _check_long(raw)
-        origin = _decode_origin(raw)
-        if len(self) >= _KEPT_ORIGINS:
-            self.clear()
-        if len(raw) <= _KEPT_ORIGIN_SIZE:
-            self[raw] = origin
-        return origin
+def _checked_origin(raw: bytes) -> Origin:
+    if len(raw) > _UNCHECKED_SIZE:
+        _check_long(raw)
+    return _decode_origin(raw)
 
 
 def decode_entry(payload: bytes) -> Entry:
@@ -635,29 +640,17 @@ def to_record(values: Values, origin: Origin) -> Record:
 _new_record: Any = object.__new__
 
 
-class _Templates(dict[Origin, dict[str, Any]]):
-    """The attributes of records by their origin, in the order of a LogRecord; those that differ are None."""
-
-    def __missing__(self, origin: Origin) -> dict[str, Any]:
-        details = dict(zip(DETAILS, origin.details or NO_DETAILS))
-        template = {name: details.get(name, getattr(origin, name, None)) for name in _ORDER}
-        if not HAS_TASK_NAME and details["taskName"] is not None:
-            template["taskName"] = details["taskName"]
-        if is_kept(origin):
-            if len(self) >= _KEPT_ORIGINS:
-                self.clear()
-            self[origin] = template
-        return template
+def _template(origin: Origin) -> dict[str, Any]:
+    """Return the attributes of records of an origin, in the order of a LogRecord; those that differ are None."""
+    details = dict(zip(DETAILS, origin.details or NO_DETAILS))
+    template = {name: details.get(name, getattr(origin, name, None)) for name in _ORDER}
+    if not HAS_TASK_NAME and details["taskName"] is not None:
+        template["taskName"] = details["taskName"]
+    return template
 
 
 _ORDER = tuple(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
-_templates = _Templates()
-
-
-def is_kept(origin: Origin) -> bool:
-    """Whether it is worth remembering: names come off the wire, and may be of any length."""
-    values = (origin.name, origin.levelname, origin.processName, *(origin.details or ()))
-    return sum(len(value) for value in values if type(value) is str) <= _KEPT_ORIGIN_SIZE
+_templates = ByOrigin(_template)
 
 
 def decode_rest(values: Values) -> tuple[float | None, tuple[str, str, list[tuple[str, int, str]]] | None]:

@@ -21,6 +21,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from mplog.errors import NoReaderError
+from mplog.record.cache import Bounded, Cache
 from mplog.record.context import in_use, merged, named
 from mplog.record.factory import COUNTS_NANOSECONDS, LOGGING_FILE, make_record, now, own, task_name
 from mplog.record.layout import MAX_RECORD_SIZE, decode, encode_origin, unformattable
@@ -312,19 +313,17 @@ _ORIGINAL = (*_methods()[:3], *map(own, _methods()[3:]))
 # --- what does not differ from call to call ---
 
 
-class _Origins(dict[tuple[Any, ...], bytes]):
-    """Origins without details, by the name of the logger, the level and its name, and the name of the process."""
-
-    def __missing__(self, key: tuple[str, int, str | None, str]) -> bytes:
-        name, level, _, process_name = key
-        if len(self) >= _KEPT:
-            self.clear()
-        values = os.getpid(), name, level, logging.getLevelName(level), process_name, None
-        origin = self[key] = encode_origin(values)
-        return origin
+#: Origins kept ready; more come from code that is made at run time, and from the names of asyncio's tasks.
+_KEPT = 2_000
 
 
-_origins = _Origins()
+def _encoded(key: tuple[str, int, str | None, str]) -> bytes:
+    name, level, _, process_name = key
+    return encode_origin((os.getpid(), name, level, logging.getLevelName(level), process_name, None))
+
+
+#: Origins without details, by the name of the logger, the level and its name, and the name of the process.
+_origins = Cache(_encoded, _KEPT)
 
 
 class _Here(threading.local):
@@ -334,12 +333,10 @@ class _Here(threading.local):
     """
 
     names: tuple[str, str | None] | None = None
-    places: dict[tuple[Any, ...], tuple[bytes, CodeType]]
+    places: Bounded[tuple[Any, ...], tuple[bytes, CodeType]]
 
 
 _here = _Here()
-#: Origins kept ready; more come from code that is made at run time, and from the names of asyncio's tasks.
-_KEPT = 2_000
 _level_names = logging._levelToName
 _processes: Any = multiprocessing.process
 
@@ -368,7 +365,7 @@ def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> 
     code = frame.f_code
     names = threading.current_thread().name, process_name
     if _here.names != names:
-        _here.places, _here.names = {}, names
+        _here.places, _here.names = Bounded(_KEPT), names
     places = _here.places
     place = (logger.name, level, _level_names.get(level), id(code), frame.f_lasti, task_name())
     known = places.get(place)
@@ -376,9 +373,8 @@ def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> 
         # Not a LoggerAdapter, not an import.
         if code.co_filename == LOGGING_FILE or "importlib" in code.co_filename:
             return None
-        if len(places) >= _KEPT:
-            places.clear()
-        known = places[place] = (_origin(logger, level, process_name, frame), code)
+        known = (_origin(logger, level, process_name, frame), code)
+        places.keep(place, known)
     return known[0]
 
 

@@ -22,7 +22,7 @@ import mplog
 from mplog.formats import escaping
 from mplog.formats.escaping import EscapedText, escape, escaped_formatter, unescape
 from mplog.formats.text import compiled, renderer
-from mplog.record.layout import Entry, decode_entry, encode, to_record
+from mplog.record.layout import ByOrigin, Entry, decode_entry, encode, to_record
 
 #: What no line may hold: C0, DEL, C1, separators, bidirectional controls, surrogates.
 DANGEROUS = frozenset(
@@ -304,7 +304,7 @@ def test_record_that_did_not_travel() -> None:
 
 def test_long_names_are_not_kept() -> None:
     """Names of any length that come with records do not stay in memory."""
-    origins = escaping._Origins()
+    origins = ByOrigin(escaping._escape_origin)
     for size in (10, 5000):
         record = logging.LogRecord("n" * size, 20, "/x.py", 1, "m", None, None)
         _, origin = decode_entry(encode(record))

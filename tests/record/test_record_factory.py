@@ -171,7 +171,7 @@ def test_a_patched_class_makes_the_record(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_paths_kept_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Code that is made at run time does not fill the memory."""
-    monkeypatch.setattr(record_factory, "_KEPT", 10)
+    monkeypatch.setattr(record_factory._modules, "most", 10)
     for number in range(100):
         assert make_record("n", 20, f"/made/{number}.py", 1, "m", (), None).module == str(number)
     assert len(record_factory._modules) <= 10

@@ -1,0 +1,56 @@
+"""Dictionaries that never hold more than a number of entries.
+
+What they are asked for may come off the wire, or from code that is made at run time, so there may be any number of
+different keys. One that is full is emptied, and fills anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Bounded(dict[K, V]):
+    """A dictionary of at most so many entries, as far as they are added by `keep`.
+
+    Args:
+        most: the number of entries.
+    """
+
+    __slots__ = ("most",)
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def keep(self, key: K, value: V) -> None:
+        """Add an entry."""
+        if len(self) >= self.most:
+            self.clear()
+        self[key] = value
+
+
+class Cache(Bounded[K, V]):
+    """What a function returns, by its argument. A hit is a plain subscript, without a call in Python.
+
+    Args:
+        make: called with a key that is missing.
+        most: the number of entries.
+        keeps: called with a new key and its value; where it returns False they are too large to keep, say.
+    """
+
+    __slots__ = ("_keeps", "_make")
+
+    def __init__(self, make: Callable[[K], V], most: int, keeps: Callable[[K, V], bool] | None = None) -> None:
+        super().__init__(most)
+        self._make = make
+        self._keeps = keeps
+
+    def __missing__(self, key: K) -> V:
+        value = self._make(key)
+        if self._keeps is None or self._keeps(key, value):
+            self.keep(key, value)
+        return value
