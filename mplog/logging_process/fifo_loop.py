@@ -25,6 +25,7 @@ from mplog.handlers.log_file import FileWriter, Portion, Position
 from mplog.logging_process.announcements import Announcements, Noted
 from mplog.logging_process.dispatch import REPORT_INTERVAL, Dispatcher
 from mplog.logging_process.loop import CHECK_SECONDS, Loop, Places
+from mplog.logging_process.messages import Report
 from mplog.logging_process.unfinished import Unfinished
 from mplog.monitoring.deaths import has_ended
 from mplog.monitoring.ended import EndedProcesses
@@ -459,7 +460,7 @@ class FifoLoop(Loop):
         self._drain()
         if self._supervisor is not None:
             with contextlib.suppress(EOFError, OSError):  # it has been killed
-                self._supervisor.send("release")
+                self._supervisor.send(Report.RELEASE)
                 self._supervisor.recv()
         try:
             if self._write_fd is None:

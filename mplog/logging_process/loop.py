@@ -2,8 +2,8 @@
 
 ::
 
-    control --> "records" of a plain queue ---> entries ---> Dispatcher -> handlers -> files
-            --> "flush", "stats", "stop"  --> reply
+    control --> Records of a plain queue -----> entries ---> Dispatcher -> handlers -> files
+            --> Question ("flush", ...) ------> Answer
     deaths of those that log, signals, what is due ---> lines of our own
 
 The rule of this file: **it waits for everything at once, and for nothing alone**, but for a file that cannot be
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 from mplog.logging_process.dispatch import Dispatcher
+from mplog.logging_process.messages import Answer, ChildEnded, Records, Report
 from mplog.monitoring.deaths import Death, Watch, describe
 from mplog.monitoring.statistics import Key, Stats, Tallies, to_stats
 from mplog.queue import log_queue as queue
@@ -332,21 +333,21 @@ class Loop:
         """Do what the parent asks, or notice that it has gone."""
         assert self._control is not None
         try:
-            request, command, *arguments = self._control.recv()
+            message = self._control.recv()
         except (EOFError, OSError):
             self._desert()
             return
-        if command == "records":
-            self._handle_encoded(*arguments)
-        elif command == "flush":
-            self._flush(request)
-        elif command == "stats":
-            self._reply(request)
-        elif command == "ended":
-            death = self._watch.told(*arguments)
+        if isinstance(message, Records):
+            self._handle_encoded(message.payloads)
+        elif isinstance(message, ChildEnded):
+            death = self._watch.told(message.pid, message.name, message.exitcode)
             self._note_deaths([] if death is None else [death])
-        elif command == "stop":
-            self._stop_request = request
+        elif message.command == "flush":
+            self._flush(message.number)
+        elif message.command == "stats":
+            self._reply(message.number)
+        elif message.command == "stop":
+            self._stop_request = message.number
             self._is_over = True
 
     def _flush(self, request: int) -> None:
@@ -374,7 +375,7 @@ class Loop:
     def _reply(self, request: int | None, stats: Stats | None = None) -> None:
         if self._control is not None:
             try:
-                self._control.send((request, stats or self._stats()))
+                self._control.send(Answer(request, stats or self._stats()))
             except OSError:
                 self._desert()
 
@@ -404,7 +405,7 @@ class Loop:
         self._clear_up()
         if self._supervisor is not None:
             with contextlib.suppress(OSError):  # it has been killed
-                self._supervisor.send("done")
+                self._supervisor.send(Report.DONE)
         self._reply(self._stop_request, stats)
         signal.set_wakeup_fd(-1)
         self._wakeup.close()

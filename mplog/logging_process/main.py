@@ -20,22 +20,18 @@ import pickle
 import signal
 import sys
 import traceback
-from dataclasses import dataclass, field
-from typing import Any
 
 from mplog.errors import MplogError, SinkError, StartError
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.loop import Loop, Places
+from mplog.logging_process.messages import Configuration, Opened, Report
 from mplog.monitoring.running import publish
-from mplog.queue.overflow import Overflow
 from mplog.record.layout import constant_fields
 from mplog.record.plain import safe_str
-from mplog.sinks.sink import Sink, to_formatter
+from mplog.sinks.sink import to_formatter
 
 if sys.platform != "win32":
     from mplog.logging_process.fifo_loop import FifoLoop
-
-__all__ = ["NOT_STARTED", "Configuration", "Places", "ignore_signals", "main"]
 
 #: The exit status of a process that could not open its sinks, and has said why.
 NOT_STARTED = 3
@@ -43,25 +39,6 @@ NOT_STARTED = 3
 #: How many objects that may be part of a cycle there are more than before when the garbage collector looks for cycles.
 #: A batch makes two for each record, which go with it; looking through them costs an eighth of the whole time.
 _COLLECTED_AT = 100_000
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What the parent tells the logging process.
-
-    Attributes:
-        sinks: what to open, in this order.
-        format: for handlers that bring no formatter.
-        formatter_defaults: attributes of the class ``logging.Formatter``.
-        overflow: what workers do while the queue is full.
-        fields: what all records have.
-    """
-
-    sinks: tuple[Sink, ...]
-    format: str | logging.Formatter
-    formatter_defaults: dict[str, Any]
-    overflow: Overflow
-    fields: dict[str, Any] = field(default_factory=dict)
 
 
 def main(places: Places) -> int:
@@ -83,9 +60,9 @@ def main(places: Places) -> int:
         publish(places.directory, places.owner, places.memory, configuration.overflow.policy, dispatcher.handlers)
     process = Loop(dispatcher, places) if places.fd < 0 else FifoLoop(dispatcher, places, configuration.overflow)
     if places.supervisor is not None:
-        places.supervisor.send("ready")
+        places.supervisor.send(Report.READY)
     with contextlib.suppress(OSError):  # the parent has gone, but workers may log
-        places.control.send((os.getpid(), process.needs_details))
+        places.control.send(Opened(os.getpid(), process.needs_details))
     process.run()
     return 0
 

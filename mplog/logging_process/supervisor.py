@@ -3,14 +3,14 @@
 ::
 
     program --- exec ---> supervisor --- fork ---> logging process, and another one when it has died
-              configuration, control ends          FIFO, buffers
+               Launch, NewProcess                  FIFO, buffers; Report
 
-The rule of this file: **it holds what must outlive the logging process, and does nothing else.** The reading end of the
-FIFO and the memory of the buffers stay open here, so a killed logging process leaves nothing behind but unfinished
-work, which the next one finishes. It runs no code of the program's and no handlers, so there is nothing to crash it.
+The supervisor holds what must outlive the logging process, and does nothing else. The reading end of the FIFO and the
+memory of the buffers stay open here, so a killed logging process leaves only unfinished work, which the next one
+finishes. The supervisor runs no code of the program's and no handlers, so there is nothing to crash it.
 
-Not a thread in the program: Python 3.12 and later warn of forks in processes with threads, and the program may be busy
-or gone when the logging process dies.
+It is no thread in the program: Python 3.12 and later warn of forks in processes with threads, and the program may be
+busy or gone when the logging process dies.
 """
 
 from __future__ import annotations
@@ -24,43 +24,22 @@ import socket
 import sys
 import time
 import traceback
-from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
 from mplog.errors import MplogError
 from mplog.logging_process import main as logging_process
+from mplog.logging_process.loop import Places
+from mplog.logging_process.messages import GivenUp, Launch, NewProcess, Patience, Report
 from mplog.monitoring.deaths import describe_end, memory_kills
 
 if sys.platform != "win32":
     import resource
 
     from mplog.handlers.callable import count_undelivered
-    from mplog.queue import buffers, fifo
-    from mplog.queue import kill_points as faults
+    from mplog.queue import buffers, fifo, kill_points
     from mplog.queue import log_queue as queue
     from mplog.queue.emergency import EmergencyFile
-
-__all__ = ["Patience", "main", "run"]
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How a supervisor answers logging processes that die one after the other, with nothing written in between.
-
-    Attributes:
-        at_once: so many are replaced at once; further ones after a pause.
-        first_pause: the first such pause, in seconds; each is twice as long as the one before.
-        longest_pause: but no longer than this.
-        restarts: it gives up after so many in vain,
-        seconds: but not before nothing has been written for so many seconds: what makes them die may pass.
-    """
-
-    at_once: int = 5
-    first_pause: float = 0.1
-    longest_pause: float = 5.0
-    restarts: int = 12
-    seconds: float = 60.0
 
 
 def main(link: Connection) -> int:
@@ -74,16 +53,16 @@ def main(link: Connection) -> int:
     # into what it looks at, so the kernel would have to copy that for each.
     gc.freeze()
     gc.enable()
-    configuration, directory, fd, size, emergency, patience = link.recv()
-    if directory is None:
+    launch: Launch = link.recv()
+    if launch.directory is None:
         # A plain queue: nothing survives that another process could go on with.
-        return logging_process.main(logging_process.Places(link, configuration, os.getppid()))
+        return logging_process.main(Places(link, launch.configuration, launch.program))
     try:
-        memory = _make_memory(size, fifo.size(fd))
+        memory = _make_memory(launch.buffer_size, fifo.size(launch.fd))
     except (OSError, ValueError) as error:
-        link.send(("failed", f"there is no memory for the buffers: {error}"))
+        link.send(GivenUp(f"there is no memory for the buffers: {error}"))
         return logging_process.NOT_STARTED
-    return _Supervisor(link, configuration, directory, fd, memory, emergency, patience).run()
+    return _Supervisor(link, launch, memory).run()
 
 
 def _make_memory(size: int, fifo_size: int) -> int:
@@ -96,37 +75,70 @@ def _make_memory(size: int, fifo_size: int) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-class _Supervisor:
-    def __init__(
-        self,
-        link: Connection,
-        configuration: bytes,
-        directory: str,
-        fd: int,
-        memory: int,
-        emergency: EmergencyFile,
-        patience: Patience,
-    ) -> None:
-        self._link = link
-        self._configuration = configuration
-        self._owner = os.getppid()
-        self._directory = directory
-        self._fd = fd
+class _Attempts:
+    """Counts logging processes that die in vain, with nothing written, and says when to give up.
+
+    Args:
+        memory: of the buffers.
+        patience: how many may die.
+    """
+
+    def __init__(self, memory: int, patience: Patience) -> None:
         self._memory = memory
-        self._emergency = emergency
         self._patience = patience
-        self._pid = 0
-        self._was_ready = False
-        self._is_done = False
-        self._deaths = 0
-        self._fruitless = 0
-        #: What became of those of which no other has come to say it.
-        self._stories: list[str] = []
+        self.in_vain = 0
         self._written = 0
         self._written_at = time.monotonic()
+
+    def pause(self, *, is_terminated: bool) -> float | None:
+        """Return after how many seconds to start another logging process; None to give up.
+
+        Args:
+            is_terminated: somebody waits for the end of the log.
+        """
+        now = time.monotonic()
+        try:
+            written = buffers.read_state(self._memory).committed
+        except ValueError as error:
+            print(f"mplog: {error}", file=sys.stderr, flush=True)
+            return None
+        if written > self._written:
+            self._written, self._written_at, self.in_vain = written, now, 0
+            return 0.0
+        self.in_vain += 1
+        patience = self._patience
+        is_long = is_terminated or now - self._written_at > patience.seconds
+        if self.in_vain > patience.restarts and is_long:
+            return None
+        pauses = self.in_vain - patience.at_once
+        return min(patience.first_pause * 2 ** (pauses - 1), patience.longest_pause) if pauses > 0 else 0.0
+
+
+class _Supervisor:
+    """Runs one logging process after the other.
+
+    Args:
+        link: the connection to the program.
+        launch: what to run.
+        memory: of the buffers.
+    """
+
+    def __init__(self, link: Connection, launch: Launch, memory: int) -> None:
+        assert launch.directory is not None
+        self._link = link
+        self._launch = launch
+        self._directory = launch.directory
+        self._memory = memory
+        self._fd = launch.fd
+        self._attempts = _Attempts(memory, launch.patience)
+        #: The logging process, when its sinks are open; 0 until then.
+        self._ready_pid = 0
+        self._was_ready = False
+        self._is_done = False
         self._is_terminated = False
-        self._is_ready = False
-        # Not only the end of its connection tells that a logging process has died: what it has forked may hold that.
+        #: The ends of logging processes that no other has come to tell in the log.
+        self._stories: list[str] = []
+        # The end of its connection is not enough to tell that a logging process has died: its children may hold that.
         self._wakeup, self._signals = socket.socketpair()
         self._wakeup.setblocking(False)
         self._signals.setblocking(False)
@@ -135,15 +147,14 @@ class _Supervisor:
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, *_: object) -> None:
-        """Have it passed on: it is the logging process that ends, when everything is written."""
         self._is_terminated = True
-        self._pass_on()
+        self._pass_on_sigterm()
 
-    def _pass_on(self) -> None:
-        """Tell the logging process to end. One that is just being started is told when it is ready."""
-        if self._is_terminated and self._is_ready and self._pid:
+    def _pass_on_sigterm(self) -> None:
+        """Tell the logging process to end when everything is written, as soon as it is ready."""
+        if self._is_terminated and self._ready_pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGTERM)
+                os.kill(self._ready_pid, signal.SIGTERM)
 
     def _pause(self, seconds: float) -> None:
         """Wait, but no longer than until SIGTERM."""
@@ -160,7 +171,7 @@ class _Supervisor:
             self._wakeup.recv(4096)
 
     def run(self) -> int:
-        """Return the exit status: of the last logging process; in a logging process, its own."""
+        """Return the exit status of the last logging process; in a logging process, its own."""
         try:
             return self._run()
         finally:
@@ -174,7 +185,6 @@ class _Supervisor:
             requests, asking = Pipe()
             sys.stdout.flush()
             sys.stderr.flush()
-            self._pid, self._is_ready = 0, False
             kills = memory_kills()
             pid = os.fork()
             if not pid:
@@ -182,19 +192,19 @@ class _Supervisor:
                 control.close()
                 requests.close()
                 return self._become_logging_process(theirs, asking)
-            self._pid = pid
             theirs.close()
             asking.close()
             status = self._attend(pid, requests, control)
             requests.close()
             if self._is_done:
-                return 0  # whatever has come after: a second SIGTERM, for instance, as the interpreter ends
+                return 0  # however it has ended: a second SIGTERM may have come as the interpreter ended
             if not self._was_ready:
                 return status
-            self._deaths += 1
             self._stories.append(f"logging process {pid} {describe_end(status, _since(kills))}")
-            if not self._may_go_on():
+            pause = self._attempts.pause(is_terminated=self._is_terminated)
+            if pause is None:
                 return self._give_up(self._stories[-1])
+            self._pause(pause)
 
     def _become_logging_process(self, control: Connection, supervisor: Connection) -> int:
         signal.set_wakeup_fd(-1)
@@ -202,14 +212,14 @@ class _Supervisor:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._wakeup.close()
         self._signals.close()
-        if self._deaths:
-            faults.arm("")  # a point of death is reached once
+        if self._was_ready:
+            kill_points.arm("")  # each is reached once
         if self._fd < 0:
             self._fd = fifo.open_reader(queue.fifo_path(self._directory))
-        places = logging_process.Places(
+        places = Places(
             control,
-            self._configuration,
-            self._owner,
+            self._launch.configuration,
+            self._launch.program,
             self._directory,
             self._fd,
             self._memory,
@@ -224,16 +234,16 @@ class _Supervisor:
 
     def _hand_over(self, pid: int, control: Connection) -> None:
         """Give the program its end of the control connection."""
-        with control, contextlib.suppress(OSError):  # it has gone
-            self._link.send(("process", pid))
+        with control, contextlib.suppress(OSError):  # the program has gone
+            self._link.send(NewProcess(pid))
             with socket.socket(fileno=os.dup(self._link.fileno())) as carrier:
                 socket.send_fds(carrier, [b"\0"], [control.fileno()])
 
     def _attend(self, pid: int, requests: Connection, control: Connection) -> int:
         """Do what the logging process asks for, until it has ended; return its exit status, negative for a signal.
 
-        The program gets its end of the control connection when the link has room: one that asks nothing takes none of
-        them, and must not hold up the restarts to come.
+        The program gets its end of the control connection when the link has room: a program that never asks anything
+        takes none of them, and must not hold up the restarts to come.
         """
         waiting = select.poll()
         waiting.register(self._wakeup, select.POLLIN)
@@ -250,61 +260,39 @@ class _Supervisor:
                     self._take_signals()
                     ended, how = os.waitpid(pid, os.WNOHANG)
                     status = how if ended else None
-                while requests.poll():  # what it has said before it ended, too
-                    self._answer(requests)
+                while requests.poll():  # also what it has said before it ended
+                    self._answer(pid, requests)
         if status is None:
             status = os.waitpid(pid, 0)[1]
-        self._pid = 0
+        self._ready_pid = 0
         return os.waitstatus_to_exitcode(status)
 
-    def _answer(self, requests: Connection) -> None:
+    def _answer(self, pid: int, requests: Connection) -> None:
         """Do what the logging process asks for.
 
         Raises:
             EOFError, OSError: it has ended.
         """
-        request = requests.recv()
-        if request in ("ready", "done"):
-            self._was_ready = self._is_ready = True
-            self._stories.clear()  # it has noted them down
-            self._is_done = request == "done"
-            self._pass_on()
+        report: Report = requests.recv()
+        if report is Report.RELEASE:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            requests.send(None)
             return
-        # It ends: writers are to learn that nobody reads any more.
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        requests.send(None)
+        self._ready_pid, self._was_ready = pid, True
+        self._stories.clear()  # it has noted them down
+        self._is_done = report is Report.DONE
+        self._pass_on_sigterm()
 
-    def _may_go_on(self) -> bool:
-        """Whether to start another one, having waited where that seems wise."""
-        now = time.monotonic()
-        try:
-            written = buffers.read_state(self._memory).committed
-        except ValueError as error:
-            print(f"mplog: {error}", file=sys.stderr, flush=True)
-            return False
-        if written > self._written:
-            self._written, self._written_at, self._fruitless = written, now, 0
-            return True
-        self._fruitless += 1
-        patience = self._patience
-        is_long = self._is_terminated or now - self._written_at > patience.seconds
-        if self._fruitless > patience.restarts and is_long:
-            return False
-        if self._fruitless > patience.at_once:
-            pause = patience.first_pause * 2 ** (self._fruitless - patience.at_once - 1)
-            self._pause(min(pause, patience.longest_pause))
-        return True
-
-    def _rescue(self) -> bool:
-        """Save what is in the buffers and in the FIFO; return whether there was room for it."""
+    def _rescue(self, emergency: EmergencyFile) -> bool:
+        """Save what is in the buffers and in the FIFO; return whether there was room."""
         pair = buffers.BufferPair(self._memory)
         if self._fd < 0:
-            # The last one was about to end, and had this closed. Somebody may have come since.
+            # The last logging process was about to end, and had this closed. Workers may have written since.
             with contextlib.suppress(OSError):
                 self._fd = fifo.open_reader(queue.fifo_path(self._directory))
-        while _save(pair, self._emergency):
+        while _save(pair, emergency):
             if self._fd < 0:
                 return True
             if pair.intake(self._fd) <= 0:
@@ -313,27 +301,29 @@ class _Supervisor:
         return False
 
     def _give_up(self, story: str) -> int:
-        """End loudly, with what is left in the emergency file, where workers write from now on."""
+        """End loudly, with what is left in the emergency file, into which workers write from now on."""
+        emergency = self._launch.emergency
+        assert emergency is not None
         with contextlib.suppress(OSError), open(queue.given_up_path(self._directory), "w", encoding="ascii"):
             pass
-        story = f"{story}; it was restarted {self._fruitless} times in vain, and is given up"
+        story = f"{story}; it was restarted {self._attempts.in_vain} times in vain, and is given up"
         try:
-            where = f"what is left is in {self._emergency.path}" if self._rescue() else "the emergency file is full"
+            where = f"what is left is in {emergency.path}" if self._rescue(emergency) else "the emergency file is full"
         except (OSError, ValueError) as error:
             where = f"what is left could not be saved: {error}"
         with contextlib.suppress(OSError):
-            # Other sinks have them, so they are not for the next server.
+            # Other sinks have written them, so they are not for the next server.
             undelivered = count_undelivered(self._directory)
             where += f"; {undelivered} records that waited for a function are lost to it" if undelivered else ""
-        with contextlib.suppress(OSError):  # nobody reads it any more
+        with contextlib.suppress(OSError):  # stderr is a pipe that nobody reads any more
             print(f"mplog: {story}; {where}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):
-            self._link.send(("failed", story))
+            self._link.send(GivenUp(story))
         return 1
 
 
 def _wake_up(*_: object) -> None:
-    """Take a signal, so that who waits wakes up."""
+    """Take a signal, so that a poll wakes up."""
 
 
 def _save(pair: buffers.BufferPair, emergency: EmergencyFile) -> bool:
@@ -348,20 +338,20 @@ def _save(pair: buffers.BufferPair, emergency: EmergencyFile) -> bool:
 
 
 def _since(kills: int | None) -> int | None:
-    """Return how many processes the kernel has killed for lack of memory since it had killed so many."""
+    """Return how many more processes the kernel has killed for lack of memory; None where that is not known."""
     now = memory_kills()
     return None if kills is None or now is None else max(0, now - kills)
 
 
 def run(link: Connection) -> None:
-    """Run `main` as what the interpreter does, and end it."""
+    """Run `main` and end the interpreter."""
     try:
         status = main(link)
     except MplogError as error:
         print(f"mplog: {error}", file=sys.stderr, flush=True)
         status = 1
     if status < 0:
-        # End as the logging process has.
+        # End as the logging process has ended.
         if -status != signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)

@@ -34,8 +34,7 @@ import cloudpickle
 import msgspec
 
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, ServerStateError, StartError
-from mplog.logging_process.main import Configuration
-from mplog.logging_process.supervisor import Patience
+from mplog.logging_process.messages import ChildEnded, Configuration, Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.log_queue import DEFAULT_SIZE as QUEUE_SIZE
@@ -327,8 +326,8 @@ class LogServer:
 
     def _start_process(self, configuration: bytes) -> Control:
         if not isinstance(self._queue, LogQueue):
-            control = Control(configuration, None, None, START_TIMEOUT)
-            self._pump = Pump(self._queue, lambda batch: control.send("records", batch))
+            control = Control(Launch(configuration), START_TIMEOUT)
+            self._pump = Pump(self._queue, lambda batch: control.send(Records(batch)))
             self._pump.start()
             return control
         _close_starting_in_forks()
@@ -339,9 +338,10 @@ class LogServer:
             emergency = EmergencyFile(
                 self._overflow.emergency or emergency_path(self._queue.directory), self._overflow.emergency_size
             )
-            control = Control(
-                configuration, self._queue.directory, fd, START_TIMEOUT, (self._buffer_size, emergency, self._patience)
+            launch = Launch(
+                configuration, self._queue.directory, fd, self._buffer_size, emergency, patience=self._patience
             )
+            control = Control(launch, START_TIMEOUT)
             self._queue.details = control.needs_details
             return control
         except BaseException:
@@ -426,7 +426,7 @@ class LogServer:
         control = self._control
         if control is not None and self._owner == os.getpid():
             with contextlib.suppress(LoggingProcessDiedError):
-                control.send("ended", pid, name, exitcode)
+                control.send(ChildEnded(pid, name, exitcode))
 
     def _require_own(self) -> Control:
         control = self._require_running()

@@ -20,7 +20,7 @@ from oracle import Producer, acknowledged, verdict, wait_until
 from scripts import lines
 
 import mplog
-from mplog.logging_process.supervisor import Patience
+from mplog.logging_process.messages import Patience
 from mplog.queue.kill_points import VARIABLE
 
 Config = dict[str, Any]

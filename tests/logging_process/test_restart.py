@@ -23,9 +23,8 @@ from scripts import Gate, lines, process_has_ended, run_script
 
 import mplog
 from mplog.logging_process import supervisor
-from mplog.logging_process.supervisor import Patience
+from mplog.logging_process.messages import Launch, NewProcess, Patience
 from mplog.queue import fifo
-from mplog.queue.emergency import EmergencyFile
 from mplog.queue.kill_points import POINTS, VARIABLE
 
 _SIZES = (20, 100, 1000, 3000, 20_000)
@@ -329,7 +328,7 @@ def test_given_up_after_vain_restarts(
 def _attend_with_a_full_link() -> None:
     """Runs in a child: be the supervisor of two logging processes, the program of which takes nothing for long."""
     program, link = multiprocessing.Pipe()
-    made = supervisor._Supervisor(link, b"", "", -1, -1, EmergencyFile("x", 0), Patience())
+    made = supervisor._Supervisor(link, Launch(b"", ""), -1)
     os.set_blocking(link.fileno(), False)
     with pytest.raises(BlockingIOError):
         while True:
@@ -344,7 +343,7 @@ def _attend_with_a_full_link() -> None:
                 assert program.poll(30), "there is nothing in the link"
                 os.read(program.fileno(), filled)
                 assert program.poll(30), "the end of the connection is not handed over"
-                assert program.recv() == ("process", os.getpid())
+                assert program.recv() == NewProcess(os.getpid())
             os._exit(status)
         asking.close()
         ours, other = multiprocessing.Pipe()

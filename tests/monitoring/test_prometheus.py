@@ -16,7 +16,7 @@ from oracle import wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 import mplog
-from mplog.logging_process.supervisor import Patience
+from mplog.logging_process.messages import Patience
 from mplog.prometheus import MplogCollector
 
 

@@ -34,7 +34,7 @@ from scripts import (
 
 import mplog
 from mplog.server import log_server as server_module
-from mplog.server.control import Control
+from mplog.server.interpreter import start_supervisor
 
 
 def blocked(gate: Gate, path: Path, **options: Any) -> mplog.LogServer:
@@ -508,16 +508,16 @@ def test_start_imports_nothing_from_the_working_directory(tmp_path: Path) -> Non
 def test_fork_during_start_keeps_no_reading_end(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is forked while a server starts does not make the queue look alive when the server has stopped."""
     children: list[int] = []
-    handshake = Control._handshake
 
-    def fork_meanwhile(self: Control, *args: object) -> int:
+    def fork_meanwhile(*args: Any) -> subprocess.Popen[Any]:
+        started = start_supervisor(*args)
         child = os.fork()
         if child == 0:
             signal.pause()
         children.append(child)
-        return handshake(self, *args)
+        return started
 
-    monkeypatch.setattr(Control, "_handshake", fork_meanwhile)
+    monkeypatch.setattr("mplog.server.control.start_supervisor", fork_meanwhile)
     server = mplog.LogServer(log).start()
     try:
         queue = server.queue

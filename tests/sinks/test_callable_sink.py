@@ -23,7 +23,7 @@ from scripts import lines
 
 import mplog
 from mplog.handlers.callable import CallableHandler
-from mplog.logging_process.supervisor import Patience
+from mplog.logging_process.messages import Patience
 from mplog.sinks.callable import CallableSink, Retry
 
 QUICK = Retry(first=0.001, longest=0.01, limit=60)

@@ -1,0 +1,166 @@
+"""What the program, the supervisor and the logging process say to each other.
+
+::
+
+    program ------- Launch ---------------------------> supervisor
+            <------ NewProcess and a connection, GivenUp
+    program ------- Records, ChildEnded, Question ----> logging process
+            <------ Opened or an exception, Answer
+    supervisor <--- Report, RELEASE answered by None -- logging process
+
+All of these connections carry pickles, and all of them are trusted. The queue is not, and carries none of this.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from mplog.monitoring.statistics import Stats
+from mplog.queue.emergency import EmergencyFile
+from mplog.queue.overflow import Overflow
+from mplog.sinks.sink import Sink
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a logging process opens. It travels pickled with cloudpickle, and the supervisor does not unpickle it.
+
+    Attributes:
+        sinks: what to open, in this order.
+        format: for handlers that bring no formatter.
+        formatter_defaults: attributes of the class ``logging.Formatter``.
+        overflow: what workers do while the queue is full.
+        fields: what all records have.
+    """
+
+    sinks: tuple[Sink, ...]
+    format: str | logging.Formatter
+    formatter_defaults: dict[str, Any]
+    overflow: Overflow
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How a supervisor answers logging processes that die one after the other, with nothing written in between.
+
+    Attributes:
+        at_once: how many are replaced at once. Each further one is replaced after a pause.
+        first_pause: the first pause, in seconds. Each is twice as long as the one before.
+        longest_pause: the longest pause, in seconds.
+        restarts: after so many restarts in vain, the supervisor gives up,
+        seconds: if nothing has been written for so many seconds: the cause of the deaths may pass.
+    """
+
+    at_once: int = 5
+    first_pause: float = 0.1
+    longest_pause: float = 5.0
+    restarts: int = 12
+    seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Program to supervisor, first: what to run.
+
+    Attributes:
+        configuration: a `Configuration`, pickled with cloudpickle.
+        directory: of the queue; None for a plain queue, for which the supervisor becomes the logging process.
+        fd: the reading end of the FIFO, which the supervisor inherits; -1 for a plain queue.
+        buffer_size: bytes of each of the two buffers.
+        emergency: where the supervisor saves what is left when it gives up; None for a plain queue.
+        patience: when it gives up.
+        program: the pid of the program.
+    """
+
+    configuration: bytes
+    directory: str | None = None
+    fd: int = -1
+    buffer_size: int = 0
+    emergency: EmergencyFile | None = None
+    patience: Patience = Patience()
+    program: int = field(default_factory=os.getpid)
+
+
+@dataclass(frozen=True)
+class NewProcess:
+    """Supervisor to program: there is a new logging process. The connection to it follows (SCM_RIGHTS)."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """Supervisor to program: there will be no logging process any more, and why."""
+
+    reason: str
+
+
+class Report(enum.Enum):
+    """Logging process to supervisor."""
+
+    #: The sinks are open.
+    READY = enum.auto()
+    #: It is about to end. The supervisor closes the reading end of the FIFO, so that writers learn of it, and answers.
+    RELEASE = enum.auto()
+    #: Everything is written, and the directory of the queue removed.
+    DONE = enum.auto()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Logging process to program, first: its sinks are open. An exception in its place says why they are not.
+
+    Attributes:
+        pid: its process id.
+        needs_details: whether a sink looks at fields of a record that only some sinks use.
+    """
+
+    pid: int
+    needs_details: bool
+
+
+@dataclass(frozen=True)
+class Records:
+    """Program to logging process: encoded records from a plain queue."""
+
+    payloads: list[bytes]
+
+
+@dataclass(frozen=True)
+class ChildEnded:
+    """Program to logging process: how a child of the program has ended, with its ``multiprocessing.Process`` fields."""
+
+    pid: int
+    name: str
+    exitcode: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """Program to logging process: ``"flush"``, ``"stats"`` or ``"stop"``, each of which has an `Answer`.
+
+    Attributes:
+        number: what tells it from other questions.
+        command: what is asked.
+    """
+
+    number: int
+    command: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Logging process to program.
+
+    Attributes:
+        number: that of the question; None if the logging process ends without having been asked to.
+        stats: what has been counted.
+    """
+
+    number: int | None
+    stats: Stats

@@ -1,0 +1,102 @@
+"""Start a fresh interpreter that inherits a connection and the FIFO, and nothing else of the program."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from multiprocessing import spawn, util
+from typing import Any
+
+from mplog.errors import StartError
+
+# Its first imports are the stdlib's, not the current directory's, which -c puts first; the rest comes from where the
+# program would take it. What is imported is no garbage, so the garbage collector is off until
+# `mplog.logging_process.supervisor.main`.
+_BOOTSTRAP = (
+    "import gc, sys; gc.disable(); sys.path = [entry for entry in sys.path if entry]; "
+    "from multiprocessing import connection; "
+    "control = getattr(connection, sys.argv[1])(int(sys.argv[2])); sys.path[:] = control.recv(); "
+    "from mplog.logging_process.supervisor import run; run(control)"
+)
+
+
+def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
+    """Start `mplog.logging_process.supervisor.run`, which waits for `module_path`.
+
+    Args:
+        end: its end of the connection to this process.
+        fd: the reading end of the FIFO; -1 for none.
+
+    Raises:
+        StartError: there is no interpreter, or the operating system cannot start one.
+    """
+    executable = spawn.get_executable()
+    if not executable or getattr(sys, "frozen", False):
+        raise StartError(
+            "the logging process needs a Python interpreter to run in, and this program has none "
+            "(sys.executable is empty, or the program is frozen). "
+            "Name one with multiprocessing.set_executable()."
+        )
+    options: dict[str, Any] = {}
+    number, spare = end.fileno(), []
+    if sys.platform == "win32":
+        os.set_handle_inheritable(number, True)
+        options["startupinfo"] = subprocess.STARTUPINFO(lpAttributeList={"handle_list": [number]})
+    else:
+        # A daemon may have closed the standard streams. Nothing else may get their numbers: errors would be written
+        # into it.
+        while number < 3:
+            number = os.dup(number)
+            spare.append(number)
+        options["pass_fds"] = [inherited for inherited in (number, fd) if inherited >= 0]
+        closed = [name for name, stream in (("stdout", 1), ("stderr", 2)) if not _is_inheritable(stream)]
+        options |= dict.fromkeys(closed, subprocess.DEVNULL)
+    try:
+        return subprocess.Popen(
+            [
+                os.fsdecode(executable),
+                *util._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+                "-c",
+                _BOOTSTRAP,
+                type(end).__name__,
+                str(number),
+            ],
+            stdin=subprocess.DEVNULL,
+            # Some Pythons (3.13.0) cannot import everything where the working directory has been removed.
+            cwd=_working_directory(),
+            **options,
+        )
+    except OSError as error:
+        raise StartError(
+            f"the logging process could not be started: {error}. "
+            "If this is no Python interpreter, name one with multiprocessing.set_executable()."
+        ) from error
+    finally:
+        for number in spare:
+            os.close(number)
+
+
+def module_path() -> list[str]:
+    """Return sys.path as another process needs it: absolute, and without a working directory that was removed."""
+    path = []
+    for entry in sys.path:
+        try:
+            path.append(os.path.abspath(entry))
+        except OSError:
+            continue
+    return path
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.sep
+
+
+def _is_inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
