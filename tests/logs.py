@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import mplog
 from mplog.files.rotation import ArchiveName
@@ -73,3 +76,8 @@ def write_all(handler: LogFileHandler, texts: list[str], attempts: int = 1) -> l
         else:
             texts = []
     return texts
+
+
+def zstd() -> Any:
+    """Return the module for Zstandard, or skip the test."""
+    return pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")

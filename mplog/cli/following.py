@@ -12,7 +12,6 @@ than anybody wants to hold in memory, pieces.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import math
 import os
@@ -22,9 +21,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import IO, NamedTuple, cast
+from typing import IO, NamedTuple
 
 from mplog.errors import MplogError
+from mplog.files.compression import SUFFIXES, decompress
 
 __all__ = ["CHUNK", "LONGEST_LINE", "Follower", "open_compressed", "open_log", "read_lines"]
 
@@ -42,7 +42,7 @@ _AGAIN_SECONDS = 10.0
 _ATTEMPTS = 10
 #: Files that were read before and are kept open, in case a rotation is taken back.
 _KEPT = 4
-_COMPRESSED = (".gz", ".zst")
+_COMPRESSED = tuple(SUFFIXES.values())
 
 
 def open_log(path: str) -> int:
@@ -67,24 +67,20 @@ def open_log(path: str) -> int:
 
 
 def open_compressed(path: str, name: str = "") -> IO[bytes]:
-    """Open a compressed log, by its name or by another of its paths.
+    """Open a compressed log.
 
     Args:
         path: where it is.
-        name: what it is called, where the path does not tell.
-
+        name: what it is called, if `path` is a descriptor's.
 
     Raises:
-        MplogError: it is one by zstandard, which is not installed.
+        MplogError: it is compressed with Zstandard, which is missing.
         OSError: it cannot be opened.
     """
-    if (name or path).endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
     try:
-        import zstandard
-    except ImportError:
-        raise MplogError(f"to read {name or path}, install mplog[zstd] (zstandard).") from None
-    return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, zstandard.open(path, "rb")), CHUNK))
+        return decompress(path, "gz" if (name or path).endswith(SUFFIXES["gz"]) else "zst")
+    except ModuleNotFoundError as error:
+        raise MplogError(f"{name or path} cannot be read: {error}") from None
 
 
 def read_lines(fd: int, offset: int) -> bytes:
@@ -133,7 +129,7 @@ class _File:
             try:
                 data = self.source.read(CHUNK)
                 return data if data[-1:] in (b"", b"\n") else data + self.source.readline(LONGEST_LINE)
-            except Exception as error:  # of gzip, zlib or zstandard
+            except Exception as error:  # each format raises errors of its own
                 raise MplogError(f"a rotated file, {self.name}, cannot be unpacked: {error}") from None
         return read_lines(self.fd, self.offset)
 

@@ -23,6 +23,7 @@ from mplog.cli.arguments import to_level
 from mplog.cli.following import CHUNK, LONGEST_LINE, Follower, open_compressed, open_log, read_lines
 from mplog.cli.lines import Filter, LineParser
 from mplog.errors import MplogError
+from mplog.files.compression import SUFFIXES
 from mplog.monitoring.running import find_servers
 from mplog.record.plain import printable
 from mplog.sinks.sink import DEFAULT_FORMAT
@@ -338,7 +339,7 @@ class _Source:
         self.view = view
         self._fd = open_log(path)
         self._follower: Follower | None = None
-        self._is_compressed = path.endswith((".gz", ".zst"))
+        self._is_compressed = path.endswith(tuple(SUFFIXES.values()))
         if self._is_compressed:
             self._unpack()
         self._end = os.fstat(self._fd).st_size
@@ -349,7 +350,7 @@ class _Source:
             try:
                 with open_compressed(self.path) as source:
                     shutil.copyfileobj(source, file, CHUNK)
-            except Exception as error:  # of gzip, zlib or zstandard
+            except Exception as error:  # each format raises errors of its own
                 raise MplogError(f"{self.path} cannot be unpacked: {error}") from None
             file.flush()
             os.dup2(file.fileno(), self._fd, inheritable=False)

@@ -11,17 +11,17 @@ start::
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import queue
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from mplog.files import regular as regular_file
-from mplog.files.rotation import SUFFIXES, Keep, Rotation
+from mplog.files.compression import SUFFIXES, compress_into, decompress
+from mplog.files.rotation import Keep, Rotation
 
 __all__ = ["Archives", "find_moved"]
 
@@ -202,7 +202,7 @@ class Archives:
         with os.fdopen(regular_file.create(part, stat.S_IMODE(status.st_mode)), "wb") as file:
             with contextlib.suppress(OSError):
                 os.fchown(file.fileno(), status.st_uid, status.st_gid)
-            with _compressor(file, how, status) as compressor:
+            with compress_into(file, how, status.st_mtime) as compressor:
                 while chunk := source.read(_CHUNK):
                     if self._abandoned.is_set():
                         return False
@@ -224,7 +224,7 @@ class Archives:
                 os.unlink(target)
                 return True
             try:
-                with _decompressor(file, how) as decompressed:
+                with decompress(file, how) as decompressed:
                     while not self._abandoned.is_set():
                         chunk = source.read(_CHUNK)
                         if chunk != _read_full(decompressed, len(chunk) or 1):
@@ -296,19 +296,3 @@ def _read_full(file: IO[bytes], size: int) -> bytes:
     while len(data) < size and (chunk := file.read(size - len(data))):
         data += chunk
     return data
-
-
-def _compressor(file: IO[bytes], how: str, status: os.stat_result) -> Any:
-    if how == "gz":
-        return gzip.GzipFile("", "wb", 6, file, mtime=int(status.st_mtime))
-    import zstandard
-
-    return zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
-
-
-def _decompressor(file: IO[bytes], how: str) -> Any:
-    if how == "gz":
-        return gzip.GzipFile("", "rb", fileobj=file)
-    import zstandard
-
-    return zstandard.ZstdDecompressor().stream_reader(file, closefd=False)

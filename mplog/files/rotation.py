@@ -7,7 +7,6 @@ logging process asks them with the time that it has.
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import math
 import os
 import re
@@ -17,10 +16,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol
 
-__all__ = ["SUFFIXES", "ArchiveName", "Keep", "Rotation", "Timer", "make_rotation"]
+from mplog.files.compression import SUFFIXES, find_zstd
 
-#: What a compressed file's name ends in, by the word for it.
-SUFFIXES = {"gz": ".gz", "zst": ".zst"}
+__all__ = ["ArchiveName", "Keep", "Rotation", "Timer", "make_rotation"]
 
 # kB and KB are one thing: nobody who writes "100 KB" means kelvin. There is no "100 M", which is 2**20 to some
 # (logrotate) and 10**6 to others.
@@ -427,11 +425,8 @@ def make_rotation(
         raise TypeError(f"archive is the pattern of a file name, 'app.%Y-%m-%d.{{index}}.log', not {archive!r}")
     if compress is not None and (not isinstance(compress, str) or compress not in SUFFIXES):
         raise ValueError(f"compress is 'gz' or 'zst', not {compress!r}")
-    if compress == "zst" and importlib.util.find_spec("zstandard") is None:
-        raise ModuleNotFoundError(
-            "compress='zst' needs the package zstandard, which is not installed: pip install 'mplog[zstd]'. "
-            "compress='gz' needs nothing"
-        )
+    if compress == "zst":
+        find_zstd()
     size, schedules = _read_rotate(rotate)
     return Rotation(
         size=size,

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 
-from mplog.files.rotation import SUFFIXES
+from mplog.files.compression import SUFFIXES
 from mplog.sinks.file import FileSink
 from mplog.sinks.routed import RoutedFileSink
 

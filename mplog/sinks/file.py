@@ -49,7 +49,8 @@ class FileSink(Sink):
         keep: how many rotated files to keep (``10``), for how long (``"14 days"``) or up to which size of all together
             (``"2 GB"``), or several (``"14 days and 2 GB"``). None (the default) keeps all. Looked at when the log is
             opened, and at each rotation.
-        compress: ``"gz"``, or ``"zst"`` with the package zstandard: rotated files are compressed in the background.
+        compress: ``"gz"``, or ``"zst"`` (before Python 3.14 with the extra ``mplog[zstd]``): rotated files are
+            compressed in the background.
         timezone: of `rotate` and `archive`: ``"UTC"``, ``"Europe/Berlin"``, or a tzinfo; None (the default) is local
             time.
         fsync: when to force what was written to the disk, so that it survives a power loss: ``"never"`` (the
@@ -58,7 +59,7 @@ class FileSink(Sink):
 
     Raises:
         ValueError: an argument is not understood; the message says what is.
-        ModuleNotFoundError: ``"zst"`` without the package zstandard.
+        ModuleNotFoundError: ``"zst"`` without that extra, before Python 3.14.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from logs import zstd
 from oracle import wait_until
 from scripts import drop_privileges, environment, run, write_script
 from terminal import Terminal
@@ -596,10 +597,11 @@ def test_what_goes_into_a_pipe_is_the_bytes(log: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, data, b"")
 
 
-def test_rotated_files(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["gz", "zst"])
+def test_rotated_files(text: Path, tmp_path: Path, how: str) -> None:
     """A compressed file is shown like any other, and several with their names."""
-    packed = tmp_path / "app.1.log.gz"
-    packed.write_bytes(gzip.compress(text.read_bytes()))
+    packed = tmp_path / f"app.1.log.{how}"
+    packed.write_bytes((gzip if how == "gz" else zstd()).compress(text.read_bytes()))
     assert shown("-n", 2, packed) == text.read_text().splitlines()[-2:]
     assert shown("-n", 1, packed, text) == [
         f"==> {packed} <==",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import math
 import os
 import pickle
+import sys
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -158,8 +158,9 @@ def test_any_text_is_understood_or_refused(text: str) -> None:
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """compress="zst" without its package says which one, and how to get it."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"zstandard.*pip install 'mplog\[zstd\]'"):
+    for name in ("compression", "backports"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=r"backports\.zstd.*pip install 'mplog\[zstd\]'"):
         mplog.FileSink("app.log", rotate=1, compress="zst")
 
 
