@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import glob
 import logging
 import multiprocessing
@@ -39,8 +40,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 2
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Have all processes that the tests start begin alike, and soon."""
+    if not hasattr(config, "workerinput"):
+        # Thousands of processes import these, some with -B, and would compile them anew each time.
+        for directory in (Path(mplog.__file__).parent, Path(__file__).parent):
+            compileall.compile_dir(directory, quiet=2)
     # What a shell starts in the background ignores SIGINT, and so would they.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What most modules of tests import, once, and not in each of the processes that are forked.
