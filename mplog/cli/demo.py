@@ -99,6 +99,9 @@ def _perform(screen: _Screen, log: str, begin: int, numbers: Any, seconds: float
         try:
             with open(log, encoding="utf-8", errors="replace") as file:
                 file.seek(begin)
+                # Where each worker is a fresh interpreter, the first record may come after seconds.
+                while any(worker.is_alive() and not number for worker, number in zip(workers, numbers)):
+                    time.sleep(0.01)
                 follow = _Follower(screen, file, time.monotonic(), seconds)
                 follow.until(_KILL_WORKER)
                 screen.event(f"kill -KILL {workers[1].pid}: worker-2, while it logs")
