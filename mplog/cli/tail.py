@@ -20,7 +20,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from mplog.cli.arguments import to_level
-from mplog.cli.following import CHUNK, LONGEST_LINE, Follower, open_compressed, open_log, read_lines
+from mplog.cli.file_reader import CHUNK, LONGEST_LINE, open_compressed, open_log, read_lines
+from mplog.cli.following import Follower
 from mplog.cli.lines import Filter, LineParser
 from mplog.errors import MplogError
 from mplog.files.compression import SUFFIXES

@@ -27,7 +27,8 @@ from scripts import drop_privileges, environment, run, write_script
 from terminal import Terminal
 
 import mplog
-from mplog.cli.following import CHUNK, Follower, open_log
+from mplog.cli.file_reader import CHUNK, open_log
+from mplog.cli.following import Follower
 from mplog.cli.lines import LineParser
 from mplog.cli.main import main
 from mplog.sinks.sink import DEFAULT_FORMAT
