@@ -8,7 +8,6 @@ import multiprocessing
 import random
 import signal
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +119,10 @@ def test_workers_of_one_task_lose_nothing(
 ) -> None:
     """With maxtasksperchild=1, each worker logs in its one task and ends: all is there, and the next pool logs."""
     context = multiprocessing.get_context(start_method)
-    with warnings.catch_warnings():
-        # The stdlib's: a Pool forks new workers while its own threads run.
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        with pool_of("plain", context, server, maxtasksperchild=1) as pool:
-            pool.map(functools.partial(jobs.log_lines, str(tmp_path), RECORDS // tasks), range(tasks), chunksize=1)
-        with pool_of("mplog", context, server, maxtasksperchild=1) as pool:
-            pool.map(functools.partial(jobs.log_lines, str(tmp_path), 1), range(5), chunksize=1)
+    with pool_of("plain", context, server, maxtasksperchild=1) as pool:
+        pool.map(functools.partial(jobs.log_lines, str(tmp_path), RECORDS // tasks), range(tasks), chunksize=1)
+    with pool_of("mplog", context, server, maxtasksperchild=1) as pool:
+        pool.map(functools.partial(jobs.log_lines, str(tmp_path), 1), range(5), chunksize=1)
     server.stop()
     result = verdict(log, tmp_path)
     assert result.clean, result

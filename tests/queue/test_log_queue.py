@@ -38,8 +38,6 @@ from mplog.queue import log_queue as module
 from mplog.record import frame
 from mplog.record.layout import MAX_RECORD_SIZE, Record, encode
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
 FORK = multiprocessing.get_context("fork")
 PIPE_BUF = select.PIPE_BUF
 

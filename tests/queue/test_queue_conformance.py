@@ -18,11 +18,8 @@ cpython = pytest.importorskip(
     exc_type=ImportError,
 )
 
-pytestmark = [
-    # The tests of CPython leave descriptors to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
-]
+# The tests of CPython leave descriptors to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 #: The tests that cannot hold for a LogQueue, and why. Each has its counterpart in test_queue.py.
 EXCEPTIONS = {

@@ -405,7 +405,6 @@ def stop_elsewhere(server: mplog.LogServer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["os.fork", "multiprocessing"])
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_stop_in_a_fork_does_nothing(server: mplog.LogServer, log: Path, kind: str) -> None:
     """stop() in a forked process leaves the server running for those who have it."""
     if kind == "os.fork":

@@ -53,9 +53,7 @@ def run(function: Any, *args: Any, method: str = "fork") -> None:
     """Run a function in a process of its own, whose logging and signals are its own; it must end well, and in time."""
     context = multiprocessing.get_context(method)
     process = context.Process(target=function, args=args)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads, such as a test runner's
-        process.start()
+    process.start()
     process.join(60)
     hangs = process.is_alive()
     process.kill()
