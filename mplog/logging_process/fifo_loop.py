@@ -29,11 +29,13 @@ from mplog.logging_process.messages import Report
 from mplog.logging_process.unfinished import Unfinished
 from mplog.monitoring.deaths import has_ended
 from mplog.monitoring.ended import EndedProcesses
+from mplog.monitoring.loss_reader import LossReader
+from mplog.monitoring.numbers import Numbers
 from mplog.monitoring.restart_lines import Restarts, not_noted
-from mplog.monitoring.statistics import PEAK_UNIT, Stats, Tallies, to_stats, unfolded
+from mplog.monitoring.statistics import PEAK_UNIT, Stats, to_stats
+from mplog.monitoring.tallies import Tallies
 from mplog.queue import log_queue as queue
 from mplog.queue.emergency import EmergencyReader
-from mplog.queue.losses import LossReader, ProcessLosses, Reason
 from mplog.queue.losses import decode as decode_losses
 from mplog.queue.losses import read_files as read_losses
 from mplog.queue.overflow import Fill, Overflow
@@ -174,10 +176,9 @@ class FifoLoop(Loop):
         self._counted_skipped = self._frames.skipped
         self._tallies = Tallies(self._directory, note.serial)
         self._dispatcher.failed.update({name: count for (_, name), count in self._tallies.of("failed").items()})
-        told = {(name, row): count for (_, name, row), count in self._tallies.of("told").items()}
-        self._losses = LossReader(self._directory, told, has_ended)
-        self._ended = EndedProcesses(self._tallies, self._losses)
-        self._ended.clear_away()
+        self._numbers = Numbers(self._tallies)
+        self._losses = LossReader(self._directory, self._tallies, has_ended)
+        self._ended = EndedProcesses(self._tallies, self._numbers, self._losses)
         for key, heard_at in self._tallies.of(Tallies.WATCHED).items():
             _, pid, name, started = key
             self._watched[pid] = key
@@ -216,7 +217,6 @@ class FifoLoop(Loop):
         self._restarts.settle()
         self._pair.commit(count, self._note(emergency_count))
         self._announced.remove()
-        self._ended.clear_away()
         for file in self._files:
             file.settle()  # nothing is going to be taken back
 
@@ -297,12 +297,9 @@ class FifoLoop(Loop):
             return
         self._losses_due = now + CHECK_SECONDS
         self._has_worked = False
-        for losses in (*self._new_of_intake(), *self._losses.new(of_all=at_once)):
+        for losses in self._losses.new(of_all=at_once):
             for message in losses.messages():
                 self._dispatcher.say(f"mplog: {message}", logging.ERROR)
-        # In the commit that keeps the lines themselves: what is told is neither lost nor told again.
-        for place, count in self._losses.told().items():
-            self._tallies.set(("told", *place), count)
         if not at_once:
             # What a restart is to be compared with stays as it is.
             if not self._restarts.untold and not self._losses.is_blind:
@@ -316,17 +313,6 @@ class FifoLoop(Loop):
             )
         self._gather()
         self._intake.peak = 0.0
-
-    def _new_of_intake(self) -> list[ProcessLosses]:
-        """Return what frames of losses have told that the log has not."""
-        new = []
-        for (_, *place), count in self._tallies.of("lost").items():
-            told = "told of intake", *place
-            pid, name, level, reason = place
-            if count > self._tallies.values[told]:
-                new.append(ProcessLosses(pid, name, {(level, Reason(reason)): count - self._tallies.values[told]}))
-                self._tallies.set(told, count)
-        return new
 
     def _see_ended(self, pids: list[int]) -> None:
         self._ended.see(pids)
@@ -345,6 +331,7 @@ class FifoLoop(Loop):
         self._gather()
         if self._announced.is_open or self._tallies.has_new or self._restarts.is_said:
             self._commit(0)
+        self._losses.remove_files()
 
     def _swap(self) -> bool:
         """Go on with the other buffer, having kept the long records that are not complete."""
@@ -445,7 +432,7 @@ class FifoLoop(Loop):
         return self._counted()
 
     def _counted(self) -> Stats:
-        return to_stats(self._tallies.values, unfolded(read_losses(self._directory), self._tallies.values))
+        return to_stats(self._tallies.values, read_losses(self._directory))
 
     # --- the end ---
 

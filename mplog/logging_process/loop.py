@@ -25,8 +25,11 @@ from multiprocessing.connection import Connection, wait
 
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.messages import Answer, ChildEnded, Records, Report
+from mplog.monitoring.count_file import Key
 from mplog.monitoring.deaths import Death, Watch, describe
-from mplog.monitoring.statistics import Key, Stats, Tallies, to_stats
+from mplog.monitoring.numbers import Numbers
+from mplog.monitoring.statistics import Stats, to_stats
+from mplog.monitoring.tallies import Tallies
 from mplog.queue import log_queue as queue
 from mplog.record.layout import Decoder, Entry, Origin
 
@@ -120,6 +123,7 @@ class Loop:
         self._heard_at = 0.0
         self._decoder = Decoder()
         self._tallies = Tallies(None)
+        self._numbers = Numbers(self._tallies)
         self._undecoded = 0
         self._counted_broken = 0
         self._reported_broken = 0
@@ -295,7 +299,7 @@ class Loop:
             counts = self._dispatcher.handle(batch)
             self._tallies.count_records(counts)
             if are_numbered:
-                self._tallies.count_numbers(batch, counts)
+                self._numbers.count(batch, counts)
             self._watch_senders(counts)
             self._unwritten += len(batch)
             self._retry()
@@ -388,7 +392,7 @@ class Loop:
 
     def _stats(self) -> Stats:
         self._gather()
-        return to_stats(self._tallies.values, [])
+        return to_stats(self._tallies.values, {})
 
     # --- the end ---
 

@@ -26,9 +26,8 @@ import msgspec
 
 from mplog.errors import QueueNotFoundError
 from mplog.monitoring.deaths import has_ended, is_held, start_mark
-from mplog.monitoring.statistics import Stats, read_statistics, to_stats
+from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.log_queue import fifo_path, given_up_path
-from mplog.queue.losses import read_all
 
 if sys.platform != "win32":
     from mplog.queue import buffers
@@ -224,7 +223,7 @@ class RunningServer:
         """Return how it is."""
         notice = _read(self.directory) or self.notice
         now = time.monotonic()
-        stats = to_stats(read_statistics(self.directory), read_all(self.directory))
+        stats = to_stats(*read_counts(self.directory))
         state = self._buffers(notice)
         files, more_files = _files(notice.outputs)
         return Snapshot(

@@ -33,7 +33,7 @@ POINTS = (
     "before write",  # what goes into a file next is announced, and not written
     "after write",  # a batch is written, and not noted down
     "after say",  # the same for lines of our own
-    "after fold",  # files of processes that have ended are counted elsewhere, and not removed
+    "before remove",  # files of losses of processes that have ended are counted elsewhere, and not removed
     "in recovery",  # it is known whether the announced read was made, and not noted down
 )
 

@@ -2,7 +2,7 @@
 
 ::
 
-    worker: Losses.count() --> a file in the queue's directory, mapped --> LossReader, read_all: logging process, parent
+    worker: Losses.count() --> a file in the queue's directory, mapped --> read_file: logging process, parent
 
 The rule of this file: **a count is in shared memory when the logging call returns.** No lock guards it, since a signal
 handler may count while the thread that it has interrupted is counting.
@@ -13,7 +13,6 @@ what has arrived add up to what is counted here, but for the reasons that leave 
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import enum
 import errno
@@ -22,15 +21,13 @@ import os
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 
 from mplog.record import frame
-
-__all__ = ["LossReader", "Losses", "ProcessLosses", "Reason", "decode", "frames", "read_all", "totals"]
 
 
 class Reason(enum.IntEnum):
@@ -229,7 +226,7 @@ class Losses:
             except FileExistsError:
                 continue
         try:
-            header = _HEADER.pack(_MAGIC, os.getpid(), began, encoded, _pid_namespace())
+            header = _HEADER.pack(_MAGIC, os.getpid(), began, encoded, pid_namespace())
             # Written, not only made long: a page for which the disk has no room would kill who touches it (SIGBUS).
             if os.write(fd, header.ljust(_SIZE, b"\0")) < _SIZE:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
@@ -246,7 +243,7 @@ class Losses:
         return words
 
 
-def _pid_namespace() -> int:
+def pid_namespace() -> int:
     """Return what tells in which container a pid means this process; 0 where there are none."""
     with contextlib.suppress(OSError):
         return os.stat("/proc/self/ns/pid").st_ino
@@ -256,69 +253,53 @@ def _pid_namespace() -> int:
 _known_reasons = {int(reason): reason for reason in Reason}
 
 
-class _File:
-    """What a file says.
+def read_file(path: str) -> tuple[ProcessLosses, int]:
+    """Return what is in a file, and the PID namespace in which its pid is one.
 
-    Attributes:
-        rows: by the number of the row, what is counted there, of which reason, and how often.
-        namespace: in which the pid is one.
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file of losses, or not yet.
     """
-
-    __slots__ = ("_losses", "namespace", "rows")
-
-    def __init__(self, path: str) -> None:
-        """Read it.
-
-        Raises:
-            OSError: it cannot be read.
-            ValueError: it is none, or not yet.
-        """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            data = os.read(fd, _SIZE)
-        finally:
-            os.close(fd)
-        if len(data) < _SIZE or not data.startswith(_MAGIC):
-            raise ValueError(f"no file of losses: {path}")
-        _, pid, began, name, self.namespace = _HEADER.unpack_from(data)
-        words = _rows(data, _FIRST_ROW)
-        self.rows = {
-            number: (words[number * _ROW], _known_reasons[words[number * _ROW + 1]], count)
-            for number, count in enumerate(words[_COUNT::_ROW])
-            if count > 0 and words[number * _ROW + 1] in _known_reasons
-        }
-        self._losses = pid, name.rstrip(b"\0").decode("utf-8", "replace"), began
-
-    def losses(self, told: Mapping[int, int] | None = None) -> ProcessLosses:
-        """Return it, less what is told already of each row."""
-        told = told or {}
-        pid, name, began = self._losses
-        counts: Counter[tuple[int, Reason]] = Counter()
-        for number, (level, reason, count) in self.rows.items():
-            if count > told.get(number, 0):
-                counts[level, reason] += count - told.get(number, 0)
-        return ProcessLosses(pid, name, dict(counts), began)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        data = os.read(fd, _SIZE)
+    finally:
+        os.close(fd)
+    if len(data) < _SIZE or not data.startswith(_MAGIC):
+        raise ValueError(f"no file of losses: {path}")
+    _, pid, began, name, namespace = _HEADER.unpack_from(data)
+    words = _rows(data, _FIRST_ROW)
+    counts: Counter[tuple[int, Reason]] = Counter()
+    for level, reason, count in zip(words[::_ROW], words[1::_ROW], words[_COUNT::_ROW]):
+        if count > 0 and reason in _known_reasons:
+            counts[level, _known_reasons[reason]] += count
+    return ProcessLosses(pid, name.rstrip(b"\0").decode("utf-8", "replace"), dict(counts), began), namespace
 
 
 def read_all(directory: str) -> list[ProcessLosses]:
-    """Return what processes of a queue have lost so far; the oldest first.
+    """Return what is in the files of a queue, the oldest first.
 
-    The logging process takes away what those have left that have ended (`mplog.monitoring.ended`).
+    The logging process removes the files of processes that have ended (`mplog.monitoring.loss_reader`).
     """
     return sorted(read_files(directory).values(), key=lambda losses: losses.began)
 
 
 def read_files(directory: str) -> dict[str, ProcessLosses]:
-    """Return the same by the names of the files."""
+    """Return what is in the files of a queue, by their names."""
     found: dict[str, ProcessLosses] = {}
     with contextlib.suppress(OSError):  # no descriptor is left to look
-        for name in _names(directory):
+        for name in names_of_files(directory):
             with contextlib.suppress(OSError, ValueError):
-                found[name] = _File(os.path.join(directory, name)).losses()
+                found[name], _ = read_file(os.path.join(directory, name))
     return found
 
 
-def _names(directory: str) -> list[str]:
+def names_of_files(directory: str) -> list[str]:
+    """Return the names of the files of a queue, sorted.
+
+    Raises:
+        OSError: no descriptor is left to look.
+    """
     try:
         with os.scandir(directory) as entries:
             return sorted(entry.name for entry in entries if entry.name.startswith(_PREFIX))
@@ -326,119 +307,10 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _pid_of(name: str) -> int:
+def pid_of(name: str) -> int:
     """Return the pid in the name of a file; 0 for none."""
     digits = name[len(_PREFIX) :].partition("-")[0]
     return int(digits) if digits.isdecimal() and len(digits) < 20 else 0
-
-
-class LossReader:
-    """What is new since the last look. Runs in the logging process.
-
-    Args:
-        directory: of the queue.
-        told: how much of each count the log has told, by the name of its file and its row there, as `told` has
-            returned it.
-        has_ended: tells whether there is no process of a pid any more.
-
-    Attributes:
-        ended: by the name of the file, what processes had lost in all when they ended. Their files are not read again.
-        folded: the names of files that are counted elsewhere, and not read any more.
-        in_use: the pids in the names of all other files.
-        has_more: whether there are files that the last look has not come to.
-        is_blind: whether no descriptor was left for the last look, so that `in_use` is not known.
-    """
-
-    def __init__(
-        self,
-        directory: str,
-        told: Mapping[tuple[str, int], int] | None = None,
-        has_ended: Callable[[int], bool] = lambda pid: False,
-    ) -> None:
-        self._directory = directory
-        self._told: dict[str, dict[int, int]] = {}
-        for (name, row), count in (told or {}).items():
-            self._told.setdefault(name, {})[row] = count
-        self._untold: dict[str, dict[int, int]] = {}
-        self._has_ended = has_ended
-        self._namespace = _pid_namespace()
-        self._last = ""
-        self.ended: dict[str, ProcessLosses] = {}
-        self.folded: set[str] = set()
-        self.in_use: set[int] = set()
-        self.has_more = False
-        self.is_blind = False
-
-    def new(self, *, of_all: bool = False) -> list[ProcessLosses]:
-        """Return what has been lost since `told` was last called.
-
-        Args:
-            of_all: look at all files, however many there are.
-        """
-        self._untold = {}
-        found: list[ProcessLosses] = []
-        try:
-            names = [name for name in _names(self._directory) if name not in self.ended and name not in self.folded]
-        except OSError:  # the next look finds them
-            self.is_blind = self.has_more = True
-            return found
-        self.is_blind = False
-        all_names = names
-        self.has_more = len(names) > _LOOKED_AT and not of_all
-        if self.has_more:
-            start = bisect.bisect_right(names, self._last)
-            names = (names[start:] + names[:start])[:_LOOKED_AT]
-            self._last = names[-1]
-        for name in names:
-            pid = _pid_of(name)
-            # Asked before the file is read: what is there is then all that will ever be.
-            is_over = pid > 0 and self._has_ended(pid)
-            try:
-                file = _File(os.path.join(self._directory, name))
-            except (OSError, ValueError):
-                continue
-            new = file.losses(self._told.get(name))
-            if new.counts:
-                self._untold[name] = {row: count for row, (_, _, count) in file.rows.items()}
-                found.append(new)
-            if is_over and new.pid == pid and file.namespace == self._namespace:
-                self.ended[name] = file.losses()
-        self.in_use = {_pid_of(name) for name in all_names if name not in self.ended}
-        return found
-
-    def told(self) -> dict[tuple[str, int], int]:
-        """Say that what the last `new` has returned is in the log; return what is to be kept for another reader."""
-        told = {}
-        for name, rows in self._untold.items():
-            known = self._told.setdefault(name, {})
-            told.update({(name, row): count for row, count in rows.items() if count > known.get(row, 0)})
-            known.update(rows)
-        self._untold = {}
-        return told
-
-    def told_of(self, name: str) -> list[tuple[str, int]]:
-        """Return what is kept for another reader of the file of this name."""
-        return [(name, row) for row in self._told.get(name, ())]
-
-    def forget(self, name: str) -> None:
-        """Take it that what a file says is counted elsewhere."""
-        self.ended.pop(name, None)
-        self._told.pop(name, None)
-        self.folded.add(name)
-
-    def remove_folded(self) -> list[str]:
-        """Remove the files that are counted elsewhere; return the names of those that are gone."""
-        gone = []
-        for name in self.folded:
-            try:
-                os.unlink(os.path.join(self._directory, name))
-            except FileNotFoundError:
-                pass
-            except OSError:
-                continue
-            gone.append(name)
-        self.folded.difference_update(gone)
-        return gone
 
 
 # --- as a frame, among the records ---

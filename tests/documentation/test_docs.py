@@ -19,7 +19,7 @@ import mplog.worker.attach
 from mplog.config import check as config_check
 from mplog.files import names as file_names
 from mplog.logging_process import dispatch, loop
-from mplog.monitoring import statistics
+from mplog.monitoring import tallies
 from mplog.queue import buffers, overflow
 from mplog.queue import log_queue as queue
 from mplog.record import frame, plain
@@ -107,7 +107,7 @@ LIMITS = {
     "sync_level": f"{mplog.Sync(0).timeout:g} s",
     "broken sink": f"every {dispatch.REPORT_INTERVAL:g} s",
     "Nesting": f"{plain._MAX_DEPTH} levels",
-    "``stats()``": f"{statistics.COUNTED_PROCESSES:,}",
+    "``stats()``": f"{tallies.COUNTED_PROCESSES:,}",
     "Files that": f"{inspect.signature(mplog.RoutedFileSink).parameters['max_open'].default}",
     "A name that": f"{file_names.NAME_SIZE} bytes",
 }

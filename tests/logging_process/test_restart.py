@@ -110,7 +110,7 @@ def test_killed_at_random_loses_nothing(tmp_path: Path, stdlib_context: Any) -> 
 
 @pytest.mark.parametrize("moment", [1, 2, 7])
 @pytest.mark.parametrize(
-    "point", [point for point in POINTS if point not in ("in recovery", "after fold") and "replace" not in point]
+    "point", [point for point in POINTS if point not in ("in recovery", "before remove") and "replace" not in point]
 )
 def test_killed_at_a_named_point_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, moment: int

@@ -17,7 +17,7 @@ from oracle import wait_until
 from scripts import process_has_ended, run_script
 
 import mplog
-from mplog.monitoring import statistics
+from mplog.monitoring import tallies
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux from 5.3 on tells of deaths")
 
@@ -95,7 +95,7 @@ def log_by_many_names() -> None:
 
 def two_are_told_apart() -> logging.Handler:
     """Runs in the logging process: have it count the records of two names only by themselves."""
-    statistics.COUNTED_PROCESSES = 2
+    tallies.COUNTED_PROCESSES = 2
     return logging.NullHandler()
 
 

@@ -16,11 +16,15 @@ from scripts import lines
 
 import mplog
 from mplog.monitoring import ended, statistics
+from mplog.monitoring.count_file import CountFile, read_rows
 from mplog.monitoring.ended import EndedProcesses
-from mplog.monitoring.statistics import Stats, Tallies, read_counts, read_statistics, to_stats
+from mplog.monitoring.loss_reader import LossReader
+from mplog.monitoring.numbers import Numbers
+from mplog.monitoring.statistics import Stats, read_counts, to_stats
+from mplog.monitoring.tallies import Tallies
 from mplog.queue import losses
 from mplog.queue.kill_points import VARIABLE
-from mplog.queue.losses import Losses, LossReader, Reason
+from mplog.queue.losses import Losses, Reason
 from mplog.record.layout import Entry, Origin
 
 INFO, ERROR = logging.INFO, logging.ERROR
@@ -69,45 +73,41 @@ class Logging:
         self.serial = before.serial if before else 0
         self.lines = list(before.lines) if before else []
         self.tallies = Tallies(directory, self.serial)
-        told = {(name, row): count for (_, name, row), count in self.tallies.of("told").items()}
-        self.losses = LossReader(directory, told, lambda pid: pid not in living)
-        self.ended = EndedProcesses(self.tallies, self.losses)
-        self.ended.clear_away()
+        self.numbers = Numbers(self.tallies)
+        self.losses = LossReader(directory, self.tallies, lambda pid: pid not in living)
+        self.ended = EndedProcesses(self.tallies, self.numbers, self.losses)
         self._said: list[tuple[int, int]] = []
+
+    def receive(self, pid: int, numbers: list[int]) -> None:
+        """Have records of a process arrive with these numbers."""
+        origin = Origin(pid, "a", INFO, "X", "w", None)
+        batch: list[Entry] = [((number, "x"), origin) for number in numbers]
+        counts = Counter(origin for _, origin in batch)
+        self.tallies.count_records(counts)
+        self.numbers.count(batch, counts)
 
     def check(self) -> None:
         """Do what is done once a second."""
         self._said = [(each.pid, each.lost) for each in self.losses.new()]
-        for place, count in self.losses.told().items():
-            self.tallies.set(("told", *place), count)
         self.ended.fold(0)
         self.ended.look(set(), lambda: 0)
 
     def commit(self) -> None:
-        """Have everything count, but for the files, which are still there."""
+        """Make all counts valid; the files of processes that have ended are still there."""
         self.tallies.write()
         self.serial = self.tallies.serial
         self.lines += self._said
         self._said = []
 
     def round(self) -> None:
-        """Check, commit and clear away."""
+        """Check, commit and remove files."""
         self.check()
         self.commit()
-        self.ended.clear_away()
+        self.losses.remove_files()
 
     def stats(self) -> Stats:
         """Return what the program sees."""
         return to_stats(*read_counts(self.directory))
-
-
-def numbers(tallies: Tallies, pid: int, sent: list[int]) -> None:
-    """Have records of a process arrive with these numbers."""
-    origin = Origin(pid, "a", INFO, "X", "w", None)
-    batch: list[Entry] = [((number, "x"), origin) for number in sent]
-    counts = Counter(origin for _, origin in batch)
-    tallies.count_records(counts)
-    tallies.count_numbers(batch, counts)
 
 
 def test_files_of_the_dead_go_and_their_counts_stay(directory: str, living: set[int], is_pid: Any) -> None:
@@ -120,7 +120,7 @@ def test_files_of_the_dead_go_and_their_counts_stay(directory: str, living: set[
         for _ in range(pid):
             mine.count(INFO, Reason.QUEUE_FULL, f"w{pid}")
         mine.count(ERROR, Reason.EMERGENCY, f"w{pid}")
-        numbers(logging_process.tallies, pid, [1, pid + 5])
+        logging_process.receive(pid, [1, pid + 5])
     logging_process.round()
     before = logging_process.stats()
     living.remove(11)
@@ -135,7 +135,7 @@ def test_files_of_the_dead_go_and_their_counts_stay(directory: str, living: set[
     assert after.unexplained == before.unexplained == {11: 2, 12: 2}
     assert logging_process.lines == [(11, 11), (12, 12)]
     assert not logging_process.ended.is_pending
-    kinds = {key[0] for key, count in read_statistics(directory).items() if 11 in key and count}
+    kinds = {key[0] for key, count in read_rows(directory).items() if 11 in key and count}
     assert kinds == {"received", "lost by ended", "missing of ended", "unexplained of ended", "ended"}
 
 
@@ -150,12 +150,12 @@ def test_folding_is_exact_through_kills(directory: str, living: set[int], is_pid
     for step in range(200):
         pid = dice.randrange(1, 30)
         # A pid comes again when it has come round, which takes longer than to see that its process has ended.
-        is_free = pid not in logging_process.tallies.followed and f"losses-{pid}-" not in "".join(files(directory))
+        is_free = pid not in logging_process.ended.followed and f"losses-{pid}-" not in "".join(files(directory))
         if pid not in running and is_free:
             is_pid(pid)
             living.add(pid)
             running[pid] = Losses(directory), 1
-            numbers(logging_process.tallies, pid, [1])
+            logging_process.receive(pid, [1])
         if pid in running:
             mine, last = running[pid]
             count = dice.randrange(4)
@@ -167,7 +167,7 @@ def test_folding_is_exact_through_kills(directory: str, living: set[int], is_pid
             missing[pid] += count + extra
             running[pid] = mine, last + count + extra + 1
             # A kill takes back what was received and not committed, and it comes again: here it is committed at once.
-            numbers(logging_process.tallies, pid, [last + count + extra + 1])
+            logging_process.receive(pid, [last + count + extra + 1])
             logging_process.tallies.write()
             logging_process.serial = logging_process.tallies.serial
             if dice.random() < 0.4:
@@ -180,7 +180,7 @@ def test_folding_is_exact_through_kills(directory: str, living: set[int], is_pid
         seen = logging_process.stats()
         assert (seen.dropped, sum(seen.missing.values())) == (lost.total(), missing.total()), (step, ending)
         if ending == "round":
-            logging_process.ended.clear_away()
+            logging_process.losses.remove_files()
         else:
             logging_process.tallies.close()
             logging_process = Logging(directory, living, logging_process)
@@ -197,8 +197,28 @@ def test_folding_is_exact_through_kills(directory: str, living: set[int], is_pid
         told[pid] += count
     assert told == +lost
     assert logging_process.stats().dropped_by_reason == {Reason.TIMEOUT: lost.total()}
-    assert not logging_process.tallies.of("told")
+    assert not logging_process.tallies.of("said")
     assert lost.total() > 50
+    logging_process.tallies.close()
+
+
+def test_a_file_that_is_removed_while_it_is_read_counts_once(
+    directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the counts of a process go to the totals after its file was read, and before the totals are."""
+    logging_process = Logging(directory, living)
+    Losses(directory).count(INFO, Reason.SHED, "w")
+    rounds = iter(range(3))
+
+    def read_late(directory: str) -> Any:
+        for _ in rounds:
+            logging_process.round()
+        return read_rows(directory)
+
+    monkeypatch.setattr(statistics, "read_rows", read_late)
+    assert logging_process.stats().dropped == 1
+    assert files(directory) == []
+    assert not logging_process.ended.followed
     logging_process.tallies.close()
 
 
@@ -206,15 +226,14 @@ def test_very_many_processes_take_bounded_room(
     directory: str, living: set[int], is_pid: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more processes than are told apart, one after the other, the sums stay exact, and the file does not grow."""
-    monkeypatch.setattr(statistics, "COUNTED_PROCESSES", 200)
-    monkeypatch.setattr(statistics, "COUNTED_ENDED", 50)
-    monkeypatch.setattr(ended, "COUNTED_ENDED", 50)
+    monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_PROCESSES", 200)
+    monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_ENDED", 50)
     logging_process, sizes = Logging(directory, living), []
     for start in range(1, 3000, 100):
         for pid in range(start, start + 100):
             is_pid(pid)
             Losses(directory).count(INFO, Reason.SHED, f"w{pid}")
-            numbers(logging_process.tallies, pid, [1, 3, 5])
+            logging_process.receive(pid, [1, 3, 5])
         for _ in range(2):
             logging_process.round()
         sizes.append(os.stat(os.path.join(directory, "statistics")).st_size)
@@ -224,7 +243,7 @@ def test_very_many_processes_take_bounded_room(
     assert len(stats.lost) == len(stats.missing) == 51
     (others,) = [each for each in stats.lost if each.pid == 0]
     assert (others.name, others.lost, stats.missing[0], stats.unexplained[0]) == ("others", 2950, 5900, 2950)
-    assert not logging_process.tallies.followed
+    assert not logging_process.ended.followed
     assert sizes[10:] == [sizes[10]] * len(sizes[10:])
     logging_process.tallies.close()
 
@@ -236,12 +255,12 @@ def test_what_was_dropped_out_of_the_buffers_is_folded(directory: str, living: s
     living.add(8)
     for pid in (7, 8):
         tallies.count_lost(mplog.ProcessLosses(pid, f"w{pid}", counts))
-        tallies.set(("told of intake", pid, f"w{pid}", INFO, int(Reason.OLDEST)), 3)
+        tallies.set(("said of buffers", pid, f"w{pid}", INFO, int(Reason.OLDEST)), 3)
     for _ in range(3):
         logging_process.round()
-    assert tallies.followed == {8}
-    kinds = {(kind, pid) for kind, pid, *_ in read_statistics(directory)}
-    assert kinds == {("lost", 8), ("told of intake", 8), ("lost by ended", 7)}
+    assert logging_process.ended.followed == {8}
+    kinds = {(kind, pid) for kind, pid, *_ in read_rows(directory)}
+    assert kinds == {("lost", 8), ("said of buffers", 8), ("lost by ended", 7)}
     lost = logging_process.stats().lost
     assert sorted((each.pid, each.name, each.counts) for each in lost) == [(7, "w7", counts), (8, "w8", counts)]
     logging_process.tallies.close()
@@ -250,46 +269,46 @@ def test_what_was_dropped_out_of_the_buffers_is_folded(directory: str, living: s
 def test_a_pid_that_comes_again_hides_no_gap(directory: str, living: set[int]) -> None:
     """Numbers of a process are its own, also where one of the same pid has sent more before it."""
     logging_process = Logging(directory, living)
-    numbers(logging_process.tallies, 7, list(range(1, 101)))
+    logging_process.receive(7, list(range(1, 101)))
     for _ in range(2):
         logging_process.round()
     living.add(7)
-    numbers(logging_process.tallies, 7, [1, 2, 9])
-    assert to_stats(logging_process.tallies.values, []).missing == {7: 6}
+    logging_process.receive(7, [1, 2, 9])
+    assert to_stats(logging_process.tallies.values, {}).missing == {7: 6}
     logging_process.tallies.close()
 
 
 def test_a_pid_that_comes_again_at_once_is_not_taken_for_dead(directory: str, living: set[int]) -> None:
     """Where another has the pid before the dead one is folded, that waits, and nothing of either goes missing."""
     logging_process = Logging(directory, living)
-    numbers(logging_process.tallies, 7, list(range(1, 101)))
+    logging_process.receive(7, list(range(1, 101)))
     logging_process.round()  # finds that it has ended
     living.add(7)
-    numbers(logging_process.tallies, 7, list(range(1, 6)))
+    logging_process.receive(7, list(range(1, 6)))
     logging_process.round()
-    numbers(logging_process.tallies, 7, [6, 7])
-    assert to_stats(logging_process.tallies.values, []).missing == {}
+    logging_process.receive(7, [6, 7])
+    assert to_stats(logging_process.tallies.values, {}).missing == {}
     assert not logging_process.ended.is_pending
     living.remove(7)
     for _ in range(2):
         logging_process.round()
-    assert to_stats(logging_process.tallies.values, []).missing == {}
-    assert not logging_process.tallies.followed
+    assert to_stats(logging_process.tallies.values, {}).missing == {}
+    assert not logging_process.ended.followed
     logging_process.tallies.close()
 
 
 def test_one_that_was_taken_for_dead_goes_on(directory: str, living: set[int]) -> None:
     """A process of another container, whose pid means nothing here, seems to have ended; nothing of it goes missing."""
     logging_process = Logging(directory, living)
-    numbers(logging_process.tallies, 7, [1, 2, 4])
+    logging_process.receive(7, [1, 2, 4])
     for _ in range(2):
         logging_process.round()
     logging_process.tallies.close()
     logging_process = Logging(directory, living, logging_process)
-    numbers(logging_process.tallies, 7, [6, 7, 5])
-    assert to_stats(logging_process.tallies.values, []).missing == {7: 1}
-    numbers(logging_process.tallies, 7, [10])
-    assert to_stats(logging_process.tallies.values, []).missing == {7: 3}
+    logging_process.receive(7, [6, 7, 5])
+    assert to_stats(logging_process.tallies.values, {}).missing == {7: 1}
+    logging_process.receive(7, [10])
+    assert to_stats(logging_process.tallies.values, {}).missing == {7: 3}
     logging_process.tallies.close()
 
 
@@ -297,16 +316,16 @@ def test_one_that_was_passed_over_is_followed_from_there(
     directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where too many send at a time, what came of one before there was room for it does not count as missing."""
-    monkeypatch.setattr(statistics, "COUNTED_PROCESSES", 1)
+    monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_PROCESSES", 1)
     logging_process = Logging(directory, living)
     living.update((7, 8))
-    numbers(logging_process.tallies, 7, [1])
-    numbers(logging_process.tallies, 8, [1, 2, 3])
+    logging_process.receive(7, [1])
+    logging_process.receive(8, [1, 2, 3])
     living.remove(7)
     for _ in range(2):
         logging_process.round()
-    numbers(logging_process.tallies, 8, [4, 6])
-    assert to_stats(logging_process.tallies.values, []).missing == {8: 1}
+    logging_process.receive(8, [4, 6])
+    assert to_stats(logging_process.tallies.values, {}).missing == {8: 1}
     logging_process.tallies.close()
 
 
@@ -326,14 +345,14 @@ def test_the_file_of_one_in_another_container_stays(
 ) -> None:
     """A file whose pid is one of another PID namespace is not taken away, whoever has that pid here."""
     logging_process = Logging(directory, living)
-    monkeypatch.setattr(losses, "_pid_namespace", lambda: 1)
+    monkeypatch.setattr(losses, "pid_namespace", lambda: 1)
     assert_file_stays(logging_process, directory)
 
 
 def test_without_room_nothing_is_folded(directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the statistics cannot grow, the files stay, and so do their counts."""
     logging_process = Logging(directory, living)
-    monkeypatch.setattr(Tallies, "_make_row", lambda self, key: None)
+    monkeypatch.setattr(CountFile, "_make_row", lambda self, key: None)
     assert_file_stays(logging_process, directory)
 
 
@@ -350,7 +369,7 @@ def lose(queue: mplog.LogQueue, initializer: Any, count: int, name: str) -> None
     logging.info("two of %s", name)
 
 
-@pytest.mark.parametrize("point", [None, "after fold:1", "before commit:6", "after commit:6", "in state:9"])
+@pytest.mark.parametrize("point", [None, "before remove:1", "before commit:6", "after commit:6", "in state:9"])
 def test_a_server_folds_what_short_workers_have_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str | None
 ) -> None:

@@ -22,8 +22,11 @@ from scripts import BlockedHandler, Gate, lines
 
 import mplog
 from mplog import Overflow
-from mplog.monitoring import statistics
-from mplog.monitoring.statistics import Tallies, read_statistics, to_stats
+from mplog.monitoring import count_file
+from mplog.monitoring.count_file import CountFile, read_rows
+from mplog.monitoring.numbers import Numbers
+from mplog.monitoring.statistics import to_stats
+from mplog.monitoring.tallies import Tallies
 from mplog.queue.kill_points import VARIABLE
 from mplog.record.layout import Entry, Origin
 
@@ -56,17 +59,17 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_counts_are_read_without_asking(directory: str) -> None:
     """What is written is read from the file by anybody, with names of any kind and values of any size."""
-    assert read_statistics(directory) == {}
+    assert read_rows(directory) == {}
     tallies = Tallies(directory)
     expected = {("received", "wörker", 711, 20): 7, ("failed", "<x" * 500): 1, ("last", 2**32): 2**63 - 1, ("a",): -5}
     for key, count in expected.items():
         tallies.add(key, count)
-    assert read_statistics(directory) == {}, "nothing before it is written"
+    assert read_rows(directory) == {}, "nothing before it is written"
     tallies.write()
-    assert read_statistics(directory) == expected == tallies.values
+    assert read_rows(directory) == expected == tallies.values
     tallies.set(("last", 2**32), 2**70)
     tallies.write()
-    assert read_statistics(directory)["last", 2**32] == 2**63 - 1
+    assert read_rows(directory)["last", 2**32] == 2**63 - 1
     assert os.stat(os.path.join(directory, "statistics")).st_mode & 0o777 == 0o600
 
 
@@ -93,12 +96,10 @@ def test_what_was_not_committed_is_taken_back(directory: str, seed: int) -> None
 
 def test_a_kill_within_a_write_changes_nothing(directory: str) -> None:
     """Wherever in a write it happens, the counts are those of the last commit."""
-    tallies = Tallies(directory)
     keys = [("received", "w", pid, 20) for pid in range(50)]
-    for key in keys:
-        tallies.add(key)
-    tallies.write()
-    serial = tallies.serial
+    file = CountFile(directory, 0)
+    file.write(Counter(keys), 1)
+    file.close()
 
     class Killed(Exception):
         pass
@@ -122,15 +123,12 @@ def test_a_kill_within_a_write_changes_nothing(directory: str) -> None:
             return len(self.words)
 
     for room in range(0, 105, 3):
-        tallies = Tallies(directory, serial)
-        assert +tallies.values == Counter(keys)
-        assert tallies._words is not None
-        tallies._words = Words(tallies._words, room)  # type: ignore[assignment]
-        for key in [*keys, ("new", room)]:
-            tallies.add(key)
+        file = CountFile(directory, 1)
+        assert file.counts() == Counter(keys)
+        file.words = Words(file.words, room)  # type: ignore[assignment]
         with pytest.raises(Killed):
-            tallies.write()
-        tallies.close()
+            file.write(dict.fromkeys([*keys, ("new", room)], 2), 2)
+        file.close()
 
 
 def test_what_is_over_leaves_its_room(directory: str) -> None:
@@ -150,18 +148,17 @@ def test_what_is_over_leaves_its_room(directory: str) -> None:
 
 def test_room_is_made_in_a_change(directory: str) -> None:
     """Who reads meanwhile sees that a row is being made, which may have been another's."""
-    tallies, seen = Tallies(directory), []
-    make = tallies._make_row
+    file, seen = CountFile(directory, 0), []
+    make = file._make_row
 
     def noting(key: Any) -> int | None:
-        words = tallies._words
-        assert words is not None
-        seen.append(words[statistics._BEGUN] != words[statistics._ENDED])
+        seen.append(file.words[count_file._BEGUN] != file.words[count_file._ENDED])
         return make(key)
 
-    tallies._make_row = noting  # type: ignore[method-assign]
-    assert tallies.reserve(("a",))
+    file._make_row = noting  # type: ignore[method-assign]
+    assert file.reserve(("a",))
     assert seen == [True]
+    file.close()
 
 
 def test_one_that_comes_again_is_not_forgotten(directory: str) -> None:
@@ -171,7 +168,7 @@ def test_one_that_comes_again_is_not_forgotten(directory: str) -> None:
     for value in (1, 0, 1):
         tallies.set(key, value)
         tallies.write()
-    assert read_statistics(directory) == {key: 1} == tallies.values
+    assert read_rows(directory) == {key: 1} == tallies.values
 
 
 def count_without_room(directory: str) -> None:
@@ -183,7 +180,7 @@ def count_without_room(directory: str) -> None:
         tallies.add(("received", "w", pid, 20), pid)
         tallies.write()
     assert len(tallies.values) == 2999
-    assert 500 < len(read_statistics(directory)) < 2999
+    assert 500 < len(read_rows(directory)) < 2999
 
 
 def test_a_full_disk_ends_no_counting(directory: str) -> None:
@@ -196,7 +193,7 @@ def test_a_full_disk_ends_no_counting(directory: str) -> None:
 def test_garbage_in_the_file_is_no_count(directory: str, content: bytes) -> None:
     """A file that is none gives no counts, and no exception."""
     Path(directory, "statistics").write_bytes(content)
-    assert read_statistics(directory) == {}
+    assert read_rows(directory) == {}
     Tallies(directory).write()
 
 
@@ -209,35 +206,37 @@ def entries(pid: int, numbers: list[int], level: int = INFO) -> list[Entry]:
     return [((number, "x"), origin) for number in numbers]
 
 
-def count(tallies: Tallies, batch: list[Entry]) -> None:
+def count(tallies: Tallies, numbers: Numbers, batch: list[Entry]) -> None:
     """Count a batch."""
     counts = Counter(origin for _, origin in batch)
     tallies.count_records(counts)
-    tallies.count_numbers(batch, counts)
+    numbers.count(batch, counts)
 
 
 def test_numbers_that_are_missing_are_counted() -> None:
     """In whatever order threads send, what is missing is the highest number less those that came."""
     tallies = Tallies(None)
-    count(tallies, [*entries(1, [1, 2, 5, 4]), *entries(2, [1]), *entries(1, [3, 9], ERROR), *entries(1, [7])])
-    count(tallies, entries(3, [0, 0]))
-    stats = to_stats(tallies.values, [mplog.ProcessLosses(1, "w1", {(INFO, mplog.Reason.QUEUE_FULL): 1})])
+    numbers = Numbers(tallies)
+    count(tallies, numbers, [*entries(1, [1, 2, 5, 4]), *entries(2, [1]), *entries(1, [3, 9], ERROR), *entries(1, [7])])
+    count(tallies, numbers, entries(3, [0, 0]))
+    stats = to_stats(tallies.values, {"losses-1-0": mplog.ProcessLosses(1, "w1", {(INFO, mplog.Reason.QUEUE_FULL): 1})})
     assert stats.missing == {1: 2}
     assert stats.unexplained == {1: 1}
     assert stats.by_level == {INFO: 8, ERROR: 2}
     assert stats.by_process == {("w1", 1): 7, ("w2", 2): 1, ("w3", 3): 2}
     assert (stats.received, stats.written, stats.dropped) == (10, 10, 1)
-    count(tallies, entries(1, [6]))
-    assert to_stats(tallies.values, []).missing == {1: 1}
+    count(tallies, numbers, entries(1, [6]))
+    assert to_stats(tallies.values, {}).missing == {1: 1}
 
 
 def test_processes_off_the_wire_make_no_counters_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """From some number of processes on, those that come are counted together."""
-    monkeypatch.setattr(statistics, "COUNTED_PROCESSES", 100)
+    monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_PROCESSES", 100)
     tallies = Tallies(None)
+    numbers = Numbers(tallies)
     for pid in range(1, 300):
-        count(tallies, entries(pid, [1, 3]))
-    stats = to_stats(tallies.values, [])
+        count(tallies, numbers, entries(pid, [1, 3]))
+    stats = to_stats(tallies.values, {})
     assert stats.received == 598
     assert stats.by_process["others", 0] == 398
     assert len(stats.missing) == 100
@@ -245,15 +244,15 @@ def test_processes_off_the_wire_make_no_counters_without_bound(monkeypatch: pyte
 
 def test_levels_off_the_wire_make_no_counters_without_bound(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From some number of levels on, those that come are counted as level 0, also behind a restart."""
-    monkeypatch.setattr(statistics, "COUNTED_LEVELS", 100)
+    monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_LEVELS", 100)
     tallies = Tallies(directory)
     for level in range(1, 201):
         if level == 150:
             tallies.write()
             tallies.close()
             tallies = Tallies(directory, tallies.serial)
-        count(tallies, entries(1, [level], level))
-    stats = to_stats(tallies.values, [])
+        count(tallies, Numbers(tallies), entries(1, [level], level))
+    stats = to_stats(tallies.values, {})
     assert stats.received == 200
     assert stats.by_level == {0: 100, **dict.fromkeys(range(1, 101), 1)}
 

@@ -22,7 +22,7 @@ import mplog
 from mplog import Overflow, Reason
 from mplog.queue import losses
 from mplog.queue.log_queue import emergency_path
-from mplog.queue.losses import Losses, LossReader, ProcessLosses
+from mplog.queue.losses import Losses, ProcessLosses
 from mplog.record import frame
 from mplog.worker.attach import install
 
@@ -132,31 +132,9 @@ def test_what_is_no_file_of_losses_is_skipped(directory: str, content: bytes) ->
     """A file that is just being made, or is another's, is not read."""
     Path(directory, "losses-7-0").write_bytes(content)
     assert losses.read_all(directory) == []
-    assert LossReader(directory).new() == []
 
 
 # --- telling ---
-
-
-def test_what_is_new_is_told_once(directory: str) -> None:
-    """A look returns what has come since the last that was told, also for the next reader, who is given that."""
-    mine, reader = Losses(directory), LossReader(directory)
-    assert reader.new() == []
-    for _ in range(3):
-        mine.count(INFO, Reason.QUEUE_FULL, "w")
-    (first,) = reader.new()
-    assert first.lost == 3
-    mine.count(ERROR, Reason.QUEUE_FULL, "w")
-    assert reader.new()[0].lost == 4
-    mine.count(INFO, Reason.QUEUE_FULL, "w")
-    told = reader.told()
-    (second,) = reader.new()
-    assert second.counts == {(INFO, Reason.QUEUE_FULL): 1}
-    reader = LossReader(directory, told)
-    assert reader.new() == [second]
-    assert LossReader(directory, told | reader.told()).new() == []
-    assert reader.new() == []
-    assert losses.read_all(directory)[0].lost == 5
 
 
 def test_the_lines_say_who_how_many_and_why() -> None:

@@ -1,0 +1,121 @@
+"""What processes have lost that the log has not said. Runs in the logging process.
+
+::
+
+    files of losses --> LossReader.new() --> lines in the log, and "said" in the tallies: one commit
+                                                             the process has ended --> the file is removed
+
+The rule of this file: **a loss is in its file, or in a committed count that survives this process.** So the file of a
+process that has ended is removed only after the commit that keeps all of it. From then on, "said" counts for `Stats`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from mplog.monitoring.count_file import Key
+from mplog.monitoring.tallies import Tallies
+from mplog.queue.losses import ProcessLosses, Reason, names_of_files, pid_namespace, pid_of, read_file
+
+if sys.platform != "win32":
+    from mplog.queue.kill_points import reach
+
+#: Files that are read in one look, so that it takes some hundredths of a second at most; the others follow in the next.
+_LOOKED_AT = 1000
+
+
+class LossReader:
+    """Reads the files of losses of a queue.
+
+    Args:
+        directory: of the queue.
+        tallies: keep what the log has said.
+        has_ended: tells whether the process of a pid has ended.
+
+    Attributes:
+        ended: files that are not needed after the next commit, by name, with the counts that keep them.
+        in_use: the pids of all files that were there at the last look.
+        has_more: whether the last look did not come to all files.
+        is_blind: whether the last look found no free descriptor, so that `in_use` is not known.
+    """
+
+    def __init__(self, directory: str, tallies: Tallies, has_ended: Callable[[int], bool]) -> None:
+        self._directory = directory
+        self._tallies = tallies
+        self._has_ended = has_ended
+        self._namespace = pid_namespace()
+        self._last = ""
+        self.ended: dict[str, list[Key]] = {}
+        self.in_use: set[int] = set()
+        self.has_more = False
+        self.is_blind = False
+
+    def new(self, *, of_all: bool = False) -> list[ProcessLosses]:
+        """Return what is to be said now, and count it as said: the caller writes the lines before the next commit.
+
+        Args:
+            of_all: look at all files, however many there are.
+        """
+        found = self._new_of_buffers()
+        try:
+            names = names_of_files(self._directory)
+        except OSError:  # the next look finds them
+            self.is_blind = self.has_more = True
+            return found
+        self.is_blind = False
+        self.in_use = set(map(pid_of, names))
+        self.has_more = len(names) > _LOOKED_AT and not of_all
+        if self.has_more:
+            start = bisect.bisect_right(names, self._last)
+            names = (names[start:] + names[:start])[:_LOOKED_AT]
+            self._last = names[-1]
+        for name in names:
+            new = self._new_of_file(name)
+            if new is not None and new.counts:
+                found.append(new)
+        return found
+
+    def _new_of_buffers(self) -> list[ProcessLosses]:
+        """Return what was dropped out of the buffers: the intake sends it in frames."""
+        new = []
+        for (_, *place), count in self._tallies.of("lost").items():
+            said = "said of buffers", *place
+            pid, name, level, reason = place
+            if count > self._tallies.values[said]:
+                new.append(ProcessLosses(pid, name, {(level, Reason(reason)): count - self._tallies.values[said]}))
+                self._tallies.set(said, count)
+        return new
+
+    def _new_of_file(self, name: str) -> ProcessLosses | None:
+        pid = pid_of(name)
+        # Asked before the file is read, which then has all that there will ever be.
+        is_over = pid > 0 and self._has_ended(pid)
+        try:
+            losses, namespace = read_file(os.path.join(self._directory, name))
+        except (OSError, ValueError):
+            return None
+        new, keys = {}, []
+        for (level, reason), count in losses.counts.items():
+            key = "said", name, losses.pid, losses.name, level, int(reason)
+            if count > self._tallies.values[key]:
+                new[level, reason] = count - self._tallies.values[key]
+            self._tallies.set(key, count)
+            keys.append(key)
+        if is_over and losses.pid == pid and namespace == self._namespace:
+            self.ended[name] = keys
+        return replace(losses, counts=new)
+
+    def remove_files(self) -> None:
+        """Remove the files of processes that have ended, after a commit that keeps what is in them."""
+        if self.ended:
+            reach("before remove")
+            for name, keys in self.ended.items():
+                if all(map(self._tallies.is_kept, keys)):
+                    with contextlib.suppress(OSError):  # the next look tries again
+                        os.unlink(os.path.join(self._directory, name))
+            self.ended.clear()

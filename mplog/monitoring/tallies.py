@@ -1,0 +1,149 @@
+"""What the logging process counts, exactly, through any kill. Runs in the logging process.
+
+::
+
+    Tallies: add(), set() --> write() --> CountFile, in the queue's directory --> read_counts(): the program
+                              the number of the write goes into the note of the commit
+
+The rule of this file: **a count changes with the commit of what it counts.** `write` is called right before a commit,
+and not at any other time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping
+
+from mplog.monitoring.count_file import CountFile, Key
+from mplog.queue.losses import ProcessLosses
+from mplog.record.layout import Origin
+
+#: Pids, names and levels come off the wire, so there is a limit to how many are told apart, and to a name's length.
+COUNTED_PROCESSES = 10_000
+COUNTED_LEVELS = 1000
+#: The same for processes that have ended, which are many in a server that runs for months.
+COUNTED_ENDED = 1000
+_LONGEST_NAME = 200
+
+
+class Tallies:
+    """Counts by kind and key. A commit makes those of the last `write` valid.
+
+    Without room for the file, or for a row in it, they count in this process alone.
+
+    Args:
+        directory: of the queue; None to have no file.
+        serial: the number of the last write that was committed, 0 for none; later ones are taken back.
+
+    Attributes:
+        serial: the number of the last write, for the note of the commit.
+        values: all counts.
+    """
+
+    #: The kind of those that tell which processes are watched, for the next logging process.
+    WATCHED = "watched"
+
+    def __init__(self, directory: str | None, serial: int = 0) -> None:
+        self.serial = serial
+        self.values: Counter[Key] = Counter()
+        self._changed: set[Key] = set()
+        self._file: CountFile | None = None
+        if directory is not None:
+            with contextlib.suppress(OSError):
+                self._file = CountFile(directory, serial)
+                self.values.update(self._file.counts())
+        received, lost = self.of("received"), self.of("lost")
+        self._senders: set[tuple[str, int]] = {(key[1], key[2]) for key in received}
+        self._losers: set[tuple[int, str]] = {(key[1], key[2]) for key in lost}
+        self._levels: set[int] = {key[-1] for key in received}
+        self._levels.update(key[-2] for key in [*lost, *self.of("lost by ended")])
+
+    def add(self, key: Key, count: int = 1) -> None:
+        """Count some more."""
+        if count:
+            self.values[key] += count
+            self._changed.add(key)
+
+    def set(self, key: Key, value: int) -> None:
+        """Replace a count."""
+        if not value and not self.is_kept(key):
+            self.values.pop(key, None)
+            self._changed.discard(key)
+        elif self.values[key] != value or not self.is_kept(key):
+            self.values[key] = value
+            self._changed.add(key)
+
+    def of(self, kind: str) -> dict[Key, int]:
+        """Return the counts of a kind that are not 0."""
+        return {key: count for key, count in self.values.items() if key[0] == kind and count}
+
+    def is_kept(self, key: Key) -> bool:
+        """Whether a count survives this process."""
+        return self._file is not None and key in self._file
+
+    def reserve(self, key: Key) -> bool:
+        """Make room for a count that must survive this process; return False if there is none."""
+        return self._file is not None and self._file.reserve(key)
+
+    @property
+    def has_new(self) -> bool:
+        """Whether anything has changed since the last `write`."""
+        return bool(self._changed)
+
+    def write(self) -> None:
+        """Write what has changed since the last time, which the caller has committed by now.
+
+        The note of the next commit must name `serial`.
+        """
+        if self._changed:
+            self.serial += 1
+            if self._file is not None:
+                for key in self._file.write({key: self.values[key] for key in self._changed}, self.serial):
+                    if not self.values[key]:
+                        del self.values[key]
+            self._changed.clear()
+
+    def close(self) -> None:
+        """Let go of the file; the counts stay."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    # --- what is counted, within its limits ---
+
+    def count_records(self, counts: Mapping[Origin, int]) -> None:
+        """Count records that have been handled, by where they come from."""
+        for origin, count in counts.items():
+            name, pid = (origin.processName or "")[:_LONGEST_NAME], origin.process or 0
+            if (name, pid) not in self._senders:
+                if len(self._senders) >= COUNTED_PROCESSES:
+                    name, pid = "others", 0
+                else:
+                    self._senders.add((name, pid))
+            self.add(("received", name, pid, self.level(origin.levelno)), count)
+
+    def level(self, level: int) -> int:
+        """Return the level that one is counted as."""
+        if level not in self._levels:
+            if len(self._levels) >= COUNTED_LEVELS:
+                return 0
+            self._levels.add(level)
+        return level
+
+    def count_lost(self, losses: ProcessLosses) -> None:
+        """Count what was dropped out of the buffers."""
+        pid, name = losses.pid, losses.name[:_LONGEST_NAME]
+        if (pid, name) not in self._losers:
+            if len(self._losers) >= COUNTED_PROCESSES:
+                pid, name = 0, "others"
+            else:
+                self._losers.add((pid, name))
+        for (level, reason), count in losses.counts.items():
+            self.add(("lost", pid, name, self.level(level), int(reason)), count)
+
+    def forget_lost(self, key: Key) -> None:
+        """Remove a count of what a process has lost."""
+        *_, pid, name, _, _ = key
+        self.set(key, 0)
+        self._losers.discard((pid, name))
