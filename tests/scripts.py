@@ -18,7 +18,7 @@ import psutil
 from oracle import wait_until
 
 import mplog
-from mplog.monitoring.deaths import has_ended
+from mplog.monitoring.process import has_ended
 
 #: The directory that mplog is imported from: where it is installed, which may be the checkout.
 INSTALLED = Path(mplog.__file__).parents[1]

@@ -32,7 +32,8 @@ from mplog.cli.server_options import (
 )
 from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError
-from mplog.monitoring.deaths import describe_end, memory_kills
+from mplog.monitoring.death_lines import describe_end
+from mplog.monitoring.process import memory_kills
 from mplog.server.log_server import LogServer
 from mplog.worker.attach import MPLOG_QUEUE, attach
 

@@ -27,10 +27,10 @@ from mplog.logging_process.dispatch import REPORT_INTERVAL, Dispatcher
 from mplog.logging_process.loop import CHECK_SECONDS, Loop, Places
 from mplog.logging_process.messages import Report
 from mplog.logging_process.unfinished import Unfinished
-from mplog.monitoring.deaths import has_ended
 from mplog.monitoring.ended import EndedProcesses
 from mplog.monitoring.loss_reader import LossReader
 from mplog.monitoring.numbers import Numbers
+from mplog.monitoring.process import has_ended
 from mplog.monitoring.restart_lines import Restarts, not_noted
 from mplog.monitoring.statistics import PEAK_UNIT, Stats, to_stats
 from mplog.monitoring.tallies import Tallies

@@ -26,7 +26,8 @@ from multiprocessing.connection import Connection, wait
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.messages import Answer, ChildEnded, Records, Report
 from mplog.monitoring.count_file import Key
-from mplog.monitoring.deaths import Death, Watch, describe
+from mplog.monitoring.death_lines import Death, describe
+from mplog.monitoring.deaths import Watch
 from mplog.monitoring.numbers import Numbers
 from mplog.monitoring.statistics import Stats, to_stats
 from mplog.monitoring.tallies import Tallies

@@ -31,7 +31,8 @@ from mplog.errors import MplogError
 from mplog.logging_process import main as logging_process
 from mplog.logging_process.loop import Places
 from mplog.logging_process.messages import GivenUp, Launch, NewProcess, Patience, Report
-from mplog.monitoring.deaths import describe_end, memory_kills
+from mplog.monitoring.death_lines import describe_end
+from mplog.monitoring.process import memory_kills
 
 if sys.platform != "win32":
     import resource

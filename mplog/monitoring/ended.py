@@ -19,9 +19,9 @@ from collections.abc import Callable, Container, Iterable
 
 from mplog.monitoring import tallies as limits
 from mplog.monitoring.count_file import Key
-from mplog.monitoring.deaths import has_ended
 from mplog.monitoring.loss_reader import LossReader
 from mplog.monitoring.numbers import Numbers
+from mplog.monitoring.process import has_ended
 from mplog.monitoring.tallies import Tallies
 from mplog.queue.losses import Reason, pid_of
 

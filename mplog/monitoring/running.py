@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from mplog.errors import QueueNotFoundError
-from mplog.monitoring.deaths import has_ended, is_held, start_mark
+from mplog.monitoring.process import has_ended, is_held, start_mark
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.log_queue import fifo_path, given_up_path
 

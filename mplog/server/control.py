@@ -22,7 +22,7 @@ from typing import Any
 
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, StartError
 from mplog.logging_process.messages import Answer, ChildEnded, GivenUp, Launch, NewProcess, Opened, Question, Records
-from mplog.monitoring.deaths import has_ended
+from mplog.monitoring.process import has_ended
 from mplog.monitoring.statistics import Stats
 from mplog.server.interpreter import module_path, start_supervisor
 from mplog.server.progress import TICK_SECONDS

@@ -1,4 +1,4 @@
-"""Who of those that log has died, and how: Watch, Death, describe."""
+"""Which of the processes that log have died, and how: Watch, Death, describe."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from family import Family
 from scripts import environment
 
 import mplog
-from mplog.monitoring import deaths
-from mplog.monitoring.deaths import Death, Watch, describe
+from mplog.monitoring import deaths, process
+from mplog.monitoring.death_lines import Death, describe
+from mplog.monitoring.deaths import Watch
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="only Linux from 5.3 on can watch processes that are not one's children"
@@ -99,11 +100,11 @@ def open_descriptors() -> int:
 
 def kernel_keeps_exit_codes() -> bool:
     """Whether the kernel tells by a pidfd how a process has ended that its parent has waited for (Linux 6.15)."""
-    process = subprocess.Popen(["sleep", "0"])
-    pidfd = os.pidfd_open(process.pid)
-    process.wait()
+    sleeping = subprocess.Popen(["sleep", "0"])
+    pidfd = os.pidfd_open(sleeping.pid)
+    sleeping.wait()
     try:
-        return deaths._noted_status(pidfd) == 0
+        return process.noted_status(pidfd) == 0
     finally:
         os.close(pidfd)
 
@@ -117,7 +118,7 @@ needs_exit_codes = pytest.mark.skipif(
 @pytest.fixture
 def older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that does not know the ioctl which tells how a process has ended."""
-    monkeypatch.setattr(deaths, "_PIDFD_GET_INFO", deaths._PIDFD_GET_INFO + 200)
+    monkeypatch.setattr(process, "_PIDFD_GET_INFO", process._PIDFD_GET_INFO + 200)
 
 
 # --- how processes end ---
@@ -287,8 +288,8 @@ def test_a_process_that_dies_while_it_is_looked_at_is_told(
         family.go(pid)
         return has_fifo_open(pid)
 
-    has_fifo_open = watch._has_fifo_open
-    monkeypatch.setattr(watch, "_has_fifo_open", look_too_late)
+    has_fifo_open = watch.senders.has_fifo_open
+    monkeypatch.setattr(watch.senders, "has_fifo_open", look_too_late)
     watch.watch(pid, "worker")
     assert codes(watch.deaths()) == {pid: -signal.SIGKILL}
 
@@ -307,7 +308,7 @@ def test_a_refused_process_is_tried_again_later(family: Family, watch: Watch, mo
     """A pid that is refused is not looked at with each batch, but now and then, since it may come into use again."""
     pid = family.fork(with_fifo=False)
     looked = []
-    monkeypatch.setattr(watch, "_has_fifo_open", lambda pid: looked.append(pid) or len(looked) > 1)
+    monkeypatch.setattr(watch.senders, "has_fifo_open", lambda pid: looked.append(pid) or len(looked) > 1)
     for _ in range(5):
         watch.watch(pid, "worker")
     assert looked == [pid]
@@ -426,7 +427,7 @@ REUSE = """
     import json, os, sys, time
     import mplog
     from family import Family
-    from mplog.monitoring import deaths
+    from mplog.monitoring import deaths, process
 
     def fork_as(pid, how, **words):
         with open("/proc/sys/kernel/ns_last_pid", "w") as file:
@@ -434,7 +435,7 @@ REUSE = """
         assert family.fork(how, **words) == pid
 
     if {older}:
-        deaths._PIDFD_GET_INFO += 200
+        process._PIDFD_GET_INFO += 200
     queue = mplog.LogQueue()
     watch = deaths.Watch(queue.path, os.getpid())
     with Family(queue.path) as family:
@@ -442,11 +443,11 @@ REUSE = """
         # Dies, and another has its pid before anybody looks.
         fork_as(1000, "exit:3")
         watch.watch(1000, "first")
-        started = deaths._Stat.read(1000).started
+        started = process.Stat.read(1000).started
         family.go(1000, reap=True)
         while True:  # until the kernel's clock, which starts are told by, has gone on
             fork_as(1000, "signal:9", with_fifo=False)
-            if deaths._Stat.read(1000).started != started:
+            if process.Stat.read(1000).started != started:
                 break
             family.go(1000, reap=True)
         family.go(1000)

@@ -1,0 +1,87 @@
+"""The line in the log about a process that has died: who, how, and for SIGKILL the likely cause."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import NamedTuple
+
+from mplog.record.plain import printable
+
+#: Nobody needs a line about these: users, pools, terminals and supervisors end processes that work well in these ways.
+#: Leaving ``with Pool()`` sends SIGTERM to each of its workers.
+_ROUTINE_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if sys.platform != "win32" else []))
+#: With the same signals as a shell gives them (128 + n), for programs that handle them and exit with that code.
+_ROUTINE_EXITS = {0, *(-number for number in _ROUTINE_SIGNALS), *(128 + number for number in _ROUTINE_SIGNALS)}
+
+
+class Death(NamedTuple):
+    """How a process ended that had been sending records.
+
+    Attributes:
+        pid: its pid.
+        name: its name, as in its records.
+        exitcode: as ``multiprocessing.Process.exitcode`` has it: the exit code, or minus the number of the signal.
+        at: when that was noticed, in seconds since the epoch.
+        memory_kills: how many processes the kernel has killed for lack of memory since this one was first seen; None
+            where the kernel does not count them.
+    """
+
+    pid: int
+    name: str
+    exitcode: int
+    at: float
+    memory_kills: int | None = None
+
+    @property
+    def is_routine(self) -> bool:
+        """Whether it ended as processes are meant to end: with exit code 0, or by SIGTERM, SIGINT or SIGHUP."""
+        return self.exitcode in _ROUTINE_EXITS
+
+
+def describe(death: Death, received: int, last_record_at: float | None) -> str:
+    """Return the line.
+
+    Args:
+        death: who, and how.
+        received: the number of records that have come from the process.
+        last_record_at: when it logged the last of them, in seconds since the epoch; None for never.
+    """
+    who = f"mplog: {printable(death.name[:100])} (pid {death.pid})"
+    records = f"after {received:,} record{'' if received == 1 else 's'}"
+    last = "" if last_record_at is None else f"; the last one at {_time_of_day(last_record_at)}"
+    end = describe_end(death.exitcode, death.memory_kills)
+    return f"{who} {end}{',' if death.exitcode < 0 else ''} {records}{last}"
+
+
+def describe_end(exitcode: int, killed_for_memory: int | None) -> str:
+    """Return how a process ended, and for SIGKILL the likely cause.
+
+    Args:
+        exitcode: as ``multiprocessing.Process.exitcode`` has it.
+        killed_for_memory: how many processes the kernel has killed for lack of memory meanwhile; None for not known.
+    """
+    if exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    return f"was killed by {name}{_cause(killed_for_memory) if name == 'SIGKILL' else ''}"
+
+
+def _cause(killed_for_memory: int | None) -> str:
+    if killed_for_memory is None:
+        return " (likely cause: out of memory)"
+    if not killed_for_memory:
+        return " (likely by another process; the kernel has killed none for being out of memory)"
+    count = f"{killed_for_memory} process{'' if killed_for_memory == 1 else 'es'}"
+    return f" (likely cause: out of memory; the kernel has killed {count} for that since this one began to log)"
+
+
+def _time_of_day(at: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    except (OverflowError, OSError, ValueError):
+        return f"{at:g}"  # it comes off the wire, and may be anything
