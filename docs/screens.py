@@ -18,8 +18,8 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 import mplog
-from mplog.cli.top import Watcher
 from mplog.cli.top_screen import Screen
+from mplog.cli.watcher import Watcher
 
 HERE = Path(__file__).parent
 SECONDS = 12

@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["NOT_EXECUTABLE", "NOT_FOUND", "Command", "signals_held"]
+from mplog.cli.terminal import has_terminal
 
 #: As shells have it.
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
@@ -109,15 +109,6 @@ class Command:
         is_job_control = number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
         if is_job_control and self._has_terminal and signal.SIGCONT not in signal.sigpending():
             os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def has_terminal() -> bool:
-    """Return whether this process has a terminal that controls it, and that is still there."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
 
 
 def _next_signal() -> tuple[int, bool]:

@@ -1,7 +1,6 @@
-"""The screen of ``mplog top``, by rich.
+"""How ``mplog top`` draws its live screen, with rich.
 
-The rule of this file: **what does not fit is left out from the least important on**, and never wrapped. The first lines
-are there on any terminal; columns and rows beyond its size are not.
+What does not fit is left out, the least important first, and is never wrapped. The first lines fit any terminal.
 """
 
 from __future__ import annotations
@@ -10,11 +9,8 @@ import contextlib
 import os
 import select
 import signal
-import sys
-import termios
 import time
-import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -24,10 +20,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from mplog.cli.top import SORTS, Look, Watcher, Worker, dropped_text, duration, fill_text, size
+from mplog.cli.terminal import keyboard, noted_signals
+from mplog.cli.top_text import dropped_text, server_cells, size, worker_cells
+from mplog.cli.watcher import SORTS, Look, Watcher, Worker
 from mplog.record.plain import printable
-
-__all__ = ["Screen", "show"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 #: Columns from which on files stand beside the workers, not above them.
@@ -35,8 +31,8 @@ _WIDE = 130
 _STATE_STYLES = {"running": "green", "draining": "yellow", "restarting": "yellow", "suspended": "bold red"}
 #: How full the buffers are when it is worth a look, and when calls are about to wait or to drop.
 _FULL, _FULLER = 0.5, 0.8
-#: The signals that stop or end it: Ctrl-Z, and that of kill(1).
-_NOTED = (signal.SIGTSTP, signal.SIGTERM)
+#: The signals that stop or end it, before which it puts the terminal back as it was: Ctrl-Z, and that of kill(1).
+_ENDING = (signal.SIGTSTP, signal.SIGTERM)
 
 
 class Screen:
@@ -122,28 +118,13 @@ class Screen:
         directories = [look.server.directory for look in self.looks]
         first = max(0, min(directories.index(self._chosen) - rows + 1, len(self.looks) - rows))
         for look in self.looks[first : first + rows]:
-            cells = self._server_cells(look)
+            cells, styles = server_cells(look), _styles(look)
             is_chosen = look.server.directory == self._chosen and len(self.looks) > 1
-            table.add_row(*(cells[name] for name in names), style="reverse" if is_chosen else "")
+            texts = [Text(cells[name], style=styles.get(name, "")) for name in names]
+            table.add_row(*texts, style="reverse" if is_chosen else "")
         if rows < len(self.looks):
             return Group(table, Text(f"… {len(self.looks) - rows} more", style="dim"))
         return table
-
-    def _server_cells(self, look: Look) -> dict[str, RenderableType]:
-        snapshot, stats, notice = look.snapshot, look.snapshot.stats, look.server.notice
-        return {
-            "SERVER": str(snapshot.pid),
-            "STATE": Text(snapshot.state, style=_STATE_STYLES.get(snapshot.state, "red")),
-            "UPTIME": duration(look.uptime),
-            "RECORDS/S": f"{look.records_per_second:,.0f}",
-            "BYTES/S": size(look.bytes_per_second) if snapshot.has_buffers else "?",
-            "RECORDS": f"{stats.received:,}",
-            "FILL": Text(fill_text(snapshot), style=_fill_style(snapshot.fill)),
-            "DROPPED": Text(f"{stats.dropped:,}", style="bold red" if stats.dropped else ""),
-            "WORKERS": str(sum(worker.is_alive for worker in look.workers)),
-            "RESTARTS": Text(str(stats.restarts), style="yellow" if stats.restarts else ""),
-            "PROGRAM": Text(f"{notice.program} {printable(notice.command)}"),
-        }
 
     def _details(self, look: Look, width: int, height: int) -> RenderableType:
         title = f"server {look.snapshot.pid} of program {look.server.notice.program}"
@@ -205,7 +186,7 @@ class Screen:
         files, more = look.snapshot.files, look.snapshot.more_files
         shown = files if len(files) + bool(more) <= rows else files[: max(0, rows - 1)]
         for path, length in shown:
-            table.add_row(size(length) if length >= 0 else "-", Text(_end_of(printable(path))))
+            table.add_row(size(length), Text(_end_of(printable(path))))
         more += len(files) - len(shown)
         if more:
             table.add_row("", Text(f"… {more} more", style="dim"))
@@ -215,35 +196,37 @@ class Screen:
         table = Table(box=SIMPLE_HEAD, expand=True, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("PID", justify="right", no_wrap=True)
         table.add_column("WORKER", no_wrap=True, ratio=1, overflow="ellipsis")
-        # The columns that there is no room for, from the least important on.
-        columns = [index for index, least in enumerate((0, 0, 0, 60, 46)) if width >= least]
-        for index in columns[2:]:
-            table.add_column(("", "", "RECORDS/S", "RECORDS", "DROPPED")[index], justify="right", no_wrap=True)
+        # Columns are left out if there is no room for them, the least important first.
+        for name, least in (("RECORDS/S", 0), ("RECORDS", 60), ("DROPPED", 46)):
+            if width >= least:
+                table.add_column(name, justify="right", no_wrap=True)
+        names = [str(column.header) for column in table.columns]
         shown = look.workers if len(look.workers) <= rows else look.workers[: max(0, rows - 1)]
         for worker in shown:
-            cells = _worker_cells(worker)
-            table.add_row(*(cells[index] for index in columns), style="" if worker.is_alive else "dim")
-        if len(shown) < len(look.workers):
-            rest: Sequence[Worker] = look.workers[len(shown) :]
-            cells = [
-                "",
-                Text(f"… {len(rest)} more", style="dim"),
-                f"{sum(worker.rate for worker in rest):,.0f}",
-                f"{sum(worker.records for worker in rest):,}",
-                f"{sum(worker.dropped for worker in rest):,}",
-            ]
-            table.add_row(*(cells[index] for index in columns))
+            cells = worker_cells(worker)
+            cells["WORKER"] += "" if worker.is_alive else " (ended)"
+            styles = {"DROPPED": "bold red" if worker.dropped else ""}
+            texts = [Text(cells[name], style=styles.get(name, "")) for name in names]
+            table.add_row(*texts, style="" if worker.is_alive else "dim")
+        if rest := look.workers[len(shown) :]:
+            records, rate, dropped = (
+                sum(getattr(each, name) for each in rest) for name in ("records", "rate", "dropped")
+            )
+            more = Worker(0, f"… {len(rest)} more", records, rate, dropped, True)
+            cells = worker_cells(more) | {"PID": ""}
+            table.add_row(*(Text(cells[name], style="dim" if name == "WORKER" else "") for name in names))
         return table
 
 
-def _worker_cells(worker: Worker) -> list[RenderableType]:
-    return [
-        str(worker.pid),
-        Text(printable(worker.name) + ("" if worker.is_alive else " (ended)")),
-        f"{worker.rate:,.0f}",
-        f"{worker.records:,}",
-        Text(f"{worker.dropped:,}", style="bold red" if worker.dropped else ""),
-    ]
+def _styles(look: Look) -> dict[str, str]:
+    """Return the styles of the cells of a server's row that have one."""
+    stats = look.snapshot.stats
+    return {
+        "STATE": _STATE_STYLES.get(look.snapshot.state, "red"),
+        "FILL": _fill_style(look.snapshot.fill),
+        "DROPPED": "bold red" if stats.dropped else "",
+        "RESTARTS": "yellow" if stats.restarts else "",
+    }
 
 
 def _fill_style(fill: float) -> str:
@@ -260,55 +243,6 @@ def _end_of(path: str) -> str:
     """Return a path with its home as ``~``: what tells files apart is the end."""
     home = os.path.expanduser("~")
     return f"~{path[len(home) :]}" if home != "/" and path.startswith(f"{home}/") else path
-
-
-# --- the terminal ---
-
-
-@contextlib.contextmanager
-def _keyboard() -> Iterator[int]:
-    """Have keys come one by one, unseen, as long as this lasts; yields the descriptor, -1 for no keyboard."""
-    fd = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else -1
-    try:
-        # A background job must not touch the terminal, and would be stopped for it.
-        has_keys = fd >= 0 and os.tcgetpgrp(fd) == os.getpgrp()
-    except OSError:  # somebody else's terminal
-        has_keys = False
-    if not has_keys:
-        yield -1
-        return
-    before = termios.tcgetattr(fd)
-    try:
-        tty.setcbreak(fd)
-        yield fd
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[int]:
-    """Yield a descriptor from which the numbers of signals are read that have to do with the terminal.
-
-    Its size has changed; or this is to stop or to end, before which the terminal is put back as it was.
-    """
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-
-    def note(number: int, _: object) -> None:
-        with contextlib.suppress(OSError):
-            os.write(writing, bytes([number]))
-
-    # What is ignored here, as by a shell without job control, stays so.
-    wanted = [number for number in _NOTED if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in (signal.SIGWINCH, *wanted)}
-    try:
-        yield reading
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(reading)
-        os.close(writing)
 
 
 def show(watcher: Watcher, sort: str, interval: float) -> int:
@@ -330,8 +264,8 @@ def _show(screen: Screen, interval: float) -> int | None:
     console = Console()
     with (
         contextlib.suppress(KeyboardInterrupt),
-        _keyboard() as keys,
-        _signals() as signals,
+        keyboard() as keys,
+        noted_signals(signal.SIGWINCH, _ENDING) as signals,
         Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live,
     ):
         due = 0.0
@@ -345,7 +279,7 @@ def _show(screen: Screen, interval: float) -> int | None:
             ready, _, _ = select.select(sources, [], [], max(0.0, due - time.monotonic()))
             if signals in ready:
                 for number in os.read(signals, 4096):
-                    if number in _NOTED:
+                    if number in _ENDING:
                         return number
             if keys in ready:
                 typed = os.read(keys, 64).decode("ascii", "replace")

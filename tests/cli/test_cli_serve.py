@@ -19,7 +19,7 @@ from commands import messages, mplog, shell, start
 from oracle import wait_until
 from scripts import environment, process_has_ended
 
-from mplog.cli import serve
+from mplog.cli import stop_socket
 from mplog.cli.main import main
 from mplog.queue.log_queue import LogQueue
 
@@ -288,7 +288,7 @@ def test_stop_of_a_server_that_is_slow(
     tmp_path: Path, queue: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that does not answer in time is said to run, and ends by what it was asked when it can."""
-    monkeypatch.setattr(serve, "_GRACE", 0.1)
+    monkeypatch.setattr(stop_socket, "_GRACE", 0.1)
     serving = _serving(queue)
     serving.suspend()
     try:

@@ -95,7 +95,7 @@ def test_top_shows_a_server(server: mplog.LogServer, worker: Any, log: Path) -> 
 
 def test_rates_are_of_the_time_between_two_looks(server: mplog.LogServer) -> None:
     """Records and bytes each second, for the server and for each process."""
-    from mplog.cli.top import Watcher
+    from mplog.cli.watcher import Watcher
 
     watcher = Watcher()
     logging.info("before")

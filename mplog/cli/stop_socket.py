@@ -1,0 +1,128 @@
+"""How ``mplog serve stop`` asks a server to end: by a socket in the directory of its queue.
+
+::
+
+    serve stop: ask_to_end() --- timeout ---> socket "serve" ---> mplog serve: receive_timeout()
+                       ^                                              |  writes everything, ends
+                       '------------------ Answer --------------------'
+
+The directory has mode 0700, so nobody else can connect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import msgspec
+
+from mplog.errors import MplogError
+from mplog.queue.log_queue import LogQueue
+
+#: Seconds that an answer may take in addition to the time for writing.
+_GRACE = 30.0
+
+
+class Answer(msgspec.Struct):
+    """What became of a server that was asked to end.
+
+    Attributes:
+        account: how much was written, in a line.
+        lost: what was not written, in lines.
+        said: what a server in the background printed on standard error.
+    """
+
+    account: str
+    lost: list[str]
+    said: str = ""
+
+
+def listen(directory: str) -> socket.socket:
+    """Return the socket that `ask_to_end` connects to."""
+    listener = socket.socket(socket.AF_UNIX)
+    with _short_path(directory) as path:
+        listener.bind(path)
+    listener.listen()
+    return listener
+
+
+def receive_timeout(asking: socket.socket, default: float) -> float:
+    """Return how many seconds the end may take, as the other side asks."""
+    asking.settimeout(5.0)
+    with contextlib.suppress(OSError, ValueError):
+        return float(asking.recv(100))
+    return default
+
+
+def answer_all(asking: socket.socket, listener: socket.socket, answer: Answer) -> None:
+    """Answer all who have asked the server to end."""
+    listener.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            with contextlib.suppress(ConnectionError, TimeoutError), asking:
+                asking.sendall(msgspec.json.encode(answer))
+            asking = listener.accept()[0]
+            receive_timeout(asking, 0.0)  # unread bytes would break the connection
+
+
+def ask_to_end(directory: str, timeout: float) -> Answer:
+    """Have a server write everything and end; return its answer.
+
+    Args:
+        directory: of its queue.
+        timeout: seconds that the writing may take.
+
+    Raises:
+        MplogError: there is no server, or it has not answered.
+    """
+    with socket.socket(socket.AF_UNIX) as connection, _short_path(directory) as path:
+        try:
+            connection.connect(path)
+        except FileNotFoundError:
+            LogQueue.open(directory).close()  # raises if there is no server
+            raise MplogError(
+                f"the server of {directory} was not started by mplog serve. End the program that has started it"
+            ) from None
+        except OSError as error:
+            raise MplogError(
+                f"there is no server in {directory}: {error.strerror}. It has ended, or is ending"
+            ) from None
+        connection.sendall(f"{timeout}\n".encode())
+        connection.settimeout(timeout + _GRACE)
+        received = b""
+        try:
+            while data := connection.recv(65536):
+                received += data
+            return msgspec.json.decode(received, type=Answer)
+        except TimeoutError:
+            raise MplogError(
+                f"the server of {directory} still runs, but has not answered for {timeout + _GRACE:g} seconds: it is "
+                "suspended, or the machine is very busy. It will write everything and end as soon as it can"
+            ) from None
+        except (OSError, msgspec.DecodeError):
+            if not os.path.isdir(directory):
+                raise MplogError(f"the server of {directory} was already ending") from None
+            raise MplogError(
+                f"the server of {directory} was killed before it could answer. Its logging process writes what is "
+                "left, and ends when no process has the queue open any more"
+            ) from None
+
+
+@contextlib.contextmanager
+def _short_path(directory: str) -> Iterator[str]:
+    """Yield a path of the socket that fits into an address, which has room for about 100 bytes."""
+    path = os.path.join(directory, "serve")
+    if len(os.fsencode(path)) < 100 or not os.path.isdir("/proc/self/fd"):
+        yield path
+        return
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield path
+        return
+    try:
+        yield f"/proc/self/fd/{fd}/serve"
+    finally:
+        os.close(fd)
