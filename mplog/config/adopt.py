@@ -157,10 +157,9 @@ def _memory(handler: Any) -> Described:
 
 
 def _syslog(handler: Any) -> Described:
-    return (
-        {"address": handler.address, "facility": handler.facility, "socktype": handler.socktype},
-        frozenset({"socket", "unixsocket", "createSocket"}),
-    )
+    names = ("address", "facility", "socktype", "timeout")  # the last one as of Python 3.14
+    arguments = {name: getattr(handler, name) for name in names if hasattr(handler, name)}
+    return arguments, frozenset({"socket", "unixsocket", "createSocket"})
 
 
 def _socket(handler: Any) -> Described:

@@ -8,7 +8,6 @@ rotated) is left to the stdlib.
 from __future__ import annotations
 
 import inspect
-import locale
 import logging
 import logging.handlers
 import os
@@ -94,9 +93,9 @@ class Handlers:
     def _file(self, kind: type[logging.Handler], arguments: dict[str, Any]) -> logging.Handler | None:
         """Return what writes a file; None where another handler writes it in another way."""
         path = os.path.abspath(arguments["filename"])
-        encoding = arguments["encoding"]
-        if encoding in (None, "locale"):
-            encoding = locale.getpreferredencoding(False)
+        # What None and "locale" mean depends on the Python and on its UTF-8 mode.
+        with open(os.devnull, encoding=arguments["encoding"]) as opened:
+            encoding = opened.encoding
         maker, how = _maker(kind, arguments)
         likeness = (encoding, maker, how)
         real = os.path.realpath(path)

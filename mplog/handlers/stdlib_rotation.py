@@ -24,8 +24,8 @@ from mplog.handlers.log_file import LogFileHandler, Portion, Position
 
 __all__ = ["RotatingFile", "TimedRotatingFile", "WatchedFile"]
 
-#: Whether doRollover() leaves a file that has the rolled one's name already, and goes on in the old file: as of
-#: https://github.com/python/cpython/issues/88352.
+#: Whether doRollover() leaves a file that has the rolled one's name already, and goes on in the old file, in place of
+#: removing it: as of https://github.com/python/cpython/issues/88352.
 _KEEPS_ROLLED = sys.version_info >= (3, 12, 2) or (3, 11, 8) <= sys.version_info < (3, 12)
 
 
@@ -212,13 +212,13 @@ class TimedRotatingFile(_RolledFile):
         return self._encode(texts, start)
 
     def _is_time(self) -> bool:
-        if time.time() < self._schedule.rolloverAt or not self._schedule.shouldRollover(None):  # type: ignore[arg-type]
-            return False
-        return not _KEEPS_ROLLED or not os.path.exists(self._schedule.target())
+        return self._schedule.is_due()
 
     def _put_away(self) -> str:
         before = self._schedule.rolloverAt
         target = self._schedule.roll_over()
+        if not target:
+            raise FileExistsError("a file with the name that it would get has been made meanwhile")
         names = os.path.basename(self._path), os.path.basename(target)
         try:
             self._renames.make([names], note=before)
@@ -263,18 +263,19 @@ class TimedRotatingFile(_RolledFile):
 class _Schedule(logging.handlers.TimedRotatingFileHandler):
     """The stdlib's own, which opens and renames nothing, and so only says what is to be done."""
 
-    _target = ""
+    _rolled_name = _target = ""
 
-    def target(self) -> str:
-        """Return what the file would be called if it were rolled over now."""
+    def is_due(self) -> bool:
+        """Whether to roll the file over now. If its new name is taken, set the next time as the stdlib does."""
         before = self.rolloverAt
-        try:
-            return self.roll_over()
-        finally:
-            self.rolloverAt = before
+        if time.time() < before or not self.shouldRollover(None) or not self.roll_over():  # type: ignore[arg-type]
+            return False
+        self.rolloverAt = before
+        return True
 
     def roll_over(self) -> str:
-        """Set the next time, and return what the file of the time before is called."""
+        """Set the next time, and return what the file of the time before is called; "" if it is not rolled over."""
+        self._target = ""
         self.doRollover()
         return self._target
 
@@ -285,11 +286,11 @@ class _Schedule(logging.handlers.TimedRotatingFileHandler):
     # What doRollover() calls.
 
     def rotation_filename(self, default_name: str) -> str:
-        self._target = default_name
-        return ""  # which is no file, so nothing is in the way
+        self._rolled_name = default_name
+        return default_name if _KEEPS_ROLLED else ""  # which is no file, and so none that could be removed
 
     def rotate(self, source: str, dest: str) -> None:
-        """Leave it to others."""
+        self._target = self._rolled_name
 
     def getFilesToDelete(self) -> list[str]:
         return []

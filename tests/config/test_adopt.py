@@ -76,8 +76,11 @@ def test_handlers_of_all_loggers_move_and_come_back(stdlib_context: Any, tmp_pat
     own.close()
 
 
-def test_basic_config_moves(start_method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ['format="> %(message)s"', 'formatter=logging.Formatter("> %(message)s")'])
+def test_basic_config_moves(start_method: str, format: str, tmp_path: Path) -> None:
     """A program with basicConfig() has its workers' records where its own go: on stderr, once."""
+    if "formatter" in format and sys.version_info < (3, 15):
+        pytest.skip("basicConfig() takes no formatter")
     program = f"""
         import logging, multiprocessing, mplog
 
@@ -85,7 +88,7 @@ def test_basic_config_moves(start_method: str, tmp_path: Path) -> None:
             logging.info("worker %d", n)
 
         if __name__ == "__main__":
-            logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
+            logging.basicConfig(level="INFO", {format})
             logging.info("before")
             with mplog.LogServer.from_logging() as server:
                 logging.info("program")
@@ -96,7 +99,7 @@ def test_basic_config_moves(start_method: str, tmp_path: Path) -> None:
     """
     done = run_script(tmp_path, program)
     assert done.returncode == 0
-    assert done.stderr.splitlines() == ["INFO before", "INFO program", "INFO worker 1", "INFO after"]
+    assert done.stderr.splitlines() == ["> before", "> program", "> worker 1", "> after"]
 
 
 def test_it_takes_the_options_of_a_server(tmp_path: Path) -> None:
@@ -177,6 +180,10 @@ HANDLERS: dict[str, tuple[Callable[[str], logging.Handler], list[str]]] = {
         lambda _: logging.handlers.SysLogHandler(("localhost", 9), "user", socket.SOCK_DGRAM),
         ["address", "facility", "socktype"],
     ),
+    "syslog with a timeout": (
+        lambda _: logging.handlers.SysLogHandler(("localhost", 9), timeout=3.0),
+        ["timeout"],
+    ),
     "http": (
         lambda _: logging.handlers.HTTPHandler("localhost:9", "/log", "POST", credentials=("a", "b")),
         ["host", "url", "method", "secure", "credentials"],
@@ -192,6 +199,8 @@ HANDLERS: dict[str, tuple[Callable[[str], logging.Handler], list[str]]] = {
 def test_stdlib_handler_is_described(kind: str, tmp_path: Path) -> None:
     """Every handler of the standard library is made again as it was, with what was set on it later."""
     make, attributes = HANDLERS[kind]
+    if "timeout" in kind and sys.version_info < (3, 14):
+        pytest.skip("SysLogHandler has no timeout")
     handler = make(str(tmp_path / "app.log"))
     handler.setLevel("WARNING")
     handler.addFilter(too_loud)
@@ -208,6 +217,8 @@ def test_stdlib_handler_is_described(kind: str, tmp_path: Path) -> None:
     assert isinstance(handler, type(again)) and again.name == name
     for attribute in ("level", "filters", "formatter", "terminator", *attributes):
         assert getattr(again, attribute) == getattr(handler, attribute), attribute
+    if "timeout" in kind:
+        assert again.socket.gettimeout() == 3.0  # type: ignore[attr-defined]
     for each in filter(None, (getattr(again, "target", None), target)):
         assert each.baseFilename == str(tmp_path / "app.log")
         each.close()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripts import lines, run_script
+from scripts import environment, lines, run_script
 
 from mplog.config.handlers import Handlers
 from mplog.handlers.log_file import LogFileHandler
@@ -153,6 +153,16 @@ NIGHTS = [
     utc=st.booleans(),
     now=st.sampled_from(NIGHTS),
 )
+@example(  # a name that is taken: some Pythons wait for the next time, some for ever, and some remove the file
+    batches=[(["a"], 43_200, False), (["b"], 86_400, False), (["c"], 86_400, False)],
+    before={"app.log.2026-06-30": b"old\n"},
+    when="midnight",
+    interval=1,
+    count=0,
+    at=None,
+    utc=True,
+    now=NIGHTS[1],
+)
 def test_time(
     batches: list[Batch],
     before: Contents,
@@ -170,6 +180,32 @@ def test_time(
         expected = run(make_stdlib, TIMED, batches, before, clock, "\n", arguments)
     with clock_at(now, "Europe/Berlin") as clock:
         assert run(make_ours, TIMED, batches, before, clock, "\n", arguments) == expected
+
+
+ENCODINGS = """
+import logging
+from mplog.config.handlers import Handlers
+
+for number, encoding in enumerate([None, "locale", "utf-8"]):
+    words = {"encoding": encoding, "errors": "backslashreplace"}
+    for handler in (
+        logging.FileHandler(f"stdlib{number}", **words),
+        Handlers(restarted=False).make(logging.FileHandler, {}, filename=f"ours{number}", **words),
+    ):
+        handler.handle(logging.makeLogRecord({"msg": "\xe9"}))
+        handler.close()
+"""
+
+
+@pytest.mark.parametrize("utf8", [None, "0", "1"])
+def test_encoding_is_the_stdlib_s(tmp_path: Path, utf8: str | None) -> None:
+    """None and "locale" are what they are to open(), with and without the UTF-8 mode, in a locale without UTF-8."""
+    changes = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
+    done = run_script(tmp_path, ENCODINGS, env=environment(**changes))
+    assert (done.returncode, done.stderr) == (0, "")
+    for number in range(3):
+        assert (tmp_path / f"ours{number}").read_bytes() == (tmp_path / f"stdlib{number}").read_bytes()
+    assert (tmp_path / "ours2").read_bytes() == "\xe9\n".encode()
 
 
 @pytest.mark.parametrize("make", [make_stdlib, make_ours])
