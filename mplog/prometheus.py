@@ -4,8 +4,8 @@
 
     registry --- collect() ---> MplogCollector ---> server.stats(), which reads shared memory ---> metrics
 
-The rule of this file: **a scrape asks nobody.** It neither waits for the logging process nor changes anything. Names
-and units are those of Prometheus's own conventions (https://prometheus.io/docs/practices/naming/).
+The rule of this file: **a scrape only reads.** It neither waits for the logging process nor changes anything. Names and
+units follow Prometheus's own conventions (https://prometheus.io/docs/practices/naming/).
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from mplog.errors import MplogError
 if TYPE_CHECKING:
     from mplog.server.log_server import LogServer
 
-__all__ = ["MplogCollector"]
-
 
 class MplogCollector(Collector):
     """The metrics of a server.
@@ -33,11 +31,11 @@ class MplogCollector(Collector):
     >>> REGISTRY.register(MplogCollector(server))                       # doctest: +SKIP
     >>> start_http_server(9000)                                         # doctest: +SKIP
 
-    A process is told by its name, not by its pid: pids are many, and each value of a label is a time series.
+    The label of a process is its name, not its pid: pids are many, and each value of a label is a time series.
 
     Args:
-        server: it may be started, or stopped, at any time.
-        prefix: of all names; another one for a second server in the same registry.
+        server: may be started and stopped at any time.
+        prefix: of all names (default "mplog"); choose another one for a second server in the same registry.
     """
 
     def __init__(self, server: LogServer, prefix: str = "mplog") -> None:
@@ -45,7 +43,7 @@ class MplogCollector(Collector):
         self._prefix = prefix
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: a registry then does not collect when it only wants to know the names."""
+        """Return nothing, so that a registry does not collect when it only needs the names."""
         return []
 
     def collect(self) -> Iterable[Metric]:
@@ -53,7 +51,7 @@ class MplogCollector(Collector):
         yield self._gauge("up", "Whether the server is running.", float(self._server.is_running))
         try:
             stats = self._server.stats()
-        except MplogError:  # it has ended without a word
+        except MplogError:  # it has ended, and nothing is left to read
             return
         received: Counter[tuple[str, str]] = Counter()
         for (process, _, level), count in stats.by_origin.items():
@@ -71,12 +69,12 @@ class MplogCollector(Collector):
         yield self._counter("records_dropped", "Records that are lost.", ("reason", "level"), dropped)
         yield self._counter("records_failed", "Records that a handler could not write.", ("handler",), failed)
         for name, what, value in (
-            ("records_truncated", "Records of which long texts were cut.", others["TRUNCATED"]),
+            ("records_truncated", "Records whose long texts were cut.", others["TRUNCATED"]),
             ("records_emergency", "Records that went through the emergency file.", others["EMERGENCY"]),
             ("records_unsynced", "Records that were not known to be on disk in time.", others["UNSYNCED"]),
             ("records_incomplete", "Long records whose writer died before the last part.", stats.incomplete),
             ("records_broken", "Pieces of the queue that were no records.", stats.broken),
-            ("restarts", "Logging processes that have died, and been replaced.", stats.restarts),
+            ("restarts", "Logging processes that have died and were replaced.", stats.restarts),
         ):
             yield self._counter(name, what, (), {(): value})
         yield self._gauge("queue_fill_ratio", "How full the queue is, from 0 to 1.", self._server.queue_fill)

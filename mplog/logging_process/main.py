@@ -25,7 +25,7 @@ from mplog.errors import MplogError, SinkError, StartError
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.loop import Loop, Places
 from mplog.logging_process.messages import Configuration, Opened, Report
-from mplog.monitoring.running import publish
+from mplog.monitoring.notice import publish
 from mplog.record.layout import constant_fields
 from mplog.record.plain import safe_str
 from mplog.sinks.sink import to_formatter

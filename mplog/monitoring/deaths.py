@@ -19,6 +19,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -184,7 +185,7 @@ class Watch:
         if self._epoll is None or time.monotonic() < self._refused.get(pid, 0.0):
             return None
         self._refused.pop(pid, None)
-        if self._open(pid, name):
+        if len(self._processes) < self._limit_now() and self._open(_Process(pid, name), self.senders.stat):
             return self._processes[pid].started
         _remember(self._refused, pid, time.monotonic() + _RETRY_SECONDS)
         return None
@@ -198,48 +199,36 @@ class Watch:
         """
         if self._epoll is None or pid in self._processes:
             return False
-        process = _Process(pid, name, started=started, memory_kills=memory_kills())
+
+        def stat(pid: int) -> Stat | None:
+            found = Stat.read(pid)
+            return found if found.started == started else None
+
+        return self._open(_Process(pid, name, started=started), stat)
+
+    def _open(self, process: _Process, stat: Callable[[int], Stat | None]) -> bool:
+        """Watch a process for which `stat` returns something, once its pidfd is open; return whether that works."""
+        process.memory_kills = self._memory_kills
         try:
-            process.fd = os.pidfd_open(pid)
+            process.fd = os.pidfd_open(process.pid)
         except ProcessLookupError:
-            _remember(self._unexplained, pid, process)  # dead, and waited for: the owner may know how it ended
+            _remember(self._unexplained, process.pid, process)  # dead, and waited for: the owner may know how it ended
             return False
         except (OSError, OverflowError, ValueError):
-            return False
+            return False  # no descriptor left, not allowed (seccomp), not known to the kernel, or no pid at all
         try:
-            if Stat.read(pid).started != started:
-                raise ProcessLookupError(pid)
+            found = stat(process.pid)
+            # The last records of a dead process may be read after its death was reported, which must not be repeated.
+            if found is None or (found.is_dead and self._reported.get(process.pid) == found.started):
+                raise ProcessLookupError(process.pid)
+            assert self._epoll is not None
             self._epoll.register(process.fd, select.EPOLLIN)
         except (OSError, ValueError, IndexError):
             os.close(process.fd)
             return False
-        self._processes[pid] = self._by_fd[process.fd] = process
-        return True
-
-    def _open(self, pid: int, name: str) -> bool:
-        if len(self._processes) >= self._limit_now():
-            return False
-        process = _Process(pid, name, memory_kills=self._memory_kills)
-        try:
-            process.fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            _remember(self._unexplained, pid, process)  # dead already, and waited for: the owner may know how
-            return False
-        except (OSError, OverflowError, ValueError):
-            return False  # no descriptor left, not allowed (seccomp), not known to the kernel, or no pid at all
-        stat = self.senders.stat(pid)
-        try:
-            # The last records of a dead process may be read after its death was reported, which must not be repeated.
-            if stat is None or (stat.is_dead and self._reported.get(pid) == stat.started):
-                raise ProcessLookupError(pid)
-            assert self._epoll is not None
-            self._epoll.register(process.fd, select.EPOLLIN)
-        except OSError:
-            os.close(process.fd)
-            return False
-        process.started = stat.started
+        process.started = found.started
         process.memory_kills = memory_kills()
-        self._processes[pid] = self._by_fd[process.fd] = process
+        self._processes[process.pid] = self._by_fd[process.fd] = process
         return True
 
     def _limit_now(self) -> int:

@@ -14,6 +14,7 @@ them up again.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 
@@ -46,7 +47,6 @@ class EndedProcesses:
         self._seen: set[int] = set()
         self._pending: dict[int, int] = {}
         self._in_vain: set[int] = set()
-        self._looked_at = 0
         self._told_apart = {(pid, name) for _, pid, name, _, _ in tallies.of("lost by ended")}
         self._with_gaps = {kind: {pid for _, pid in tallies.of(kind)} for kind in _GAPS}
 
@@ -66,11 +66,9 @@ class EndedProcesses:
             watched: those whose end `see` is told.
             due: returns the position of the log at which everything is written that is logged by now.
         """
-        others = sorted(pid for pid in self.followed if pid not in watched)
-        start = self._looked_at % len(others) if others else 0
-        count = max(_LOOKED_AT, len(others) // 2)
-        self._looked_at = start + count
-        found = {pid for pid in [*others[start:], *others[:start]][:count] if has_ended(pid)}
+        others = [pid for pid in self.followed if pid not in watched]
+        others = random.sample(others, min(len(others), max(_LOOKED_AT, len(others) // 2)))
+        found = {pid for pid in others if has_ended(pid)}
         found |= self._seen | set(map(pid_of, self._losses.ended))
         self._seen.clear()
         new = found - self._pending.keys()

@@ -1,49 +1,47 @@
-"""The line in the log about a restart, which says what it has cost. Runs in the logging process.
+"""The line in the log about a restart, which says how many records it has cost. Runs in the logging process.
 
-The rule of this file: **a number in the line is measured.** Processes number their records. When everything is written
-that was logged before the restart, no number is missing that was not missing before, or the line says how many are.
+The number in the line is measured. Processes number their records, so the logging process waits until everything is
+written that was logged before the restart, and counts the numbers that are missing then and were not before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Restarts", "not_noted"]
-
-#: Restarts that are told one by one, when one follows another so fast that there was no time to tell.
+#: How many restarts are described one by one, if they follow each other faster than the lines are written.
 _TOLD_APART = 10
 
-#: Bytes of what is said of one: it waits in the note of the buffers, which has a limit.
+#: Characters that describe one restart: they wait in the note of the buffers, which has a limit.
 _LONGEST_STORY = 170
 
-#: A number that is missing may still come: another thread of its process has overtaken the call. So long is waited for
-#: it, in seconds; this happens only while the queue is full.
+#: How many seconds to wait for a missing number: while the queue is full, another thread of the process may have
+#: overtaken the call.
 _PATIENCE_SECONDS = 5.0
 
 
 def not_noted(stories: Sequence[str], noted: Sequence[str]) -> list[str]:
-    """Return those that no logging process has noted: one that was killed could not say that it had.
+    """Return the stories that no logging process has noted: one that was killed before its first commit has noted none.
 
     Args:
-        stories: what became of logging processes, the first one first.
-        noted: what is to be said of the latest of them.
+        stories: how logging processes ended, the first one first.
+        noted: what the note of the buffers says of the latest of them.
     """
     known = (number for number, each in enumerate(stories) if any(one.startswith(each) for one in noted))
     return list(stories[max(known, default=-1) + 1 :])
 
 
 class Restarts:
-    """What is to be said of restarts.
+    """The restarts of which the log has not told yet.
 
     Args:
-        untold: what another logging process has not come to say, of earlier ones.
-        stories: what became of others since; empty for a start that is none.
-        due: how far the log has come with everything that was logged before.
-        missing: by pid, how many numbers of records are missing already that nothing accounts for.
+        untold: descriptions that the logging process before this one did not get round to writing.
+        stories: how logging processes have ended since; empty at the first start.
+        due: the position of the log at which everything is written that was logged before the restart.
+        missing: by pid, how many numbers of records are missing already without a known reason.
         now: the time of the monotonic clock.
 
     Attributes:
-        untold: what is still to be said, for the next one; also while the line is written, which a kill takes back.
+        untold: what is still to be said, for the next logging process. A line that is not committed is among it.
         is_said: whether the line is written, and not committed.
     """
 
@@ -57,14 +55,14 @@ class Restarts:
         self.is_said = False
 
     def is_due(self, done: int) -> bool:
-        """Whether there is something to say now that the log has come so far."""
+        """Return whether there is a line to write, now that the log has come so far."""
         return bool(self.untold) and not self.is_said and done >= self._due
 
     def line(self, missing: Mapping[int, int], now: float) -> str | None:
-        """Return the line, which is to be written now; None where it is not known yet what to say.
+        """Return the line, which is to be written now; None while numbers are missing that may still come.
 
         Args:
-            missing: by pid, how many numbers are missing now that nothing accounts for.
+            missing: by pid, how many numbers are missing now without a known reason.
             now: the time of the monotonic clock.
         """
         lost = sum(max(0, count - self._missing.get(pid, 0)) for pid, count in missing.items())
@@ -74,6 +72,6 @@ class Restarts:
         return f"mplog: {'; '.join(self.untold)}; {lost} record{'' if lost == 1 else 's'} lost"
 
     def settle(self) -> None:
-        """Take it that the line, if there was one, is kept: for the note of the commit that does so."""
+        """Note that the next commit keeps the line, if there is one."""
         if self.is_said:
             self.untold, self.is_said = [], False

@@ -1,0 +1,128 @@
+"""What a logging process tells of itself, so that its server is found from outside: a file in the queue's directory."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import logging
+import os
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from mplog.monitoring.process import start_mark
+
+_NAME = "server"
+#: Characters of a command line that are kept.
+_LONGEST_COMMAND = 300
+
+
+class Output(msgspec.Struct, frozen=True):
+    """Where a handler of the logging process writes.
+
+    Attributes:
+        handler: its ``repr``.
+        glob: a pattern that finds its files; empty if it writes none.
+    """
+
+    handler: str
+    glob: str = ""
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What a logging process tells of itself.
+
+    Attributes:
+        program: the pid of the program that has started the server.
+        program_mark: what tells the program from a later process with that pid.
+        command: its command line.
+        supervisor, supervisor_mark: the same of the process that would start the next logging process.
+        pid: of the logging process.
+        world: where these pids are valid, as `this_world` returns it.
+        started: when the server was started, in seconds since the epoch.
+        memory: the number of the descriptor of the buffers, in the supervisor and in the logging process.
+        overflow: the policy.
+        outputs: where it writes.
+    """
+
+    program: int
+    program_mark: str
+    command: str
+    supervisor: int
+    supervisor_mark: str
+    pid: int
+    world: str
+    started: float
+    memory: int
+    overflow: str
+    outputs: list[Output]
+
+
+def publish(directory: str, program: int, memory: int, overflow: str, handlers: Iterable[logging.Handler]) -> None:
+    """Write the notice. Runs in the logging process, when its handlers are open.
+
+    Args:
+        directory: of the queue.
+        program: the pid of the program that has started the server.
+        memory: the descriptor of the buffers.
+        overflow: the policy.
+        handlers: what it writes with.
+    """
+    before = read_notice(directory)
+    notice = Notice(
+        program,
+        start_mark(program) if before is None else before.program_mark,
+        _command(program) if before is None else before.command,
+        os.getppid(),
+        start_mark(os.getppid()),
+        os.getpid(),
+        this_world(),
+        time.time() if before is None else before.started,
+        memory,
+        overflow,
+        [_output(handler) for handler in handlers],
+    )
+    path = os.path.join(directory, _NAME)
+    with contextlib.suppress(OSError):  # the server is not found from outside then; the log does not depend on it
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb") as file:
+            file.write(msgspec.json.encode(notice))
+        os.rename(f"{path}.new", path)
+
+
+def _output(handler: logging.Handler) -> Output:
+    try:
+        described = repr(handler)
+    except Exception:
+        described = type(handler).__name__
+    path = getattr(handler, "path", None) or getattr(handler, "baseFilename", None)
+    pattern = getattr(handler, "glob", None) or (glob.escape(path) if isinstance(path, str) else "")
+    # JSON takes no lone surrogates, and a path may have them.
+    return Output(*(text.encode("utf-8", "replace").decode() for text in (described, str(pattern))))
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(_LONGEST_COMMAND).split(b"\0")
+    except OSError:
+        return ""
+    # The interpreter's directory says nothing of the program.
+    return b" ".join((os.path.basename(words[0]), *words[1:])).decode("utf-8", "replace").strip()
+
+
+def this_world() -> str:
+    """Return what differs where a pid is that of another process: in a container, on another machine, after a boot."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def read_notice(directory: str) -> Notice | None:
+    """Return the notice in the directory of a queue; None if there is none."""
+    try:
+        with open(os.path.join(directory, _NAME), "rb") as file:
+            return msgspec.json.decode(file.read(), type=Notice)
+    except (OSError, ValueError):
+        return None
