@@ -85,8 +85,8 @@ def decode_line(line: bytes) -> logging.LogRecord:
 def start_beside(server: LogServer) -> LogServer:
     """Start a server that leaves the loggers of this process, and its environment, as they are."""
     server.start()
-    assert server._takeover is not None
-    server._takeover.undo()
+    assert server._started is not None
+    server._started.takeover.undo()
     return server
 
 

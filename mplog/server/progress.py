@@ -16,8 +16,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
-from mplog.monitoring.running import RunningServer, Snapshot, find_servers
+from mplog.monitoring.running import Snapshot
 from mplog.record.plain import printable
+from mplog.server.backlog import Backlog
 
 __all__ = ["MPLOG_PROGRESS", "TICK_SECONDS", "Progress", "is_wanted"]
 
@@ -44,21 +45,17 @@ def is_wanted(stream: TextIO | None) -> bool:
 
 
 class Progress:
-    """Shows what is left while a server writes it. A context manager, behind which nothing of it is to be seen.
+    """Shows what is left while a server writes it. A context manager, which wipes the display at its end.
 
     Args:
-        directory: of the queue; None for a plain queue, of which nobody knows how much is left.
-        pending: returns how many bytes are in the queue itself.
-        stream: the terminal; None (the default) takes ``sys.stderr``.
+        backlog: knows how much is left.
     """
 
-    def __init__(self, directory: str | None, pending: Callable[[], int], *, stream: TextIO | None = None) -> None:
-        self._directory = directory
-        self._pending = pending
-        self._stream = sys.stderr if stream is None else stream
+    def __init__(self, backlog: Backlog) -> None:
+        self._backlog = backlog
+        self._stream = sys.stderr
         self._began = time.monotonic()
         self._total = 0
-        self._server: RunningServer | None = None
         self._display: _Plain | _Rich | None = None
 
     @property
@@ -81,25 +78,11 @@ class Progress:
         """Show how far it is, if it has lasted for a while."""
         seconds = time.monotonic() - self._began
         with contextlib.suppress(Exception):  # a broken terminal is no reason to lose a record
-            snapshot = self._look()
-            left = 0 if snapshot is None else snapshot.waiting + self._pending_bytes()
+            snapshot, left = self._backlog.look()
             self._total = max(self._total, left)
             if seconds >= _PATIENCE:
                 self._display = self._display or _open(self._stream)
                 self._display.show(_describe(snapshot, left, self._total), self._total - left, self._total, seconds)
-
-    def _look(self) -> Snapshot | None:
-        if self._directory is None:
-            return None
-        if self._server is None:
-            found = find_servers([self._directory])
-            self._server = next(iter(found.servers), None)
-        return None if self._server is None else self._server.look()
-
-    def _pending_bytes(self) -> int:
-        with contextlib.suppress(Exception):  # it is being closed
-            return self._pending()
-        return 0
 
 
 def _describe(snapshot: Snapshot | None, left: int, total: int) -> str:

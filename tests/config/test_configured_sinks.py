@@ -359,7 +359,7 @@ def test_mistake_in_a_sink_is_named_by_its_place(mistake: str, tmp_path: Path, m
     def fail(*_: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("mplog.server.log_server.Control", fail)
+    monkeypatch.setattr("mplog.server.started.Control", fail)
     with pytest.raises(mplog.ConfigurationError, match=message) as caught:
         mplog.LogServer(config=config_with({"x": handler})).start()
     assert str(caught.value).startswith(f"{caught.value.place}: ")

@@ -508,7 +508,7 @@ def test_mistake_is_named_by_its_place(mistake: str, tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("mplog.server.log_server.Control", fail)
+    monkeypatch.setattr("mplog.server.started.Control", fail)
     with pytest.raises(mplog.ConfigurationError, match=message) as caught:
         mplog.LogServer(config={**file_config(Path("app.log")), **changes}).start()
     assert str(caught.value).startswith(caught.value.place)

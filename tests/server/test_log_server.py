@@ -275,7 +275,7 @@ def test_start_cleans_up_behind_a_full_disk(log: Path, nothing_left: None, monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(server_module.LoggingState, "save", full)
+    monkeypatch.setattr("mplog.server.takeover.LoggingState.save", full)
     with pytest.raises(OSError, match="No space left"):
         mplog.LogServer(log, level="DEBUG").start()
 

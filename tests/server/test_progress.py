@@ -124,8 +124,9 @@ def test_progress_starts_no_thread(tmp_path: Path) -> None:
     """A fork while it is shown finds nothing that could hang in the child."""
     program = """
     import threading
+    from mplog.server.backlog import Backlog
     from mplog.server.progress import Progress
-    with Progress(None, lambda: 0) as progress:
+    with Progress(Backlog(None)) as progress:
         progress._began -= 10
         progress.ticker()
         progress.ticker()

@@ -152,7 +152,7 @@ def test_bad_path_is_found_before_any_process_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[mplog.FileSink]
 ) -> None:
     """A directory that is not there, or that stands where the file should, is named, with what to do."""
-    monkeypatch.setattr("mplog.server.log_server.Control", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr("mplog.server.started.Control", lambda *_: pytest.fail("a process was started"))
     with pytest.raises(mplog.SinkError, match=r"its directory .*missing does not exist\. Create it first"):
         mplog.LogServer(kind(tmp_path / "missing" / "{name}.log")).start()
     (tmp_path / "{name}.log").mkdir()

@@ -1,0 +1,159 @@
+"""What a server holds from its start to its end: the queue, the logging process, the logging of the program."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mplog.errors import DrainTimeoutError, LoggingProcessDiedError
+from mplog.logging_process.messages import Launch, Patience, Records
+from mplog.monitoring.statistics import Stats, read_counts, to_stats
+from mplog.queue.emergency import EmergencyFile
+from mplog.queue.log_queue import LogQueue, emergency_path
+from mplog.server.arguments import Arguments
+from mplog.server.backlog import Backlog
+from mplog.server.control import Control
+from mplog.server.plain_queue import Pump
+from mplog.server.progress import Progress
+from mplog.server.takeover import Takeover
+
+
+class Started:
+    """A server that has been started.
+
+    Args:
+        arguments: what it is to do.
+        timeout: seconds that the logging process may take to open its sinks.
+        patience: with logging processes that die one after the other.
+
+    Attributes:
+        queue: what the workers write into.
+        control: the logging process.
+        layout: what is put where, for workers.
+        pump: the thread that takes records out of a plain queue; None for a `LogQueue`.
+        takeover: the logging of this process, which is not taken over yet.
+        owner: the pid of this process.
+
+    Raises:
+        MplogError: the server cannot start; nothing is left of it.
+    """
+
+    def __init__(self, arguments: Arguments, timeout: float, patience: Patience) -> None:
+        arguments.check_at_start()
+        self._arguments = arguments
+        self.layout, self._for_attached = arguments.layouts()
+        configuration = arguments.pickled_configuration()
+        self.queue: Any = arguments.queue if arguments.queue is not None else _new_queue()
+        self._backlog = Backlog(self.queue)
+        self.pump: Pump | None = None
+        self.owner = os.getpid()
+        if isinstance(self.queue, LogQueue):
+            self._launch(configuration, timeout, patience)
+        else:
+            self.takeover = self._make_takeover()
+            self.control = control = Control(Launch(configuration), timeout)
+            self.pump = Pump(self.queue, lambda batch: control.send(Records(batch)))
+            self.pump.start()
+
+    def _launch(self, configuration: bytes, timeout: float, patience: Patience) -> None:
+        _close_starting_in_forks()
+        queue, overflow, size = self.queue, self._arguments.overflow, self._arguments.buffer_size
+        fd = queue.release_reader()
+        _starting.add(fd)
+        try:
+            queue.preparation, queue.overflow, queue.sync = self.layout.preparation, overflow, self._arguments.sync
+            emergency = EmergencyFile(overflow.emergency or emergency_path(queue.directory), overflow.emergency_size)
+            self.takeover = self._make_takeover()
+            self.control = Control(Launch(configuration, queue.directory, fd, size, emergency, patience), timeout)
+            queue.details = self.control.needs_details
+        except BaseException:
+            self.clear_up()
+            raise
+        finally:
+            _starting.discard(fd)
+            os.close(fd)
+
+    def _make_takeover(self) -> Takeover:
+        return Takeover(self.queue, self._arguments.config, self.layout, self._for_attached)
+
+    def clear_up(self) -> None:
+        """Remove what a logging process that has died could not remove itself."""
+        if isinstance(self.queue, LogQueue):
+            self.queue.remove()
+        for sink in self._arguments.sinks:
+            sink.clear_up()
+
+    def ask(self, command: str, timeout: float, tick: Callable[[], None] | None = None) -> Stats:
+        """Ask the logging process, as `Control.ask` does, and say how much is left when the time is over."""
+        try:
+            return self.control.ask(command, timeout, tick)
+        except DrainTimeoutError as error:
+            error.pending = self.backlog()
+            raise
+
+    def backlog(self) -> int:
+        """Return how many bytes of records are not written; 0 where that is not known."""
+        return self._backlog.look()[1]
+
+    def counted(self) -> Stats | None:
+        """Return what is counted in shared memory; None where there is none, or it is there no more."""
+        if not isinstance(self.queue, LogQueue):
+            return None
+        counts, lost = read_counts(self.queue.directory)
+        return to_stats(counts, lost) if counts or self.control.is_alive else None
+
+    def end(self, deadline: float) -> Stats:
+        """Have everything written, and end the logging process; return what was counted.
+
+        Raises:
+            DrainTimeoutError: the time is over.
+            LoggingProcessDiedError: the logging process has died before.
+        """
+        if self.pump is not None and not self.pump.stop(max(0.0, deadline - time.monotonic())):
+            raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
+        try:
+            with Progress(self._backlog) as progress:
+                stats = self.ask("stop", max(0.0, deadline - time.monotonic()), progress.ticker)
+        except LoggingProcessDiedError:
+            if self.control.parting_words is None:
+                raise
+            self.clear_up()
+            stats = self.control.parting_words
+        self.control.wait(max(1.0, deadline - time.monotonic()))
+        return stats
+
+    def drain_at_exit(self, timeout: float, *, is_stopping: bool) -> None:
+        """Have everything written that was logged so far. The logging process goes on.
+
+        Args:
+            timeout: seconds to wait at most.
+            is_stopping: the logging process has been asked to stop before.
+        """
+        with Progress(self._backlog) as progress:
+            if is_stopping:
+                self.control.wait(timeout, progress.ticker)
+            else:
+                self.ask("flush", timeout, progress.ticker)
+
+
+def _new_queue() -> Any:
+    return LogQueue() if hasattr(os, "mkfifo") else multiprocessing.get_context("spawn").Queue(10_000)
+
+
+#: Reading ends on their way to a logging process.
+_starting: set[int] = set()
+
+
+@functools.lru_cache(maxsize=1)
+def _close_starting_in_forks() -> None:
+    """Have no process that is forked meanwhile keep such an end: it would make a dead queue look alive."""
+
+    def close() -> None:
+        while _starting:
+            os.close(_starting.pop())
+
+    os.register_at_fork(after_in_child=close)
