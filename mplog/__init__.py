@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mplog.record.fields import Redactor as Redactor
     from mplog.record.plain import ForeignValue as ForeignValue
     from mplog.server.log_server import LogServer as LogServer
+    from mplog.server.pools import MultiprocessProcess as MultiprocessProcess
     from mplog.server.pools import Pool as Pool
     from mplog.server.pools import Process as Process
     from mplog.server.pools import ProcessPoolExecutor as ProcessPoolExecutor
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
     from mplog.sinks.raw import WriterSink as WriterSink
     from mplog.sinks.routed import RoutedFileSink as RoutedFileSink
     from mplog.sinks.sink import Sink as Sink
-    from mplog.worker.attach import Initializer as Initializer
     from mplog.worker.attach import attach as attach
+    from mplog.worker.initializer import Initializer as Initializer
     from mplog.worker.logger import Logger as Logger
     from mplog.worker.logger import getLogger as getLogger
     from mplog.worker.queue_handler import QueueHandler as QueueHandler
@@ -82,7 +83,7 @@ _MODULES = {
     "queue.losses": ["ProcessLosses", "Reason"],
     "queue.overflow": ["Overflow"],
     "record.plain": ["ForeignValue"],
-    "server.pools": ["Pool", "Process", "ProcessPoolExecutor"],
+    "server.pools": ["MultiprocessProcess", "Pool", "Process", "ProcessPoolExecutor"],
     "queue.log_queue": ["LogQueue"],
     "worker.write": ["write"],
     "handlers.raw": ["Writer"],
@@ -95,7 +96,8 @@ _MODULES = {
     "sinks.sink": ["Sink"],
     "monitoring.statistics": ["Stats"],
     "queue.sync": ["Sync"],
-    "worker.attach": ["Initializer", "attach"],
+    "worker.attach": ["attach"],
+    "worker.initializer": ["Initializer"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

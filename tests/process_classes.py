@@ -9,7 +9,6 @@ import multiprocess
 from jobs import work
 
 import mplog
-from mplog.server.pools import MultiprocessProcess
 
 
 class Job(mplog.Process):
@@ -25,7 +24,7 @@ class Job(mplog.Process):
         work(self.directory)
 
 
-class MultiprocessJob(MultiprocessProcess):
+class MultiprocessJob(mplog.MultiprocessProcess):
     """The same for multiprocess."""
 
     library: Any = multiprocess

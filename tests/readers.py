@@ -21,7 +21,7 @@ from mplog.queue.emergency import EmergencyReader
 from mplog.queue.sync import Acknowledger
 from mplog.record import frame
 from mplog.record import layout as record
-from mplog.worker.attach import install
+from mplog.worker.initializer import install
 
 
 class Reader:

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mplog.errors import NoReaderError
 from mplog.queue import fifo
-from mplog.worker.attach import all_loggers
 from mplog.worker.queue_handler import QueueHandler
+from mplog.worker.state import all_loggers
 
 __all__ = ["LONGEST_LINE", "Capture", "Lines"]
 

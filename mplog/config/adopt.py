@@ -15,8 +15,8 @@ from typing import Any
 
 from mplog.config.configurator import Given
 from mplog.errors import ConfigurationError
-from mplog.worker.attach import all_loggers
 from mplog.worker.queue_handler import QueueHandler
+from mplog.worker.state import all_loggers
 
 __all__ = ["describe_handlers"]
 

@@ -36,7 +36,7 @@ from mplog.sinks.collisions import check_names
 from mplog.sinks.file import FileSink
 from mplog.sinks.raw import check_raw_names
 from mplog.sinks.sink import Sink
-from mplog.worker.attach import Layout, all_loggers
+from mplog.worker.state import Layout, all_loggers
 
 __all__ = ["ConfigSink", "LoggingConfig"]
 

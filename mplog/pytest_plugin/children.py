@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from mplog.record.layout import decode, encode
 from mplog.worker import levels
-from mplog.worker.attach import MPLOG_QUEUE, LoggingState, all_loggers
+from mplog.worker.attach import MPLOG_QUEUE
 from mplog.worker.queue_handler import QueueHandler
+from mplog.worker.state import LoggingState, all_loggers
 
 if TYPE_CHECKING:
     from mplog.server.log_server import LogServer

@@ -13,12 +13,14 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from mplog.record.plain import pack, plain_fields, readable
-from mplog.record.portable import Portable
+
+if TYPE_CHECKING:
+    from mplog.record.portable import Portable
 
 __all__ = ["RESERVED", "bind", "carry_context", "context", "in_use", "merged", "named", "start_anew", "unbind"]
 
@@ -105,6 +107,8 @@ class _Carrying:
     """A callable with the fields to be bound while it runs."""
 
     def __init__(self, function: Callable[..., Any], fields: dict[str, Any]) -> None:
+        from mplog.record.portable import Portable  # few workers need it
+
         self._function = function if isinstance(function, Portable) else Portable(function)
         self._fields = fields
         functools.update_wrapper(self, function, updated=())

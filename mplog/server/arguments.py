@@ -21,8 +21,8 @@ from mplog.sinks.collisions import check_names
 from mplog.sinks.file import FileSink
 from mplog.sinks.raw import check_raw_names
 from mplog.sinks.sink import DEFAULT_FORMAT, Sink, to_formatter
-from mplog.worker.attach import Layout
 from mplog.worker.logger import Logger
+from mplog.worker.state import Layout
 
 if TYPE_CHECKING:
     from mplog.config.logging_config import LoggingConfig

@@ -35,7 +35,7 @@ from mplog.record.fields import Fields
 from mplog.server.arguments import Arguments
 from mplog.server.started import Started
 from mplog.sinks.sink import Sink
-from mplog.worker.attach import Initializer
+from mplog.worker.initializer import Initializer
 
 #: Seconds that the logging process may take to open its sinks.
 START_TIMEOUT = 30.0

@@ -13,13 +13,11 @@ import multiprocessing.context
 import multiprocessing.pool
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mplog.record.portable import Portable
 from mplog.server.log_server import LogServer
-from mplog.worker.attach import Initializer
-
-__all__ = ["Pool", "Process", "ProcessPoolExecutor"]
+from mplog.worker.initializer import Initializer
 
 T = TypeVar("T")
 
@@ -273,7 +271,7 @@ class _ProcessMixin:
             if type(self) is not Process:
                 raise TypeError(
                     f"{type(self).__name__} is a process of another library than {context!r}. For multiprocessing, "
-                    "derive it from mplog.Process; for multiprocess, from mplog.server.pools.MultiprocessProcess."
+                    "derive it from mplog.Process; for multiprocess, from mplog.MultiprocessProcess."
                 )
             # Not a __new__, which would hide the signature.
             self.__class__ = _multiprocess_class()
@@ -331,12 +329,22 @@ class Process(_ProcessMixin, multiprocessing.Process):
     """
 
 
+if TYPE_CHECKING:
+    # multiprocess has no types: its processes have the methods of multiprocessing's.
+    class MultiprocessProcess(Process): ...
+
+
 @functools.lru_cache(maxsize=1)
 def _multiprocess_class() -> type[Any]:
     import multiprocess
 
-    # A spawned process finds it in this module by its __qualname__; processes are named after its __name__.
-    members = {"__module__": __name__, "__qualname__": "MultiprocessProcess", "_library": multiprocess}
+    members = {
+        "__doc__": "A `Process` that is a ``multiprocess.Process``: a base class for processes of that library.",
+        "__module__": __name__,
+        # A spawned process finds it by its __qualname__; processes are named after its __name__.
+        "__qualname__": "MultiprocessProcess",
+        "_library": multiprocess,
+    }
     return type("Process", (_ProcessMixin, multiprocess.Process), members)
 
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from mplog.queue.log_queue import LogQueue
-from mplog.worker.attach import MPLOG_QUEUE, Layout, LoggingState, all_loggers, forget_filters, install, note_filters
+from mplog.worker.attach import MPLOG_QUEUE
+from mplog.worker.initializer import install
 from mplog.worker.levels import LevelChanges
 from mplog.worker.logger import Logger, set_logger_class
+from mplog.worker.state import Layout, LoggingState, all_loggers, forget_filters, note_filters
 
 if TYPE_CHECKING:
     from mplog.config.logging_config import LoggingConfig

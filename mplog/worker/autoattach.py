@@ -108,7 +108,7 @@ class _Waiting(logging.Handler):
         logger = logging.getLogger(record.name)
         last = logging.lastResort
         if self._joined is not None:
-            from mplog.worker.attach import brought_filters
+            from mplog.worker.state import brought_filters
 
             # The logger's own have seen it, and may keep account of what they have seen.
             brought = logging.Filterer()
@@ -148,7 +148,8 @@ def _join(directory: str) -> QueueHandler:
 
     from mplog.queue.log_queue import LogQueue
     from mplog.worker import levels
-    from mplog.worker.attach import LoggingState, make_handler
+    from mplog.worker.initializer import make_handler
+    from mplog.worker.state import LoggingState
 
     state = LoggingState.load(directory)
     queue = LogQueue.open(directory)

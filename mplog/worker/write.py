@@ -15,8 +15,9 @@ import os
 
 from mplog.errors import ServerStateError
 from mplog.queue.log_queue import LogQueue
-from mplog.worker.attach import MPLOG_QUEUE, all_loggers, queue_directory
+from mplog.worker.attach import MPLOG_QUEUE, queue_directory
 from mplog.worker.queue_handler import QueueHandler
+from mplog.worker.state import all_loggers
 
 __all__ = ["write"]
 

@@ -17,7 +17,7 @@ from scripts import environment, lines
 
 import mplog as library
 from mplog.cli.log import _is_direct, _read_state
-from mplog.worker.attach import all_loggers
+from mplog.worker.state import all_loggers
 
 FORMAT = "%(levelname)s %(levelno)d %(processName)s %(name)s | %(message)s"
 

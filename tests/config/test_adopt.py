@@ -23,7 +23,7 @@ from scripts import lines, run_script
 
 import mplog
 from mplog.config.adopt import describe_handlers
-from mplog.worker.attach import all_loggers
+from mplog.worker.state import all_loggers
 
 
 @pytest.fixture(autouse=True)

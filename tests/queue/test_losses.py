@@ -24,7 +24,7 @@ from mplog.queue import losses
 from mplog.queue.log_queue import emergency_path
 from mplog.queue.losses import Losses, ProcessLosses
 from mplog.record import frame
-from mplog.worker.attach import install
+from mplog.worker.initializer import install
 
 INFO, ERROR = logging.INFO, logging.ERROR
 

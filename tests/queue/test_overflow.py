@@ -34,7 +34,8 @@ from mplog.queue.log_queue import emergency_path
 from mplog.queue.overflow import KEPT_TIMEOUT, Fill, without_oldest
 from mplog.record import frame
 from mplog.record import layout as record
-from mplog.worker.attach import LoggingState, install
+from mplog.worker.initializer import install
+from mplog.worker.state import LoggingState
 
 SIZE = 16384
 #: What a call that does not wait may take on a machine that is busy with something else, in seconds.

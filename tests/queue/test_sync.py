@@ -25,7 +25,8 @@ from mplog.queue import losses
 from mplog.queue.log_queue import emergency_path
 from mplog.queue.sync import Acknowledger, Sync, Waiter
 from mplog.record import frame
-from mplog.worker.attach import LoggingState, install
+from mplog.worker.initializer import install
+from mplog.worker.state import LoggingState
 
 AT_ONCE = 0.5
 

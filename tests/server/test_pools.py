@@ -124,7 +124,7 @@ def test_a_process_class_of_one_library_refuses_a_context_of_the_other(
     subclass: Any, library: Any, server: mplog.LogServer
 ) -> None:
     """A subclass cannot change libraries; the error says what to derive it from."""
-    with pytest.raises(TypeError, match=r"derive it from mplog\.Process; for multiprocess, from mplog\.pools\.Multi"):
+    with pytest.raises(TypeError, match=r"derive it from mplog\.Process; for multiprocess, from mplog\.Multi"):
         subclass("", context=library.get_context("spawn"), server=server)
 
 

@@ -160,7 +160,13 @@ class OwnProcess(mplog.Process):
         logging.info("here")
 
 
+class OwnMultiprocessProcess(mplog.MultiprocessProcess):
+    def run(self) -> None:
+        logging.info("here")
+
+
 OwnProcess(log=Path("app.log")).start()
+assert_type(OwnMultiprocessProcess(log="app.log").exitcode, int | None)
 
 mplog.Pool(4, sever=server)  # type: ignore[call-arg]
 mplog.Process(square, server=server)  # type: ignore[arg-type]

@@ -1,0 +1,134 @@
+"""`Initializer`: what a worker calls once, to log to a server.
+
+A worker's root logger has exactly one handler, a QueueHandler. Handlers that came with a fork are taken off, so that
+nothing is written twice; levels are what they are in the process that started the server. With a configuration, the
+QueueHandler is where the handlers are: at the last logger with handlers on a record's way up, so that it sees each
+record once, and no record that would be written nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mplog.queue.log_queue import LogQueue
+from mplog.record.context import start_anew
+from mplog.record.factory import install_factory
+from mplog.record.layout import encode
+from mplog.worker import levels
+from mplog.worker.queue_handler import QueueHandler
+from mplog.worker.state import Layout, LoggingState
+
+
+class Initializer:
+    """Send the records of the calling process to a server. Picklable, and safe to call again.
+
+    Give it to pools and executors as their initializer. Arguments are ignored. Pickling it takes along the levels that
+    the loggers of the pickling process have at that moment.
+
+    >>> pool = Pool(4, initializer=server.initializer)                                 # doctest: +SKIP
+    >>> pool = Pool(4, initializer=server.initializer.then(connect, "db://"))          # doctest: +SKIP
+
+    Args:
+        queue: the queue of the server.
+        layout: what the server's configuration puts where; None (the default) for a server without one.
+        state: the levels to set; None (the default) takes them from the process that pickles the initializer.
+        calls: functions and their arguments, to call afterwards in this order.
+    """
+
+    def __init__(
+        self,
+        queue: Any,
+        *,
+        layout: Layout | None = None,
+        state: LoggingState | None = None,
+        calls: tuple[tuple[Callable[..., object], tuple[Any, ...]], ...] = (),
+    ) -> None:
+        self._queue = queue
+        self._layout = layout if state is None else state.layout
+        self._state = state
+        self._calls = calls
+
+    def then(self, function: Callable[..., object], *arguments: Any) -> Initializer:
+        """Return an initializer that does the same and then calls ``function(*arguments)``."""
+        from mplog.record.portable import Portable  # few workers need it
+
+        call: tuple[Callable[..., object], tuple[Any, ...]] = (Portable(function), arguments)
+        return Initializer(self._queue, layout=self._layout, state=self._state, calls=(*self._calls, call))
+
+    def __call__(self, *_: object) -> None:
+        """Runs in the worker."""
+        start_anew()
+        install(self._queue, self._state, self._layout)
+        for function, arguments in self._calls:
+            function(*arguments)
+
+    # loky starts its workers anew when their initializer has changed, and gets another object each time.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Initializer) and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash((self._queue, len(self._calls)))
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self._queue, self._layout, self._state, self._calls
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _initializer, (self._queue, self._state or LoggingState.capture(self._layout), self._calls)
+
+
+def _initializer(queue: Any, state: LoggingState, calls: Any) -> Initializer:
+    return Initializer(queue, state=state, calls=calls)
+
+
+def install(queue: Any, state: LoggingState | None = None, layout: Layout | None = None) -> QueueHandler:
+    """Make a QueueHandler on `queue` the only handler of the loggers that send, and return it.
+
+    After a fork or a second call, a handler on the same queue is there already, and stays.
+    """
+    layout = layout or Layout()
+    if isinstance(queue, LogQueue):
+        with contextlib.suppress(OSError):  # the first record reports it
+            queue.connect()
+    senders = [logging.getLogger(name) for name in layout.senders]
+    there = [handler for logger in senders for handler in logger.handlers]
+    present = [handler for handler in there if isinstance(handler, QueueHandler) and _sends_to(handler, queue)]
+    if layout.preparation and isinstance(queue, LogQueue):
+        queue.preparation = layout.preparation  # for other handlers of this process
+    handler = present[0] if present else make_handler(queue, layout)
+    if layout.preparation:
+        handler.prepare_with(layout.preparation)
+    # One assignment each: another thread that logs at this moment sees the old list or the new one.
+    for logger in senders:
+        logger.handlers = [handler]
+    for name in {"", *layout.emptied} - {*layout.senders}:
+        logging.getLogger(name).handlers = []
+    if state is not None:
+        state.apply(handler)
+    install_factory()
+    if isinstance(queue, LogQueue):
+        levels.watch(queue.directory)
+    return handler
+
+
+def make_handler(queue: Any, layout: Layout) -> QueueHandler:
+    """Return a QueueHandler on `queue`, on no logger yet."""
+    return (_ArgsHandler if layout.with_args else QueueHandler)(queue)
+
+
+class _ArgsHandler(QueueHandler):
+    """Sends the arguments of the message, too."""
+
+    def prepare(self, record: logging.LogRecord) -> bytes:
+        queue: Any = self.queue
+        if isinstance(queue, LogQueue):
+            return encode(record, next(queue.sequence), queue.details, with_args=True)
+        return encode(record, with_args=True)
+
+
+def _sends_to(handler: QueueHandler, queue: Any) -> bool:
+    if isinstance(queue, LogQueue) and isinstance(handler.queue, LogQueue):
+        return queue.directory == handler.queue.directory
+    return handler.queue is queue

@@ -1,0 +1,177 @@
+"""The state of a process's loggers as data: what a worker takes over from the process that started the server."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mplog.queue.overflow import Overflow
+from mplog.queue.sync import Sync
+
+if TYPE_CHECKING:
+    from mplog.worker.queue_handler import QueueHandler
+
+_STATE_NAME = "logging"
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """What a configuration puts where, as data.
+
+    Attributes:
+        senders: the loggers that get the QueueHandler; "" is the root logger.
+        emptied: the other loggers that it sets up, which have no handlers outside the logging process.
+        filters: pickled lists of filters, by logger.
+        with_args: whether the arguments of messages travel, too, for formatters and handlers that may look at them.
+        preparation: see `LogQueue.preparation`.
+    """
+
+    senders: tuple[str, ...] = ("",)
+    emptied: tuple[str, ...] = ()
+    filters: dict[str, bytes] = {}
+    with_args: bool = False
+    preparation: bytes = b""
+
+
+class LoggingState(msgspec.Struct, frozen=True):
+    """The levels of a process's loggers, as data.
+
+    Attributes:
+        layout: what a configuration puts where.
+        level: the root logger's.
+        levels: the levels of the loggers that have one of their own, by name.
+        isolated: the loggers whose ``propagate`` is off.
+        silenced: the isolated loggers with a ``NullHandler`` and no other.
+        cut_off: the isolated loggers with other handlers, which exist in that process alone.
+        disabled: the loggers that are disabled.
+        disable: what ``logging.disable()`` has set.
+        level_names: the names that ``logging.addLevelName()`` has set.
+        fast: whether the loggers are of `mplog.Logger`.
+        details, overflow, sync: see `LogQueue`.
+    """
+
+    layout: Layout
+    level: int
+    levels: dict[str, int]
+    isolated: list[str]
+    silenced: list[str]
+    cut_off: list[str]
+    disabled: list[str]
+    disable: int
+    level_names: dict[int, str]
+    fast: bool
+    details: bool = True
+    overflow: Overflow = Overflow()
+    sync: Sync | None = None
+
+    @classmethod
+    def capture(cls, layout: Layout | None = None) -> LoggingState:
+        """Return the state of this process."""
+        manager = logging.Logger.manager
+        loggers = [logger for name, logger in all_loggers().items() if name]
+        layout = layout or Layout()
+        # Copies: another thread may be changing the lists.
+        isolated = {logger.name: logger.handlers[:] for logger in loggers if not logger.propagate}
+        is_null = {
+            name: all(isinstance(handler, logging.NullHandler) for handler in handlers)
+            for name, handlers in isolated.items()
+            if handlers and name not in layout.senders
+        }
+        return cls(
+            layout=layout,
+            level=logging.getLogger().level,
+            levels={logger.name: logger.level for logger in loggers if logger.level != logging.NOTSET},
+            isolated=list(isolated),
+            silenced=[name for name, null in is_null.items() if null],
+            cut_off=[name for name, null in is_null.items() if not null],
+            disabled=[logger.name for logger in loggers if logger.disabled],
+            disable=int(manager.disable),
+            # logging has no public way to ask for all names by number.
+            level_names={number: name for number, name in logging._levelToName.copy().items() if type(number) is int},
+            fast=logging.getLoggerClass().__module__ == "mplog.worker.logger",
+        )
+
+    def apply(self, handler: QueueHandler) -> None:
+        """Give this process's loggers the same levels and filters, and `handler` to those that are cut off."""
+        for number, name in self.level_names.items():
+            if logging.getLevelName(number) != name:
+                logging.addLevelName(number, name)
+        logging.getLogger().setLevel(self.level)
+        for name, level in self.levels.items():
+            logging.getLogger(name).setLevel(level)
+        for name in self.isolated:
+            logging.getLogger(name).propagate = False
+        for name in self.silenced:
+            if not logging.getLogger(name).handlers:
+                logging.getLogger(name).addHandler(logging.NullHandler())
+        for name in self.cut_off:
+            # In the server's log rather than nowhere. If its root logger has no handlers, logging writes to stderr.
+            if "" in self.layout.senders and not logging.getLogger(name).handlers:
+                logging.getLogger(name).addHandler(handler)
+        for name in self.disabled:
+            logging.getLogger(name).disabled = True
+        logging.disable(self.disable)
+        _add_filters(self.layout.filters)
+        if self.fast:
+            from mplog.worker.logger import Logger, set_logger_class
+
+            set_logger_class(Logger)
+
+    def save(self, directory: str) -> None:
+        """Write the state where `mplog.attach` finds it."""
+        path = os.path.join(directory, _STATE_NAME)
+        with open(f"{path}.new", "wb") as file:
+            file.write(msgspec.json.encode(self))
+        os.replace(f"{path}.new", path)  # so that a process that attaches at this moment finds all of it
+
+    @classmethod
+    def load(cls, directory: str) -> LoggingState:
+        """Return the state that `save` has written."""
+        with open(os.path.join(directory, _STATE_NAME), "rb") as file:
+            return msgspec.json.decode(file.read(), type=cls)
+
+
+def all_loggers() -> dict[str, logging.Logger]:
+    """Return the loggers of this process by name; the root logger is ""."""
+    known = list(logging.Logger.manager.loggerDict.items())
+    return {"": logging.getLogger(), **{name: logger for name, logger in known if isinstance(logger, logging.Logger)}}
+
+
+#: Filters that have come from a server, by the name of their logger: the pickle, and the filters.
+_filters: dict[str, tuple[bytes, list[Any]]] = {}
+
+
+def _add_filters(pickled: dict[str, bytes]) -> None:
+    """Give the loggers their filters, once."""
+    for name, data in pickled.items():
+        if name in _filters:
+            if _filters[name][0] == data:
+                continue
+            for filter in _filters[name][1]:
+                logging.getLogger(name).removeFilter(filter)
+        from mplog.record.portable import load  # few workers need it
+
+        filters = load(data)
+        for filter in filters:
+            logging.getLogger(name).addFilter(filter)
+        _filters[name] = data, filters
+
+
+def brought_filters(name: str) -> list[Any]:
+    """Return those filters of a logger that have come from a server."""
+    return _filters[name][1] if name in _filters else []
+
+
+def note_filters(pickled: dict[str, bytes], filters: dict[str, list[Any]]) -> None:
+    """Note that the loggers of this process have these filters, for the processes that are forked from it."""
+    for name, data in pickled.items():
+        _filters[name] = data, filters[name]
+
+
+def forget_filters(pickled: dict[str, bytes]) -> None:
+    """Undo `note_filters`."""
+    for name, data in pickled.items():
+        if name in _filters and _filters[name][0] == data:
+            del _filters[name]
