@@ -23,7 +23,8 @@ import mplog
 from benchmarks import isolated, workload
 from benchmarks.contender import FORMAT, LOGGER
 from benchmarks.throughput import Progress
-from mplog.record.layout import Decoder, encode
+from mplog.record.decoding import Decoder
+from mplog.record.encoding import encode
 
 __all__ = ["compare", "measure"]
 

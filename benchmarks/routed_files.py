@@ -12,7 +12,9 @@ from pathlib import Path
 
 import mplog
 from mplog.handlers.text import TextHandler
-from mplog.record.layout import Decoder, Entry, encode
+from mplog.record.decoding import Decoder
+from mplog.record.encoding import encode
+from mplog.record.layout import Entry
 from mplog.sinks.sink import DEFAULT_FORMAT
 
 RECORDS, BATCH = 200_000, 5_000

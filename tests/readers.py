@@ -20,7 +20,8 @@ from mplog.queue import fifo, losses
 from mplog.queue.emergency import EmergencyReader
 from mplog.queue.sync import Acknowledger
 from mplog.record import frame
-from mplog.record import layout as record
+from mplog.record.decoding import Decoder, decode
+from mplog.record.layout import MSG, SEQUENCE, Entry
 from mplog.worker.initializer import install
 
 
@@ -34,12 +35,12 @@ class Reader:
 
     def __init__(self, queue: mplog.LogQueue) -> None:
         self.queue = queue
-        self.records: list[record.Entry] = []
+        self.records: list[Entry] = []
         self.losses: list[losses.ProcessLosses] = []
-        decode = record.Decoder().decode
-        self.acknowledger: Acknowledger[record.Entry] = Acknowledger(queue.directory, decode)
+        decode_entry = Decoder().decode
+        self.acknowledger: Acknowledger[Entry] = Acknowledger(queue.directory, decode_entry)
         self._frames: frame.FrameReader[Any] = frame.FrameReader(
-            {frame.RECORD: decode, frame.SYNC: self.acknowledger.decode, frame.LOSSES: losses.decode}
+            {frame.RECORD: decode_entry, frame.SYNC: self.acknowledger.decode, frame.LOSSES: losses.decode}
         )
 
     def read(self) -> int:
@@ -61,20 +62,20 @@ class Reader:
 
     def messages(self) -> list[str]:
         """Return the messages that have come."""
-        return [values[record.MSG] for values, _ in self.records]
+        return [values[MSG] for values, _ in self.records]
 
     def numbers(self) -> dict[int, list[int]]:
         """Return the numbers of the records, by pid."""
         numbers: dict[int, list[int]] = defaultdict(list)
         for values, origin in self.records:
-            numbers[origin.process or 0].append(values[record.SEQUENCE])
+            numbers[origin.process or 0].append(values[SEQUENCE])
         return numbers
 
 
 def emergency_messages(path: str | os.PathLike[str]) -> list[str]:
     """Return the messages that are in an emergency file, which is gone afterwards."""
     reader, messages = EmergencyReader(os.fspath(path)), []
-    frames: frame.FrameReader[Any] = frame.FrameReader({frame.RECORD: record.decode})
+    frames: frame.FrameReader[Any] = frame.FrameReader({frame.RECORD: decode})
     while data := reader.read():
         messages += [each.getMessage() for each in frames.feed(data, drained=True)]
         reader.commit(len(data))

@@ -16,7 +16,8 @@ PACKAGE = Path(mplog.__file__).parent
 #: What a worker may import of mplog. Nothing else may be loaded by it.
 WORKER = {
     "errors",
-    *("record", "record.layout", "record.frame", "record.plain", "record.context", "record.factory"),
+    *("record", "record.layout", "record.encoding", "record.decoding", "record.frame", "record.plain"),
+    *("record.context", "record.factory"),
     "record.cache",
     *("queue", "queue.log_queue", "queue.fifo", "queue.losses", "queue.overflow", "queue.emergency", "queue.sync"),
     *("worker", "worker.initializer", "worker.state", "worker.queue_handler", "worker.levels"),

@@ -1,4 +1,4 @@
-"""A record of a text as `mplog.record.layout` encodes it, without what that has to load.
+"""A record of a text as `mplog.record.encoding` makes it, without what that has to load.
 
 The rule of this file: **it knows the types that a command line has, and gives up on anything else.** Pure code, no I/O.
 """

@@ -29,7 +29,8 @@ import msgspec
 
 from mplog.formats.json import JSONFormatter
 from mplog.formats.text import BatchFormatter, OnError, Renderer, compiled, renderer
-from mplog.record.layout import EXC_TEXT, EXTRA, MSG, STACK_INFO, ByOrigin, Entry, Origin, Record, constant_fields
+from mplog.record.decoding import constant_fields
+from mplog.record.layout import EXC_TEXT, EXTRA, MSG, STACK_INFO, ByOrigin, Entry, Origin, Record
 from mplog.record.plain import ForeignValue, as_number, safe_repr, safe_str, safely
 
 __all__ = ["EscapedJSON", "EscapedText", "escape", "escaped_formatter", "unescape"]

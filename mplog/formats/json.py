@@ -14,7 +14,9 @@ from typing import Any, Literal
 import msgspec
 
 from mplog.formats.text import BatchFormatter, Piece, Renderer, compile_loop, expression
-from mplog.record.layout import Record, constant_fields, decode, encode
+from mplog.record.decoding import constant_fields, decode
+from mplog.record.encoding import encode
+from mplog.record.layout import Record
 from mplog.record.plain import safe_str
 
 __all__ = ["JSONFormatter"]

@@ -19,19 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mplog.record.cache import Cache
-from mplog.record.layout import (
-    DETAILS,
-    HAS_TASK_NAME,
-    NO_DETAILS,
-    ORIGIN,
-    ByOrigin,
-    Entry,
-    constant_fields,
-    decode_entry,
-    decode_rest,
-    encode,
-    to_record,
-)
+from mplog.record.decoding import constant_fields, decode_entry, decode_rest, to_record
+from mplog.record.encoding import encode
+from mplog.record.layout import DETAILS, HAS_TASK_NAME, NO_DETAILS, ORIGIN, ByOrigin, Entry
 
 __all__ = [
     "BatchFormatter",

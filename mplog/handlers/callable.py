@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mplog.handlers.text import LocklessHandler
-from mplog.record.layout import decode, encode
+from mplog.record.decoding import decode
+from mplog.record.encoding import encode
 
 #: What the names of the files begin with that have what waits, in the directory of the queue.
 UNDELIVERED = "undelivered-"

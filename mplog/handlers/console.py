@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from mplog.handlers.text import TextHandler
-from mplog.record.layout import Entry, to_record
+from mplog.record.decoding import to_record
+from mplog.record.layout import Entry
 
 
 class ConsoleHandler(TextHandler):

@@ -28,7 +28,8 @@ from mplog.files import regular as regular_file
 from mplog.files.names import FileNames
 from mplog.handlers.log_file import FileWriter, LogFileHandler, Portion, Position
 from mplog.record.cache import Bounded
-from mplog.record.layout import DETAILS, EXTRA, NO_DETAILS, ORIGIN, ByOrigin, Entry, Origin, constant_fields
+from mplog.record.decoding import constant_fields
+from mplog.record.layout import DETAILS, EXTRA, NO_DETAILS, ORIGIN, ByOrigin, Entry, Origin
 
 if TYPE_CHECKING:
     import filelock
@@ -121,7 +122,7 @@ class RoutedFileHandler(FileWriter):
             else:
                 value = None
             if value is None:
-                # What UTF-8 does not take is among the extra ones (`mplog.record.layout`).
+                # What UTF-8 does not take is among the extra ones (`mplog.record.encoding`).
                 value = (extra or {}).get(field, constant_fields.get(field))
             values.append(value)
         return self._name_of(values)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mplog.formats.text import Renderer, renderer
-from mplog.record.layout import MSG, Entry, to_record
+from mplog.record.decoding import to_record
+from mplog.record.layout import MSG, Entry
 
 
 class LocklessHandler(logging.Handler):

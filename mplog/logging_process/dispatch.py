@@ -26,7 +26,9 @@ from mplog.handlers.callable import UNDELIVERED, CallableHandler
 from mplog.handlers.log_file import FileWriter
 from mplog.handlers.text import TextHandler
 from mplog.record.cache import Cache
-from mplog.record.layout import Entry, Origin, Record, decode_entry, encode, to_record
+from mplog.record.decoding import decode_entry, to_record
+from mplog.record.encoding import encode
+from mplog.record.layout import Entry, Origin, Record
 from mplog.record.plain import safe_str
 
 __all__ = ["Dispatcher"]

@@ -32,7 +32,8 @@ from mplog.monitoring.numbers import Numbers
 from mplog.monitoring.statistics import Stats, to_stats
 from mplog.monitoring.tallies import Tallies
 from mplog.queue import log_queue as queue
-from mplog.record.layout import Decoder, Entry, Origin
+from mplog.record.decoding import Decoder
+from mplog.record.layout import Entry, Origin
 
 __all__ = ["CHECK_SECONDS", "Loop", "Places"]
 

@@ -26,7 +26,7 @@ from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.loop import Loop, Places
 from mplog.logging_process.messages import Configuration, Opened, Report
 from mplog.monitoring.notice import publish
-from mplog.record.layout import constant_fields
+from mplog.record.decoding import constant_fields
 from mplog.record.plain import safe_str
 from mplog.sinks.sink import to_formatter
 

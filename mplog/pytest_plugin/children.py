@@ -22,7 +22,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mplog.record.layout import decode, encode
+from mplog.record.decoding import decode
+from mplog.record.encoding import encode
 from mplog.worker import levels
 from mplog.worker.attach import MPLOG_QUEUE
 from mplog.worker.queue_handler import QueueHandler

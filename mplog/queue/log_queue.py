@@ -43,8 +43,10 @@ from mplog.queue.losses import Reason
 from mplog.queue.overflow import PATIENCE, Fill, Overflow, is_in_event_loop, open_fill
 from mplog.queue.sync import TOKEN_SIZE, Sync, Waiter
 from mplog.record import frame
-from mplog.record import layout as record
 from mplog.record.cache import Cache
+from mplog.record.decoding import decode, origin_of
+from mplog.record.encoding import Cut, encode
+from mplog.record.layout import Record
 
 if sys.platform != "win32":
     import fcntl
@@ -68,7 +70,7 @@ else:
 DEFAULT_SIZE = 2**20
 
 #: Bytes of a pickled object that a queue carries at most, so that a reader has room for it (`frame.UNFINISHED_LIMIT`);
-#: a log record above `record.MAX_RECORD_SIZE` is cut.
+#: a log record above `mplog.record.layout.MAX_RECORD_SIZE` is cut.
 MAX_OBJECT_SIZE = 2**28
 
 _CHECKSUM_SIZE = 4
@@ -186,7 +188,7 @@ class LogQueue(_Base):
             MessageTooLongError: the object is over 256 MiB.
         """
         if isinstance(obj, logging.LogRecord):
-            payload = record.encode(obj, next(self.sequence), self.details)
+            payload = encode(obj, next(self.sequence), self.details)
             if self.preparation:
                 from mplog.record.fields import load_preparation
 
@@ -215,7 +217,7 @@ class LogQueue(_Base):
         self.put(obj, False)
 
     def put_record(self, payload: bytes) -> None:
-        """Put a record that `mplog.record.layout.encode` has encoded; while the queue is full, do as `overflow` says.
+        """Put a record that `mplog.record.encoding.encode` has encoded; while the queue is full, do as `overflow` says.
 
         Raises:
             ValueError: the queue is closed in this process.
@@ -367,7 +369,7 @@ class LogQueue(_Base):
         except BaseException as error:
             self._count(payload, _reason(error))
             raise
-        if type(payload) is record.Cut:
+        if type(payload) is Cut:
             self._count(payload, Reason.TRUNCATED)
         return True
 
@@ -398,7 +400,7 @@ class LogQueue(_Base):
 
     def _count(self, payload: bytes, reason: Reason) -> None:
         try:
-            origin = record.origin_of(payload)
+            origin = origin_of(payload)
         except (ValueError, RecursionError):
             self.losses.count(logging.NOTSET, reason, None)
         else:
@@ -824,9 +826,9 @@ def _forget_closed_ends() -> None:
         known._forget_closed_ends()
 
 
-def _decode_synced(payload: bytes) -> record.Record:
+def _decode_synced(payload: bytes) -> Record:
     """Return the record; whoever waits for it to be on disk waits in vain, since a reader of objects has none."""
-    return record.decode(payload[TOKEN_SIZE:])
+    return decode(payload[TOKEN_SIZE:])
 
 
 def _decode_bytes(payload: bytes) -> bytes:
@@ -834,7 +836,7 @@ def _decode_bytes(payload: bytes) -> bytes:
 
 
 _DECODE: dict[int, Callable[[bytes], Any]] = {
-    frame.RECORD: record.decode,
+    frame.RECORD: decode,
     frame.OBJECT: _Pickled,
     frame.SYNC: _decode_synced,
     frame.BYTES: _decode_bytes,
@@ -851,7 +853,7 @@ def _ignore(payload: bytes) -> None:
 
 def _level(payload: bytes) -> int:
     try:
-        return record.origin_of(payload).levelno
+        return origin_of(payload).levelno
     except (ValueError, RecursionError):
         return logging.NOTSET
 

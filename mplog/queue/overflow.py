@@ -25,7 +25,7 @@ import msgspec
 from mplog.queue import losses
 from mplog.queue.losses import ProcessLosses, Reason
 from mplog.record import frame
-from mplog.record import layout as record
+from mplog.record.decoding import origin_of
 
 __all__ = ["EMERGENCY_SIZE", "KEPT_LEVEL", "Fill", "Overflow", "is_in_event_loop", "without_oldest"]
 
@@ -293,7 +293,7 @@ def without_oldest(content: bytes | memoryview, wanted: int) -> tuple[bytes, int
                 continue
             else:
                 continue
-            origin = record.origin_of(payload)
+            origin = origin_of(payload)
         except (ValueError, RecursionError):
             continue  # garbage, which whoever writes the buffer counts
         if origin.levelno >= KEPT_LEVEL:

@@ -22,7 +22,9 @@ from typing import Any
 import msgspec
 
 from mplog.record.context import RESERVED, named
-from mplog.record.layout import Cut, Record, decode, encode, pack_values
+from mplog.record.decoding import decode
+from mplog.record.encoding import Cut, encode, pack_wire
+from mplog.record.layout import Record, Wire
 from mplog.record.plain import ForeignValue, pack, plain, plain_fields, readable, safe_str, unless_signal, unpack
 from mplog.record.portable import dump, load
 
@@ -168,12 +170,12 @@ class Preparation:
         """Return an encoded record with fields added, and without what it must not say."""
         _nesting.depth += 1
         try:
-            values = list(_decode(payload))
+            wire = _decode(payload)
             if _nesting.depth <= _MOST_NESTED:
-                self._enrich(values)
+                self._enrich(wire)
             if self._redactors:
-                self._redact_all(values)
-            prepared = pack_values(tuple(values))
+                self._redact_all(wire)
+            prepared = pack_wire(wire)
         finally:
             _nesting.depth -= 1
         return Cut(prepared) if type(payload) is Cut else prepared
@@ -202,8 +204,8 @@ class Preparation:
 
     # --- enriching ---
 
-    def _enrich(self, values: list[Any]) -> None:
-        extra: dict[str, Any] = values[_EXTRA] or {}
+    def _enrich(self, wire: Wire) -> None:
+        extra = wire.extra or {}
         for enrich in self._enrichers:
             try:
                 fields = dict(enrich())
@@ -213,21 +215,20 @@ class Preparation:
                 self._note("enricher", enrich, error, "its fields are missing")
             else:
                 extra = {**(new or {}), **extra}
-        values[_EXTRA] = extra or None
+        wire.extra = extra or None
 
     # --- redacting ---
 
-    def _redact_all(self, values: list[Any]) -> None:
-        for place, name in _TEXTS.items():
-            if values[place] is not None:
-                values[place] = self._redact_text(name, values[place])
-        extra = values[_EXTRA]
-        if extra is not None:
-            values[_EXTRA] = {name: self._redact_field(name, value) for name, value in extra.items()}
-        rest = unpack(values[_REST])
-        if rest is not None and rest[1] is not None:
-            relative, (kind, message, frames) = rest
-            values[_REST] = relative, (kind, self._redact_text("exc_text", message), frames)
+    def _redact_all(self, wire: Wire) -> None:
+        for place in ("msg", "exc_text", "stack_info"):
+            text = getattr(wire, place)
+            if text is not None:
+                setattr(wire, place, self._redact_text(_MESSAGE_NAMES.get(place, place), text))
+        if wire.extra is not None:
+            wire.extra = {name: self._redact_field(name, value) for name, value in wire.extra.items()}
+        if wire.rest is not None and wire.rest[1] is not None:
+            relative, (kind, message, frames) = wire.rest
+            wire.rest = relative, (kind, self._redact_text("exc_text", message), frames)
 
     def _redact_text(self, name: str, text: Any) -> str:
         redacted = self._redact_value(name, text)
@@ -292,12 +293,8 @@ def _unless_signal(error: BaseException) -> None:
         unless_signal(error)
 
 
-_EXTRA, _REST = 2, 7
-_TEXTS = {1: "message", 3: "exc_text", 6: "stack_info"}
 # Values of fields stay encoded.
-_decode: Callable[[bytes], tuple[Any, ...]] = msgspec.msgpack.Decoder(
-    tuple[int, Any, dict[str, Any] | None, Any, Any, Any, Any, msgspec.Raw, bytes]
-).decode
+_decode: Callable[[bytes], Wire] = msgspec.msgpack.Decoder(Wire).decode
 
 
 # --- on the way to workers ---

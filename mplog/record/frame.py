@@ -59,7 +59,7 @@ T = TypeVar("T")
 #: The largest frame in bytes: 4096 on Linux, 512 on macOS.
 FRAME_SIZE: int = getattr(select, "PIPE_BUF", 512)
 
-#: A log record, as `mplog.record.layout` encodes it.
+#: A log record, as `mplog.record.encoding` makes it.
 RECORD = 1
 #: Any other object, pickled. The logging process never looks inside.
 OBJECT = 2

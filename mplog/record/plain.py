@@ -20,24 +20,6 @@ from typing import Any
 
 import msgspec
 
-__all__ = [
-    "ForeignValue",
-    "as_number",
-    "from_ext",
-    "pack",
-    "plain",
-    "plain_fields",
-    "printable",
-    "readable",
-    "safe_repr",
-    "safe_str",
-    "safely",
-    "text_or_ext",
-    "unless_signal",
-    "unpack",
-    "unpack_list",
-]
-
 pack: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
 
 
@@ -253,6 +235,19 @@ def as_number(value: Any) -> int | float | None:
         return None
     except (SystemExit, GeneratorExit) as error:
         unless_signal(error)
+        return None
+
+
+def of_kind(value: Any, kind: type) -> Any:
+    """Return the value as a str, an int of 64 bits or a float; None where it is no number."""
+    if value is None:
+        return None
+    if kind is str:
+        return value if type(value) is str else safe_str(value)
+    number = as_number(value)
+    try:
+        return number if number is None or type(number) is kind else kind(number)
+    except (ValueError, OverflowError):  # int() of an infinity
         return None
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any
 
-from mplog.record.layout import encode
+from mplog.record.encoding import encode
 
 __all__ = ["Pump"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from mplog.queue.log_queue import LogQueue
 from mplog.record.context import start_anew
+from mplog.record.encoding import encode
 from mplog.record.factory import install_factory
-from mplog.record.layout import encode
 from mplog.worker import levels
 from mplog.worker.queue_handler import QueueHandler
 from mplog.worker.state import Layout, LoggingState

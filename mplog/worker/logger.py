@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 from mplog.errors import NoReaderError
 from mplog.record.cache import Bounded, Cache
 from mplog.record.context import in_use, merged, named
+from mplog.record.decoding import decode
+from mplog.record.encoding import unformattable
 from mplog.record.factory import COUNTS_NANOSECONDS, LOGGING_FILE, make_record, now, own, task_name
-from mplog.record.layout import MAX_RECORD_SIZE, decode, encode_origin, unformattable
+from mplog.record.layout import MAX_RECORD_SIZE, Origin
 from mplog.record.plain import pack, plain_fields, unless_signal
 from mplog.worker.levels import look, watched
 from mplog.worker.queue_handler import QueueHandler
@@ -319,7 +321,7 @@ _KEPT = 2_000
 
 def _encoded(key: tuple[str, int, str | None, str]) -> bytes:
     name, level, _, process_name = key
-    return encode_origin((os.getpid(), name, level, logging.getLevelName(level), process_name, None))
+    return pack(Origin(os.getpid(), name, level, logging.getLevelName(level), process_name, None))
 
 
 #: Origins without details, by the name of the logger, the level and its name, and the name of the process.
@@ -391,7 +393,7 @@ def _origin(logger: Logger, level: int, process_name: str | None, frame: FrameTy
         frame.f_code.co_name,
         task_name(),
     )
-    return encode_origin((os.getpid(), logger.name, level, logging.getLevelName(level), process_name, details))
+    return pack(Origin(os.getpid(), logger.name, level, logging.getLevelName(level), process_name, details))
 
 
 def _process_name() -> str:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from mplog.errors import NoReaderError
 from mplog.queue.log_queue import LogQueue
-from mplog.record.layout import decode, encode
+from mplog.record.decoding import decode
+from mplog.record.encoding import encode
 from mplog.record.plain import unless_signal
 from mplog.worker.levels import look, watched
 

@@ -270,7 +270,7 @@ def test_it_loads_little() -> None:
         "msgspec",
         "multiprocessing",
         "mplog.queue.log_queue",
-        "mplog.record.layout",
+        "mplog.record.encoding",
         "mplog.server.log_server",
         "mplog.worker.attach",
     }

@@ -1,4 +1,4 @@
-"""A record of the command line is, on the wire, what `mplog.record.layout` makes of it."""
+"""A record of the command line is, on the wire, what `mplog.record.encoding` makes of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mplog.cli.wire import encode
-from mplog.record.layout import decode
-from mplog.record.layout import encode as encode_record
+from mplog.record.decoding import decode
+from mplog.record.encoding import encode as encode_record
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False)
@@ -27,7 +27,7 @@ FIELDS = st.dictionaries(TEXTS.map(lambda text: f"field {text}"), VALUES | TEXTS
 
 @given(TEXTS | TEXTS.map(lambda text: text * 9000), FIELDS, TEXTS, st.integers(-5, 2**31), TEXTS)
 def test_record_is_the_same(message: str, fields: dict[str, Any], logger: str, level: int, process: str) -> None:
-    """Every attribute is that of the record which logging makes and mplog.record.layout encodes."""
+    """Every attribute is that of the record which logging makes and mplog.record.encoding encodes."""
     record = logging.LogRecord(logger, level, "", 0, message, None, None)
     record.processName = process
     record.__dict__.update(fields)
@@ -48,6 +48,6 @@ def test_every_length(length: int) -> None:
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, "\udc80", ("tuple",)])
 def test_other_values_are_refused(value: Any) -> None:
-    """What has another form in a record is left to mplog.record.layout."""
+    """What has another form in a record is left to mplog.record.encoding."""
     with pytest.raises(ValueError):
         encode(1, "x", {"field": value}, 0.0, (1, "a", 20, "INFO", "p"))

@@ -23,7 +23,7 @@ from mplog.monitoring import tallies
 from mplog.queue import buffers, overflow
 from mplog.queue import log_queue as queue
 from mplog.record import frame, plain
-from mplog.record import layout as record
+from mplog.record.layout import MAX_RECORD_SIZE
 from mplog.server import shutdown
 
 
@@ -93,7 +93,7 @@ def test_files_of_the_code_are_there() -> None:
 #: What stands in the second column of the table of limits, by a part of the first.
 LIMITS = {
     "A frame": f"{frame.FRAME_SIZE:,} bytes on Linux",
-    "A record, encoded": f"{record.MAX_RECORD_SIZE >> 20} MiB",
+    "A record, encoded": f"{MAX_RECORD_SIZE >> 20} MiB",
     "mplog.write": f"{queue.MAX_OBJECT_SIZE >> 20} MiB",
     "The queue": f"{queue.DEFAULT_SIZE >> 20} MiB",
     "Each of the two buffers": f"{buffers.DEFAULT_SIZE >> 20} MiB",

@@ -22,7 +22,9 @@ import mplog
 from mplog.formats import escaping
 from mplog.formats.escaping import EscapedText, escape, escaped_formatter, unescape
 from mplog.formats.text import compiled, renderer
-from mplog.record.layout import ByOrigin, Entry, decode_entry, encode, to_record
+from mplog.record.decoding import decode_entry, to_record
+from mplog.record.encoding import encode
+from mplog.record.layout import ByOrigin, Entry
 
 #: What no line may hold: C0, DEL, C1, separators, bidirectional controls, surrogates.
 DANGEROUS = frozenset(

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from mplog.formats.json import DEFAULT_FIELDS, JSONFormatter
 from mplog.formats.text import renderer
-from mplog.record.layout import Entry, decode_entry, encode, to_record
+from mplog.record.decoding import decode_entry, to_record
+from mplog.record.encoding import encode
+from mplog.record.layout import Entry
 from mplog.record.plain import ForeignValue
 
 UTC = datetime.timezone.utc

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from mplog.formats import text as formatters
 from mplog.formats.text import DatedFormatter, renderer
-from mplog.record.layout import DETAILS, ORIGIN, REST, Entry, decode_entry, encode, to_record
+from mplog.record.decoding import decode_entry, to_record
+from mplog.record.encoding import encode
+from mplog.record.layout import DETAILS, ORIGIN, REST, Entry
 
 ATTRIBUTES = [*ORIGIN, *DETAILS, "msg", "exc_text", "processName", "taskName", "args", "exc_info", "message", "asctime"]
 NAMES = [*ATTRIBUTES, *["asctime", "message", "levelname"] * 4, "user", "n", "missing"]

@@ -23,7 +23,8 @@ from mplog.config.handlers import Handlers
 from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.stdlib_rotation import RotatingFile, WatchedFile
 from mplog.logging_process.dispatch import Dispatcher
-from mplog.record.layout import decode_entry, encode
+from mplog.record.decoding import decode_entry
+from mplog.record.encoding import encode
 
 ROTATING = logging.handlers.RotatingFileHandler
 TIMED = logging.handlers.TimedRotatingFileHandler

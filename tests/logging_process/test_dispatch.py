@@ -20,7 +20,9 @@ import mplog
 from mplog.formats.text import DatedFormatter
 from mplog.handlers.log_file import LogFileHandler
 from mplog.logging_process.dispatch import REPORT_INTERVAL, Dispatcher
-from mplog.record.layout import REST, Entry, decode_entry, encode
+from mplog.record.decoding import decode_entry
+from mplog.record.encoding import encode
+from mplog.record.layout import REST, Entry
 
 
 class Memory(logging.Handler):

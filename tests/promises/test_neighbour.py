@@ -33,8 +33,10 @@ from mplog.logging_process.dispatch import Dispatcher
 from mplog.queue import fifo
 from mplog.queue.log_queue import check_object
 from mplog.record import frame
+from mplog.record.decoding import Decoder, decode_entry
+from mplog.record.encoding import encode
 from mplog.record.frame import OBJECT, RECORD, FrameReader
-from mplog.record.layout import Decoder, Entry, decode_entry, encode
+from mplog.record.layout import Entry
 
 NOBODY = 65534
 

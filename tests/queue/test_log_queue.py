@@ -36,7 +36,8 @@ from mplog import LogQueue
 from mplog.queue import fifo
 from mplog.queue import log_queue as module
 from mplog.record import frame
-from mplog.record.layout import MAX_RECORD_SIZE, Record, encode
+from mplog.record.encoding import encode
+from mplog.record.layout import MAX_RECORD_SIZE, Record
 
 FORK = multiprocessing.get_context("fork")
 PIPE_BUF = select.PIPE_BUF

@@ -263,7 +263,7 @@ def test_a_record_that_nobody_reads_is_counted_once(queue: mplog.LogQueue, capsy
 
 def test_a_record_that_is_cut_is_counted_as_truncated(queue: mplog.LogQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """It arrives with its texts cut, and is no loss."""
-    monkeypatch.setattr("mplog.record.layout.MAX_RECORD_SIZE", 2 * 2**20)
+    monkeypatch.setattr("mplog.record.encoding.MAX_RECORD_SIZE", 2 * 2**20)
     monkeypatch.setattr("mplog.worker.logger.MAX_RECORD_SIZE", 2 * 2**20)
     install(queue)
     logging.getLogger().setLevel(logging.DEBUG)

@@ -33,7 +33,8 @@ from mplog.queue import emergency, losses, overflow
 from mplog.queue.log_queue import emergency_path
 from mplog.queue.overflow import KEPT_TIMEOUT, Fill, without_oldest
 from mplog.record import frame
-from mplog.record import layout as record
+from mplog.record.decoding import decode
+from mplog.record.encoding import encode
 from mplog.worker.initializer import install
 from mplog.worker.state import LoggingState
 
@@ -433,7 +434,7 @@ def framed(message: str, level: int = logging.INFO, pid: int = 7, number: int = 
     made = logging.makeLogRecord(
         {"msg": message, "levelno": level, "levelname": str(level), "process": pid, "processName": name}
     )
-    payload = record.encode(made, number)
+    payload = encode(made, number)
     whole = frame.frame(frame.RECORD, payload)
     return whole if whole is not None else b"".join(frame.frames(frame.RECORD, payload, os.urandom(16)))
 
@@ -442,7 +443,7 @@ def content_of(data: bytes) -> tuple[list[str], dict[tuple[int, str, int], int],
     """Return the messages that are in frames, the losses that they tell, and the pieces of garbage."""
     told: Counter[tuple[int, str, int]] = Counter()
     messages: list[str] = []
-    reader: frame.FrameReader[Any] = frame.FrameReader({frame.RECORD: record.decode, frame.LOSSES: losses.decode})
+    reader: frame.FrameReader[Any] = frame.FrameReader({frame.RECORD: decode, frame.LOSSES: losses.decode})
     for each in reader.feed(data, drained=True):
         if isinstance(each, list):
             for process in each:

@@ -25,6 +25,8 @@ from mplog.queue import losses
 from mplog.queue.log_queue import emergency_path
 from mplog.queue.sync import Acknowledger, Sync, Waiter
 from mplog.record import frame
+from mplog.record.decoding import decode
+from mplog.record.encoding import encode
 from mplog.worker.initializer import install
 from mplog.worker.state import LoggingState
 
@@ -265,7 +267,7 @@ def test_ordinary_calls_go_the_fast_way_whatever_the_level(queue: mplog.LogQueue
 )
 def test_a_frame_that_is_none_is_refused(tmp_path: Path, payload: bytes) -> None:
     """What does not decode as a token and a record raises ValueError, and nobody is answered."""
-    acknowledger = Acknowledger(str(tmp_path), mplog.record.layout.decode)
+    acknowledger = Acknowledger(str(tmp_path), decode)
     with pytest.raises(ValueError, match=r"without its record|Expected|Input|malformed|truncated|not a record"):
         acknowledger.decode(payload)
     acknowledger.acknowledge()
@@ -311,7 +313,7 @@ def test_a_frame_of_its_own_kind_does_not_disturb_the_others(reader: Reader) -> 
     for number in range(50):
         log.info("%d", number)
     token = os.urandom(16)
-    payload = mplog.record.layout.encode(logging.makeLogRecord({"msg": "synced", "levelno": 40}))
+    payload = encode(logging.makeLogRecord({"msg": "synced", "levelno": 40}))
     os.write(reader.queue._write_fd, frame.frame(frame.SYNC, token + payload) or b"")
     for number in range(50):
         log.info("%d", number)

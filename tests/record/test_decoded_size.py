@@ -16,8 +16,10 @@ from readers import in_fork
 
 from mplog.queue import losses
 from mplog.record import decoded_size, frame
-from mplog.record import layout as record
-from mplog.record.layout import REST, Decoder, encode
+from mplog.record.decoding import _UNCHECKED_SIZE, Decoder, decode
+from mplog.record.encoding import encode
+from mplog.record.layout import EXTRA, RAW_ORIGIN, REST
+from mplog.record.plain import unpack
 
 MEGABYTE = 2**20
 
@@ -26,7 +28,7 @@ def payload(extra: bytes) -> bytes:
     """Return a record with these values, encoded, in a list."""
     made = encode(logging.LogRecord("a", logging.INFO, "x.py", 1, "text", None, None))
     values = list(msgspec.msgpack.decode(made))
-    values[record.EXTRA] = {"values": msgspec.Raw(extra)}
+    values[EXTRA] = {"values": msgspec.Raw(extra)}
     return msgspec.msgpack.encode(values)
 
 
@@ -65,10 +67,10 @@ def test_a_record_of_nothing_but_small_values_is_refused(kind: str) -> None:
 def test_a_place_of_nothing_but_small_values_is_refused() -> None:
     """The part that is decoded last is looked at, too."""
     values = list(msgspec.msgpack.decode(payload(b"\x90")))
-    values[record.RAW_ORIGIN] = array(8 * MEGABYTE, b"\x90")
+    values[RAW_ORIGIN] = array(8 * MEGABYTE, b"\x90")
     with pytest.raises(ValueError, match="in memory"):
         Decoder().decode(msgspec.msgpack.encode(values))
-    values[record.RAW_ORIGIN], values[REST] = b"\x90", msgspec.Raw(array(8 * MEGABYTE, b"\x90"))
+    values[RAW_ORIGIN], values[REST] = b"\x90", msgspec.Raw(array(8 * MEGABYTE, b"\x90"))
     with pytest.raises(ValueError, match="in memory"):
         Decoder().decode(msgspec.msgpack.encode(values))
 
@@ -87,7 +89,7 @@ def test_long_honest_records_pass(kind: str) -> None:
     """Texts of any script, bytes, and very many values are as they were."""
     sent = logging.LogRecord("a", logging.INFO, "x.py", 1, "text", None, None)
     sent.values = _HONEST[kind]()  # type: ignore[attr-defined]
-    assert record.decode(encode(sent)).values == sent.values  # type: ignore[attr-defined]
+    assert decode(encode(sent)).values == sent.values  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", _HOSTILE)
@@ -95,13 +97,13 @@ def test_the_estimate_is_above_what_it_takes(kind: str) -> None:
     """What is told before decoding is not less than what that takes, and the bound of what is not looked at holds."""
     data = array(20_000, _HOSTILE[kind])
     tracemalloc.start()
-    kept = record.unpack(data)
+    kept = unpack(data)
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(kept) == 20_000
     assert taken <= decoded_size._estimate(data, sys.maxsize)[0] <= 8 * taken + 10_000
     assert taken <= decoded_size._at_most(data)
-    assert record._UNCHECKED_SIZE * taken / len(data) < decoded_size.MEMORY
+    assert _UNCHECKED_SIZE * taken / len(data) < decoded_size.MEMORY
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,12 @@ from scripts import run_script
 import mplog
 from mplog.formats.escaping import escaped_formatter
 from mplog.formats.text import compiled, renderer
-from mplog.record import layout as records
+from mplog.record import encoding
 from mplog.record.context import RESERVED
+from mplog.record.decoding import constant_fields, decode, decode_entry, to_record
+from mplog.record.encoding import Cut, encode
 from mplog.record.fields import Preparation, load_preparation, note_preparation
-from mplog.record.layout import Cut, Entry, Record, constant_fields, decode, decode_entry, encode, to_record
+from mplog.record.layout import Entry, Record
 from mplog.record.plain import ForeignValue
 
 SECRET = "hunter2"
@@ -513,8 +515,8 @@ def test_a_text_that_is_no_utf8_is_redacted(prepared: Prepared) -> None:
 @pytest.mark.parametrize("details", [True, False])
 def test_a_record_that_becomes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch, details: bool) -> None:
     """A field of an enricher that is longer than a record may be is cut like any other, and so counted."""
-    monkeypatch.setattr(records, "MAX_RECORD_SIZE", 10_000)
-    monkeypatch.setattr(records, "_CUT_TEXT", 1000)
+    monkeypatch.setattr(encoding, "MAX_RECORD_SIZE", 10_000)
+    monkeypatch.setattr(encoding, "_CUT_TEXT", 1000)
     payload = Preparation((lambda: {"huge": "x" * 20_000},), (lambda name, value: value,))(encode(make(), 1, details))
     assert type(payload) is Cut
     assert decode(payload).huge == "[cut by mplog: 20007 bytes]"  # type: ignore[attr-defined]

@@ -29,8 +29,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mplog.record import layout as module
-from mplog.record.layout import Record, decode, encode
+from mplog.record import encoding
+from mplog.record.decoding import decode
+from mplog.record.encoding import encode
+from mplog.record.layout import EXTRA, MAX_RECORD_SIZE, MSG, RAW_ORIGIN, REST, SEQUENCE, Record
 from mplog.record.plain import ForeignValue
 
 STANDARD = sorted(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
@@ -745,8 +747,8 @@ def test_ctrl_c_is_not_swallowed() -> None:
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> int:
     """Cut records that are over 100 kB, to pieces of 1 kB."""
-    monkeypatch.setattr(module, "MAX_RECORD_SIZE", 100_000)
-    monkeypatch.setattr(module, "_CUT_TEXT", 1000)
+    monkeypatch.setattr(encoding, "MAX_RECORD_SIZE", 100_000)
+    monkeypatch.setattr(encoding, "_CUT_TEXT", 1000)
     return 100_000
 
 
@@ -795,8 +797,8 @@ def test_limit_of_records_is_exact(small_limit: int) -> None:
 
 def test_record_over_the_true_limit_is_cut() -> None:
     """A message beyond 128 MiB is cut to 1 MiB and says how long it was."""
-    arrived = decode(encode(make("x" * (module.MAX_RECORD_SIZE + 1))))
-    assert arrived.getMessage() == "x" * 2**20 + f"... [cut by mplog: {module.MAX_RECORD_SIZE + 1} characters]"
+    arrived = decode(encode(make("x" * (MAX_RECORD_SIZE + 1))))
+    assert arrived.getMessage() == "x" * 2**20 + f"... [cut by mplog: {MAX_RECORD_SIZE + 1} characters]"
 
 
 # --- what arrives is data (promise 8) ---
@@ -828,7 +830,7 @@ def test_hostile_bytes_run_no_code() -> None:
     values = list(msgspec.msgpack.decode(encode(make())))
     for code in range(-128, 128):
         for data in (attack, msgspec.msgpack.encode(attack), msgspec.msgpack.encode([attack, attack])):
-            values[module.EXTRA] = {"value": msgspec.msgpack.Ext(code, data)}
+            values[EXTRA] = {"value": msgspec.msgpack.Ext(code, data)}
             with contextlib.suppress(ValueError):
                 decode(msgspec.msgpack.encode(values))
     travelled(Exploit())
@@ -844,7 +846,7 @@ def hostile_payloads() -> dict[str, bytes]:
         return msgspec.msgpack.encode([*wire[:index], value, *wire[index + 1 :]])
 
     def with_extra(extra: object) -> bytes:
-        return changed(module.EXTRA, extra)
+        return changed(EXTRA, extra)
 
     def raw(index: int, data: bytes) -> bytes:
         parts = [msgspec.msgpack.encode(part) for part in wire]
@@ -852,7 +854,7 @@ def hostile_payloads() -> dict[str, bytes]:
         return encode(make())[:1] + b"".join(parts)  # behind the header of the array
 
     # What is changed below is a record before it is changed.
-    for payload in (with_extra({"k": 1}), raw(module.EXTRA, b"\x81\xa1k\x01"), changed(module.REST, wire[module.REST])):
+    for payload in (with_extra({"k": 1}), raw(EXTRA, b"\x81\xa1k\x01"), changed(REST, wire[REST])):
         decode(payload)
 
     def nested(code: int, depth: int) -> bytes:
@@ -861,20 +863,20 @@ def hostile_payloads() -> dict[str, bytes]:
             data = msgspec.msgpack.encode([ext(code, data)])
         return with_extra({"value": ext(code, data)})
 
-    rest = wire[module.REST]
-    origin = msgspec.msgpack.decode(wire[module.RAW_ORIGIN])
+    rest = wire[REST]
+    origin = msgspec.msgpack.decode(wire[RAW_ORIGIN])
 
     def with_origin(value: object) -> bytes:
-        return changed(module.RAW_ORIGIN, msgspec.msgpack.encode(value))
+        return changed(RAW_ORIGIN, msgspec.msgpack.encode(value))
 
     claims = {
         f"{name} claim at {place}": whole(claim)
         for place, whole in {
             "start": bytes,
-            "message": functools.partial(raw, module.MSG),
-            "extra": lambda claim: raw(module.EXTRA, b"\x81\xa1k" + claim),
-            "items": lambda claim: raw(module.EXTRA, b"\x81\xa1k\x92\xc0" + claim),
-            "rest": functools.partial(raw, module.REST),
+            "message": functools.partial(raw, MSG),
+            "extra": lambda claim: raw(EXTRA, b"\x81\xa1k" + claim),
+            "items": lambda claim: raw(EXTRA, b"\x81\xa1k\x92\xc0" + claim),
+            "rest": functools.partial(raw, REST),
         }.items()
         for name, claim in {
             "array": b"\xdd\xff\xff\xff\xff", "map": b"\xdf\xff\xff\xff\xff", "str": b"\xdb\xff\xff\xff\xff",
@@ -887,15 +889,15 @@ def hostile_payloads() -> dict[str, bytes]:
         **reserved,
         "extra replaces a text": with_extra({"name": "b"}),
         "exc_info": with_extra({"exc_info": ["a", "b", "c"]}),
-        "nested rest": raw(module.REST, b"\x91" * 100_000 + b"\xc0"),
-        "nested part of the rest": raw(module.REST, b"\x92" + b"\x91" * 100_000 + b"\xc0"),
-        "rest is a number": changed(module.REST, 1),
-        "rest is short": changed(module.REST, rest[:-1]),
-        "rest is long": changed(module.REST, [*rest, None]),
+        "nested rest": raw(REST, b"\x91" * 100_000 + b"\xc0"),
+        "nested part of the rest": raw(REST, b"\x92" + b"\x91" * 100_000 + b"\xc0"),
+        "rest is a number": changed(REST, 1),
+        "rest is short": changed(REST, rest[:-1]),
+        "rest is long": changed(REST, [*rest, None]),
         "empty": b"",
         "nil": b"\xc0",
-        "nested arrays": raw(module.EXTRA, b"\x81\xa1k" + b"\x91" * 1_000_000 + b"\xc0"),
-        "nested maps": raw(module.EXTRA, b"\x81\xa1k" + b"\x81\xa1a" * 1_000_000 + b"\xc0"),
+        "nested arrays": raw(EXTRA, b"\x81\xa1k" + b"\x91" * 1_000_000 + b"\xc0"),
+        "nested maps": raw(EXTRA, b"\x81\xa1k" + b"\x81\xa1a" * 1_000_000 + b"\xc0"),
         "nested tuples": nested(1, 2000),
         "nested pairs": nested(4, 500),
         "unhashable set": with_extra({"value": ext(2, msgspec.msgpack.encode([[1]]))}),
@@ -911,17 +913,17 @@ def hostile_payloads() -> dict[str, bytes]:
         "too few": msgspec.msgpack.encode(wire[:-1]),
         "too many": msgspec.msgpack.encode([*wire, 1]),
         "trailing bytes": encode(make()) + b"\0",
-        "exception of texts": changed(module.REST, [*rest[:-1], ["a", "b", "c"]]),
-        "exception of numbers": changed(module.REST, [*rest[:-1], [1, 2, []]]),
-        "exception with wrong frames": changed(module.REST, [*rest[:-1], ["a", "b", [["file", "line", 5]]]]),
+        "exception of texts": changed(REST, [*rest[:-1], ["a", "b", "c"]]),
+        "exception of numbers": changed(REST, [*rest[:-1], [1, 2, []]]),
+        "exception with wrong frames": changed(REST, [*rest[:-1], ["a", "b", [["file", "line", 5]]]]),
         "origin is short": with_origin(origin[:-1]),
         "origin is long": with_origin([*origin, None]),
         "origin is a map": with_origin({}),
         "origin is nil": with_origin(None),
-        "origin is no bytes": changed(module.RAW_ORIGIN, origin),
+        "origin is no bytes": changed(RAW_ORIGIN, origin),
         "details are short": with_origin([*origin[:-1], [1]]),
-        "nested origin": changed(module.RAW_ORIGIN, b"\x91" * 100_000 + b"\xc0"),
-        "sequence is a text": changed(module.SEQUENCE, "1"),
+        "nested origin": changed(RAW_ORIGIN, b"\x91" * 100_000 + b"\xc0"),
+        "sequence is a text": changed(SEQUENCE, "1"),
         "extra with numbers as names": with_extra({1: 2}),
         "extra is a list": with_extra([1]),
     }

@@ -21,7 +21,7 @@ import mplog
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.sync import Sync
 from mplog.record import frame
-from mplog.record import layout as record
+from mplog.record.encoding import encode
 
 _SIZE = 2 * 2**20
 #: Records that do not fit into two buffers of that size and the queue.
@@ -106,7 +106,7 @@ def _append_for_ever(path: Path, appended: memoryview) -> None:
     file, number = EmergencyFile(str(path), 2**30), 0
     while True:
         number += 1
-        payload = record.encode(logging.LogRecord("child", logging.INFO, "x", 1, "%d", (number,), None), number)
+        payload = encode(logging.LogRecord("child", logging.INFO, "x", 1, "%d", (number,), None), number)
         if not file.append(frame.frame(frame.RECORD, payload) or b""):
             os._exit(1)
         appended[0] = number
@@ -141,7 +141,7 @@ def test_what_was_left_in_the_emergency_file_comes_first(tmp_path: Path) -> None
     """What a server before has left there is in the log before what has been logged since."""
     file, log = EmergencyFile(str(tmp_path / ".app.log.emergency"), 2**20), tmp_path / "app.log"
     for number in range(3):
-        payload = record.encode(logging.LogRecord("old", logging.INFO, "x", 1, "old %d", (number,), None), number + 1)
+        payload = encode(logging.LogRecord("old", logging.INFO, "x", 1, "old %d", (number,), None), number + 1)
         assert file.append(frame.frame(frame.RECORD, payload) or b"")
     queue = mplog.LogQueue()
     for number in range(3):

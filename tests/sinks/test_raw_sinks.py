@@ -26,7 +26,7 @@ from scripts import lines
 import mplog
 from mplog.queue.log_queue import decode_bytes
 from mplog.record import frame
-from mplog.record import layout as record
+from mplog.record.encoding import encode
 
 SIZES = [0, 1, 100, 4000, frame.PAYLOAD_SIZE - 7, frame.PAYLOAD_SIZE - 6, frame.PAYLOAD_SIZE - 5, 65_536, 3_000_000]
 
@@ -255,7 +255,7 @@ def test_no_overflow_policy_drops_bytes(tmp_path: Path, policy: str) -> None:
 
 def test_bytes_are_not_taken_for_frames(tmp_path: Path) -> None:
     """Bytes that look like records, between records, stay bytes."""
-    fake = record.encode(logging.LogRecord("x", logging.INFO, "", 0, "fake", None, None))
+    fake = encode(logging.LogRecord("x", logging.INFO, "", 0, "fake", None, None))
     nested = frame.frame(frame.RECORD, fake)
     assert nested is not None
     with mplog.LogServer(

@@ -1,0 +1,256 @@
+"""Read records off the wire. Runs in the process that reads. Pure code, no I/O.
+
+The rule of this file: **what arrives is data.** It is read with msgspec, which checks types and cannot run code. What
+is not a record, or would take far more memory than it has bytes, is a ValueError.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from mplog.record.cache import Cache
+from mplog.record.frame import LENGTH_SIZE
+from mplog.record.layout import (
+    DETAILS,
+    HAS_TASK_NAME,
+    KEPT_ORIGIN_SIZE,
+    KEPT_ORIGINS,
+    KINDS,
+    MAX_RECORD_SIZE,
+    NO_DETAILS,
+    ORIGIN,
+    RAW_ORIGIN,
+    REST,
+    STANDARD,
+    TIMES,
+    ByOrigin,
+    Entry,
+    Origin,
+    Record,
+    Values,
+)
+from mplog.record.plain import from_ext, of_kind, pack, unpack, unpack_list
+
+#: Bytes of a record that cannot take much memory once it is decoded (`mplog.record.decoded_size`), whatever it is made
+#: of.
+_UNCHECKED_SIZE = 2**20
+
+# The types of `Wire`.
+_Wire: Any = tuple[
+    int,
+    str | None,
+    dict[str, Any] | None,
+    str | None,
+    float | None,
+    float | None,
+    str | None,
+    msgspec.Raw,
+    bytes,
+]
+_WireException = tuple[str, str, list[tuple[str, int, str]]]
+_WireRest: Any = tuple[float | None, _WireException | None] | None
+
+_decode: Callable[[bytes], Values] = msgspec.msgpack.Decoder(_Wire, ext_hook=from_ext).decode
+_decode_framed: Callable[[bytes], tuple[int, Values]] = msgspec.msgpack.Decoder(
+    tuple[int, _Wire], ext_hook=from_ext
+).decode
+_decode_origin: Callable[[bytes], Origin] = msgspec.msgpack.Decoder(Origin).decode
+_decode_rest = msgspec.msgpack.Decoder(_WireRest).decode
+_get_raw_origin = operator.itemgetter(RAW_ORIGIN)
+
+
+class Decoder:
+    """Decode records, and keep their origins decoded."""
+
+    def __init__(self) -> None:
+        #: By what they are on the wire.
+        self._origins = Cache(_checked_origin, KEPT_ORIGINS, lambda raw, _: len(raw) <= KEPT_ORIGIN_SIZE)
+
+    def decode(self, payload: bytes) -> Entry:
+        """Return what `encode` made, ``rest`` still encoded.
+
+        Raises:
+            ValueError: the payload is not a record (msgspec's errors are ValueErrors).
+        """
+        if len(payload) > _UNCHECKED_SIZE:
+            _check_long(payload)
+        try:
+            try:
+                values = _decode(payload)
+                return values, self._origins[values[RAW_ORIGIN]]
+            except msgspec.ValidationError:
+                return _decode_loosely(payload)
+        except RecursionError:
+            raise ValueError("a record nested too deeply") from None
+
+    def decode_framed(self, frames: Sequence[bytes]) -> list[Entry]:
+        """Return what is in many frames, ``[length, payload]`` each.
+
+        Raises:
+            ValueError, RecursionError: one of them does not decode at the first go; nothing is known of the others.
+        """
+        framed = list(map(_decode_framed, frames))
+        # A hostile writer may send what merely decodes: a frame ends where its own length says.
+        if [LENGTH_SIZE + length for length, _ in framed] != list(map(len, frames)):
+            raise ValueError("a frame of another length than it says")
+        batch = [values for _, values in framed]
+        return list(zip(batch, map(self._origins.__getitem__, map(_get_raw_origin, batch))))
+
+
+def _check_long(payload: bytes) -> None:
+    if len(payload) > 2 * MAX_RECORD_SIZE:  # one that is cut may be a little longer
+        raise ValueError(f"a record of {len(payload)} bytes, where {MAX_RECORD_SIZE} are as many as may be")
+    from mplog.record.decoded_size import check
+
+    check(payload)
+
+
+def _checked_origin(raw: bytes) -> Origin:
+    if len(raw) > _UNCHECKED_SIZE:
+        _check_long(raw)
+    return _decode_origin(raw)
+
+
+def decode_entry(payload: bytes) -> Entry:
+    """Return what `encode` made, ``rest`` still encoded.
+
+    Raises:
+        ValueError: the payload is not a record.
+    """
+    return Decoder().decode(payload)
+
+
+def origin_of(payload: bytes) -> Origin:
+    """Return where a record comes from that this process has encoded, or reads; keeps what it has decoded.
+
+    Raises:
+        ValueError: the payload is not a record.
+    """
+    return _decoder.decode(payload)[1]
+
+
+def to_record(values: Values, origin: Origin) -> Record:
+    """Return an entry as a log record.
+
+    Raises:
+        ValueError: the part that is decoded only now does not decode.
+    """
+    _, message, extra, exc_text, created, msecs, stack_info, _, _ = values
+    relative, exception = decode_rest(values)
+    record: Record = _new_record(Record)
+    record.__dict__ = attributes = _templates[origin].copy()
+    attributes["msg"] = message
+    attributes["exc_text"] = exc_text
+    attributes["stack_info"] = stack_info
+    attributes["created"] = created
+    attributes["msecs"] = msecs
+    attributes["relativeCreated"] = relative
+    if constant_fields:
+        attributes.update(constant_fields)
+    record.exc_type, record.exc_message, record.exc_frames = exception or (None, None, [])
+    if extra is not None:
+        if not _RESERVED.isdisjoint(extra):
+            _check_reserved(attributes, extra)
+        attributes.update(extra)
+    return record
+
+
+_new_record: Any = object.__new__
+
+
+def _template(origin: Origin) -> dict[str, Any]:
+    """Return the attributes of records of an origin, in the order of a LogRecord; those that differ are None."""
+    details = dict(zip(DETAILS, origin.details or NO_DETAILS))
+    template = {name: details.get(name, getattr(origin, name, None)) for name in STANDARD}
+    if not HAS_TASK_NAME and details["taskName"] is not None:
+        template["taskName"] = details["taskName"]
+    return template
+
+
+_templates = ByOrigin(_template)
+
+
+def decode_rest(values: Values) -> tuple[float | None, tuple[str, str, list[tuple[str, int, str]]] | None]:
+    """Return ``relativeCreated``, and the exception's type, message and frames or None.
+
+    Raises:
+        ValueError: they do not decode.
+    """
+    try:
+        rest = _decode_rest(values[REST])
+    except msgspec.ValidationError:
+        try:
+            rest = _loose_rest(unpack(values[REST]))
+        except RecursionError:
+            raise ValueError("a record nested too deeply") from None
+    return rest or (None, None)
+
+
+def decode(payload: bytes) -> Record:
+    """Return the record that `encode` made.
+
+    Raises:
+        ValueError: the payload is not a record.
+    """
+    return to_record(*decode_entry(payload))
+
+
+def _decode_loosely(payload: bytes) -> Entry:
+    """Return a record of which an attribute was set to something else: a line number as a text, say."""
+    try:
+        sequence, message, extra, exc_text, *times, rest, origin = unpack_list(payload)
+        message, exc_text = of_kind(message, str), of_kind(exc_text, str)
+        times = [of_kind(value, kind) for value, kind in zip(times, TIMES.values(), strict=True)]
+        extra = msgspec.convert(extra, dict[str, Any] | None)
+        *origin, details = unpack_list(origin)
+        origin = [of_kind(value, kind) for value, kind in zip(origin, ORIGIN.values(), strict=True)]
+        if details is not None:
+            details = tuple([of_kind(value, kind) for value, kind in zip(details, DETAILS.values(), strict=True)])
+        values = (
+            msgspec.convert(sequence, int),
+            message,
+            extra,
+            exc_text,
+            *times,
+            msgspec.Raw(pack(_loose_rest(rest))),
+            b"",
+        )
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not a record: {error}") from error
+    process, name, level, level_name, process_name = origin
+    return values, Origin(process, name, level or logging.NOTSET, level_name, process_name, details)
+
+
+def _loose_rest(rest: Any) -> tuple[Any, ...] | None:
+    if rest is None:
+        return None
+    try:
+        relative, exception = rest
+        return of_kind(relative, float), msgspec.convert(exception, _WireException | None)
+    except TypeError as error:
+        raise ValueError(f"not a record: {error}") from error
+
+
+#: Fields that all records have which this process reads. What a record brings itself takes precedence. The logging
+#: process fills it before it opens its sinks.
+constant_fields: dict[str, Any] = {}
+
+#: What an extra attribute must not set, except in place of a text that UTF-8 does not take (`mplog.record.encoding`).
+_RESERVED = frozenset((*KINDS, "msg", "exc_text", "args", "exc_info"))
+_TEXTS = frozenset(name for name, kind in KINDS.items() if kind is str) | {"msg", "exc_text"}
+
+
+def _check_reserved(attributes: dict[str, Any], extra: dict[str, Any]) -> None:
+    for name in _RESERVED.intersection(extra):
+        if name == "args" and type(extra[name]) in (tuple, dict):
+            continue
+        if name not in _TEXTS or attributes.get(name) is not None or type(extra[name]) is not str:
+            raise ValueError(f"an extra attribute in the place of {name!r}")
+
+
+_decoder = Decoder()

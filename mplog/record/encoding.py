@@ -1,0 +1,377 @@
+"""Make a log record plain data. Runs in the process that logs. Pure code, no I/O.
+
+The rule of this file: **a record always travels.** Encoding runs whatever code the program's objects bring
+(``__str__``, ``__repr__``) in the program itself, at the moment of the call, and puts a placeholder in place of what
+fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec.structs import astuple, replace
+
+from mplog.record.cache import Cache
+from mplog.record.context import in_use, merged
+from mplog.record.layout import (
+    DETAILS,
+    HAS_TASK_NAME,
+    KEPT_ORIGIN_SIZE,
+    KEPT_ORIGINS,
+    KINDS,
+    MAX_RECORD_SIZE,
+    NO_DETAILS,
+    ORIGIN,
+    STANDARD,
+    TIMES,
+    Origin,
+    Record,
+    Wire,
+)
+from mplog.record.plain import (
+    of_kind,
+    pack,
+    plain_fields,
+    readable,
+    safe_repr,
+    safe_str,
+    text_or_ext,
+    unless_signal,
+)
+
+#: Characters that are kept of a text that is too long, and attributes in `extra` of such a record.
+_CUT_TEXT = 2**20
+_MAX_EXTRA = 1000
+
+_KEPT_FRAMES = 50
+
+#: What formatters leave in a record, and what travels under other names.
+_NOT_EXTRA = frozenset((*STANDARD, "taskName", "message", "asctime"))
+
+
+def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *, with_args: bool = False) -> bytes:
+    """Return the record as plain data, whatever its arguments and attributes are. The record is not changed.
+
+    Args:
+        record: any record.
+        sequence: its number among those of its process, from 1; 0 for none.
+        details: whether to send what only some sinks look at.
+        with_args: ``args`` travels, too, beside the finished message.
+    """
+    if with_args:
+        return _encode_carefully(record, sequence, details, with_args=True)
+    # The way of nearly every record: what the stdlib has made, without an exception or extra attributes. All else is
+    # in _encode_carefully().
+    message = None
+    try:
+        if record.exc_info or type(record) is not _LogRecord or _LogRecord.getMessage is not _get_message:
+            return _encode_carefully(record, sequence, details)
+        msg = record.msg
+        args = record.args
+        process_name = record.processName
+        text = msg if type(msg) is str else str(msg)
+        message = text % args if args else text
+        if process_name == "MainProcess":
+            process_name = _process_name(record)
+        rest = None
+        key = record.process, record.name, record.levelno, record.levelname, process_name
+        if details:
+            rest = record.relativeCreated, None
+            origin = pack((*key, _get_details(record.__dict__)))
+        else:
+            origin = _encoded_origins[key]
+        payload = pack(
+            (
+                sequence,
+                message,
+                merged(None) if in_use.pid else None,
+                record.exc_text,
+                record.created,
+                record.msecs,
+                record.stack_info,
+                rest,
+                origin,
+            )
+        )
+        # Last, since from 3.11 on the dictionary is made when somebody asks for it, and slows the attributes down.
+        is_ordinary = len(record.__dict__) == _ATTRIBUTES
+    except (Exception, SystemExit, GeneratorExit) as error:
+        # An AttributeError may be of an attribute that is missing, so it is formatted again.
+        return _encode_carefully(record, sequence, details, message, None if type(error) is AttributeError else error)
+    if is_ordinary and len(payload) <= MAX_RECORD_SIZE:
+        return payload
+    return _encode_carefully(record, sequence, details, message)
+
+
+_LEVELNO = list(ORIGIN).index("levelno")
+#: Origins without details as they go on the wire, by the values of `ORIGIN`. Equal numbers of other types are other
+#: bytes, so only levels that are integers are kept.
+_encoded_origins: Cache[tuple[Any, ...], bytes] = Cache(
+    lambda key: pack((*key, None)),
+    KEPT_ORIGINS,
+    lambda key, origin: type(key[_LEVELNO]) is int and len(origin) <= KEPT_ORIGIN_SIZE,
+)
+
+_LogRecord = logging.LogRecord
+_get_message = logging.LogRecord.getMessage
+_ATTRIBUTES = len(STANDARD)
+_get_details: Callable[[dict[str, Any]], tuple[Any, ...]]
+if HAS_TASK_NAME:
+    _get_details = operator.itemgetter(*DETAILS)
+else:
+    _get_details_but_task = operator.itemgetter(*[name for name in DETAILS if name != "taskName"])
+
+    def _get_details(attributes: dict[str, Any]) -> tuple[Any, ...]:
+        return (*_get_details_but_task(attributes), attributes.get("taskName"))
+
+
+def _encode_carefully(
+    record: logging.LogRecord,
+    sequence: int,
+    details: bool,
+    message: str | None = None,
+    error: BaseException | None = None,
+    with_args: bool = False,
+) -> bytes:
+    """Return any record as plain data.
+
+    Args:
+        record, sequence, details: see `encode`.
+        message: formatted already; None where it is not.
+        error: what was raised when it was.
+        with_args: see `encode`.
+    """
+    attributes = record.__dict__
+    if message is None:
+        message = _message(record, error)
+    exc_text, exception = _exception(record)
+    try:
+        origin = [attributes[name] for name in ORIGIN]
+        origin[-1] = _process_name(record)
+        times = [attributes[name] for name in TIMES]
+        rest = (attributes["relativeCreated"], exception) if details else None
+        caller = _get_details(attributes) if details else None
+        not_extra = _NOT_EXTRA
+        if with_args and type(attributes["args"]) in (tuple, dict):
+            not_extra = _NOT_EXTRA - {"args"}
+        has_extra = len(attributes) != _ATTRIBUTES or not not_extra.issuperset(attributes)
+        extra = _extra(attributes, not_extra) if has_extra else None
+        if in_use.pid:
+            extra = merged(extra)
+        payload = pack((sequence, message, extra, exc_text, *times, rest, pack((*origin, caller))))
+    except Exception:
+        # An attribute that is missing or of an unexpected type, a str subclass, a surrogate, an int beyond 64 bits.
+        payload = b""
+    if payload and len(payload) <= MAX_RECORD_SIZE:
+        return payload
+    wire = _repaired(record, sequence, message, exc_text, exception)
+    if not payload and max(map(_length, (*astuple(wire), *astuple(wire.origin)))) <= MAX_RECORD_SIZE:
+        payload = _pack_whole(wire)
+        if len(payload) <= MAX_RECORD_SIZE:
+            return payload
+    return Cut(_pack_whole(_cut(wire)))
+
+
+def _pack_whole(wire: Wire) -> bytes:
+    """Return a record whose origin is not encoded yet."""
+    return pack(replace(wire, origin=pack(wire.origin)))
+
+
+def pack_wire(wire: Wire) -> bytes:
+    """Return a record, the values of ``extra`` encoded, as bytes; cut where it is too long."""
+    payload = pack(wire)
+    if len(payload) <= MAX_RECORD_SIZE:
+        return payload
+    origin = Origin(*_unpack_origin(wire.origin))
+    return Cut(_pack_whole(_cut(replace(wire, rest=wire.rest or (None, None), origin=origin))))
+
+
+_unpack_origin: Callable[[bytes], list[Any]] = msgspec.msgpack.Decoder(list[Any]).decode
+
+
+class Cut(bytes):
+    """A record of which long texts were cut, so that who sends it can count it."""
+
+
+def _message(record: logging.LogRecord, error: BaseException | None) -> str:
+    """Return the message, or what stands in its place.
+
+    Args:
+        record: the record.
+        error: what was raised when it was formatted; None where it was not.
+    """
+    if error is None:
+        try:
+            return record.getMessage()
+        except (Exception, SystemExit, GeneratorExit) as raised:
+            error = raised
+    if not isinstance(error, Exception):
+        unless_signal(error)  # what a signal handler has raised goes on its way
+    return unformattable(_attribute(record, "msg"), _attribute(record, "args"), error)
+
+
+def unformattable(msg: object, args: object, error: BaseException) -> str:
+    """Return what stands in the place of a message that could not be formatted."""
+    return (
+        f"<mplog: this message could not be formatted ({_describe(error)}): "
+        f"msg={safe_repr(msg)}, args={safe_repr(args)}>"
+    )
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {safe_str(error)}"
+
+
+def _extra(attributes: dict[str, Any], not_extra: frozenset[str]) -> dict[str, Any] | None:
+    # A copy, since a __repr__ may set an attribute.
+    return plain_fields((name, value) for name, value in list(attributes.items()) if name not in not_extra)
+
+
+def _attribute(record: logging.LogRecord, name: str) -> Any:
+    """Return an attribute, or None where a class of the program's own fails to give it."""
+    try:
+        return getattr(record, name, None)
+    except Exception:
+        return None
+
+
+def _process_name(record: logging.LogRecord) -> str | None:
+    """Return the name of the process, also of a child of multiprocess, which logging takes for the main process."""
+    name = record.processName
+    other = sys.modules.get("multiprocess.process") if name == "MainProcess" else None
+    if other is not None and record.process == other.current_process().ident:
+        return str(other.current_process().name)
+    return name
+
+
+_Exception = tuple[str, str, list[Any]]
+
+
+def _exception(record: logging.LogRecord) -> tuple[str | None, _Exception | None]:
+    """Return the traceback as text, and the exception's type, message and frames."""
+    info: Any = record.__dict__.get("exc_info")
+    text: str | None = record.__dict__.get("exc_text")
+    if not info:
+        if isinstance(record, Record) and record.exc_type is not None:
+            return text, (record.exc_type, record.exc_message or "", record.exc_frames)
+        return text, None
+    if info is True:
+        info = sys.exc_info()
+    elif isinstance(info, BaseException):
+        info = (type(info), info, info.__traceback__)
+    if not isinstance(info, tuple) or len(info) != 3:
+        return text or safe_repr(info), None
+    if not text:
+        try:
+            text = _formatter.formatException(info)
+        except Exception as error:
+            text = f"<mplog: this traceback could not be formatted: {_describe(error)}>"
+        except (SystemExit, GeneratorExit) as error:
+            text = f"<mplog: this traceback could not be formatted: {_describe(unless_signal(error))}>"
+    kind, value, trace = info
+    if kind is None:
+        return text, None
+    module, name = getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)
+    where = f"{safe_str(module)}.{safe_str(name)}".removeprefix("builtins.")
+    return text, (where, safe_str(value), _frames(trace))
+
+
+def _frames(trace: types.TracebackType | None) -> list[tuple[str, int, str]]:
+    if not isinstance(trace, types.TracebackType):
+        return []
+    frames = [(frame.f_code.co_filename, line or 0, frame.f_code.co_name) for frame, line in traceback.walk_tb(trace)]
+    return frames if len(frames) <= 2 * _KEPT_FRAMES else frames[:_KEPT_FRAMES] + frames[-_KEPT_FRAMES:]
+
+
+_formatter = logging.Formatter()
+
+
+def _repaired(
+    record: logging.LogRecord,
+    sequence: int,
+    message: object,
+    exc_text: object,
+    exception: _Exception | None,
+) -> Wire:
+    """Return a record with every attribute of the type that it must have, its origin not encoded yet.
+
+    A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
+    """
+    extra = merged(_extra(record.__dict__, _NOT_EXTRA)) or {}
+    elsewhere = {readable(name): value for name, value in extra.items()}
+
+    def repaired(name: str, value: Any) -> Any:
+        kind = KINDS.get(name, str)
+        value = of_kind(value, kind)
+        if kind is str and value is not None:
+            text = text_or_ext(value)
+            if type(text) is not str:
+                value, elsewhere[name] = None, text
+        return value
+
+    message, exc_text = repaired("msg", message), repaired("exc_text", exc_text)
+    created, msecs, stack = (repaired(name, _attribute(record, name)) for name in TIMES)
+    process, name, level, level_name, _ = (repaired(name, _attribute(record, name)) for name in ORIGIN)
+    try:
+        process_name = repaired("processName", _process_name(record))
+    except Exception:
+        process_name = None
+    details = tuple(repaired(name, _attribute(record, name)) for name in DETAILS)
+    if exception is not None:
+        kind, text, frames = exception
+        frames = [(readable(file), line, readable(function)) for file, line, function in frames]
+        exception = (readable(kind), readable(text), frames)
+    rest = (repaired("relativeCreated", _attribute(record, "relativeCreated")), exception)
+    origin = Origin(process, name, level or logging.NOTSET, level_name, process_name, details)
+    return Wire(sequence, message, elsewhere or None, exc_text, created, msecs, stack, rest, origin)
+
+
+def _cut(wire: Wire) -> Wire:
+    """Shorten the texts of a record that is too long, and say how long they are."""
+    relative, exception = wire.rest
+    if exception is not None:
+        exception = (_cut_text(exception[0]), _cut_text(exception[1]), exception[2])
+    *names, details = map(_cut_text, astuple(wire.origin))
+    return replace(
+        wire,
+        msg=_cut_text(wire.msg),
+        extra=_cut_extra(wire.extra),
+        exc_text=_cut_text(wire.exc_text),
+        stack_info=_cut_text(wire.stack_info),
+        rest=(relative, exception),
+        origin=(*names, tuple(map(_cut_text, details or NO_DETAILS))),
+    )
+
+
+def _cut_extra(extra: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return as many extra attributes as there is room for; of the long ones, how long they are."""
+    if extra is None:
+        return None
+    sizes = {name: len(name) + len(pack(value)) for name, value in extra.items()}
+    if sum(sizes.values()) <= _CUT_TEXT:
+        return extra
+    room, kept = _CUT_TEXT, {}
+    for name in sorted(sizes, key=sizes.__getitem__):
+        room -= sizes[name]
+        kept[_cut_text(name)] = extra[name] if room >= 0 else f"[cut by mplog: {sizes[name]} bytes]"
+        if len(kept) > _MAX_EXTRA:
+            kept["mplog"] = f"[cut by mplog: {len(sizes)} attributes]"
+            break
+    return kept
+
+
+def _cut_text(value: Any) -> Any:
+    if type(value) is not str or len(value) <= _CUT_TEXT:
+        return value
+    return f"{value[:_CUT_TEXT]}... [cut by mplog: {len(value)} characters]"
+
+
+def _length(value: Any) -> int:
+    return len(value) if type(value) is str else 0
