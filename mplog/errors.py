@@ -115,7 +115,8 @@ class DrainTimeoutError(MplogError, TimeoutError):
     """The time ran out before everything was written; the logging process goes on with the rest.
 
     Attributes:
-        pending: bytes that the logging process had not yet taken out of the queue.
+        pending: bytes of records that were not written when the time was over, in the queue and in the buffers of the
+            logging process. 0 if that is not known: with a plain queue; and in the buffers on systems without /proc.
     """
 
     def __init__(self, message: str, *, pending: int = 0) -> None:

@@ -28,10 +28,10 @@ from mplog.cli.server_options import (
     given_server_arguments,
     make_server,
     start,
-    unwritten,
 )
 from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError
+from mplog.monitoring.account import missing
 from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills
 from mplog.server.log_server import LogServer
@@ -198,12 +198,12 @@ def _say_that_lines_pass(name: str) -> None:
 def _stop(server: LogServer) -> None:
     """Have everything written, and say what was not."""
     try:
-        lost = unwritten(server.stop())
+        lost = missing(server.stop())
     except MplogError as error:
         print(f"mplog run: at the end, {error}", file=sys.stderr)
     else:
         if lost:
-            print(f"mplog run: records are missing in the log: {'; '.join(lost)}", file=sys.stderr)
+            print(f"mplog run: {lost}", file=sys.stderr)
 
 
 def _have_python_attach() -> None:

@@ -21,17 +21,16 @@ from mplog.cli.arguments import to_seconds
 from mplog.cli.background import read_errors, report_ready, start_in_background, trim_errors
 from mplog.cli.main import MisusedError
 from mplog.cli.server_options import (
-    account,
     add_server_arguments,
     given_server_arguments,
     make_server,
     start,
-    unwritten,
 )
 from mplog.cli.stop_socket import Answer, answer_all, ask_to_end, listen, receive_timeout
 from mplog.cli.terminal import has_terminal, noted_signals
 from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError, QueueNotFoundError
+from mplog.monitoring.account import missing, written
 from mplog.queue.log_queue import LogQueue
 from mplog.server.log_server import LogServer
 
@@ -205,8 +204,8 @@ def _end(server: LogServer, timeout: float) -> Answer:
         stats = server.stop(timeout)
     except MplogError as error:
         return Answer("", [str(error)])
-    lost = unwritten(stats)
-    return Answer(account(stats), [f"records are missing in the log: {'; '.join(lost)}"] if lost else [])
+    lost = missing(stats)
+    return Answer(written(stats), [lost] if lost else [])
 
 
 # --- ready ---

@@ -1,4 +1,4 @@
-"""What ``run`` and ``serve`` share: a server from options, its start, and its account at the end.
+"""What ``run`` and ``serve`` share: a server from options, and its start.
 
 The rule of this file: **a key of the terminal is for the command, never for the log.** Ctrl-C, Ctrl-\\ and Ctrl-Z reach
 every process of the job; the logging process must neither end nor stop by them.
@@ -14,7 +14,6 @@ from typing import Any
 from mplog.cli.arguments import to_level
 from mplog.cli.main import MisusedError
 from mplog.errors import MplogError
-from mplog.monitoring.statistics import Stats
 from mplog.server.log_server import LogServer
 from mplog.sinks.console import ConsoleSink
 from mplog.sinks.file import FileSink
@@ -100,23 +99,3 @@ def start(server: LogServer) -> None:
         server.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def unwritten(stats: Stats) -> list[str]:
-    """Return what did not get into the log, in words; nothing where all did."""
-    lost = [f"{count:,} not written by {handler}" for handler, count in stats.failed.items()]
-    lost += [f"{count:,} dropped: {reason.value}" for reason, count in stats.dropped_by_reason.items() if count]
-    if stats.incomplete:
-        lost.append(f"{stats.incomplete:,} long ones whose writers ended half-way")
-    if stats.broken:
-        lost.append(f"{stats.broken:,} pieces of garbage in the queue")
-    return lost
-
-
-def account(stats: Stats) -> str:
-    """Return how much was written, in a line."""
-    processes = len(stats.by_process)
-    return (
-        f"{stats.written:,} record{'' if stats.written == 1 else 's'} "
-        f"of {processes:,} process{'' if processes == 1 else 'es'} written"
-    )

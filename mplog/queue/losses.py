@@ -66,6 +66,11 @@ class Reason(enum.IntEnum):
         """Whether its number is missing among those that come through the queue."""
         return self <= Reason.UNUSED
 
+    @property
+    def text(self) -> str:
+        """Why the record was dropped, in words; for a loss."""
+        return _TEXTS[self]
+
 
 _TEXTS = {
     Reason.QUEUE_FULL: "queue full",
@@ -123,7 +128,7 @@ class ProcessLosses:
         for reason, count in sorted(self.by_reason().items()):
             records = f"{count} record{'' if count == 1 else 's'}"
             if reason.is_loss:
-                lines.append(f"{records} dropped by {who}: {_TEXTS[reason]}")
+                lines.append(f"{records} dropped by {who}: {reason.text}")
             elif reason in _OTHERS:
                 lines.append(f"{records} {_OTHERS[reason]} {who}")
         return lines

@@ -27,6 +27,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from mplog.errors import MplogError, ServerStateError
+from mplog.monitoring.account import missing
 from mplog.server.log_server import LogServer
 
 __all__ = ["GracefulShutdown"]
@@ -185,11 +186,9 @@ class GracefulShutdown:
         except MplogError as error:
             _say(f"at {name}, {error}")
             return
-        lost = [f"{count} not written by {handler}" for handler, count in stats.failed.items()]
-        if stats.incomplete:
-            lost.append(f"{stats.incomplete} long ones whose writers have ended")
+        lost = missing(stats)
         if lost:
-            _say(f"at {name}, records were lost: {', '.join(lost)}")
+            _say(f"at {name}, {lost}")
 
 
 #: Those that are in use in this process, the innermost last.

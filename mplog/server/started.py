@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -96,8 +97,10 @@ class Started:
             raise
 
     def backlog(self) -> int:
-        """Return how many bytes of records are not written; 0 where that is not known."""
-        return self._backlog.look()[1]
+        """Return how many bytes of records are not written; 0 if that is not known."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._backlog.look()[1]
+        return 0
 
     def counted(self) -> Stats | None:
         """Return what is counted in shared memory; None where there is none, or it is there no more."""

@@ -532,3 +532,14 @@ def no_process_left() -> Iterator[None]:
     for process in left:
         process.kill()
     assert commands == []
+
+
+def test_what_was_dropped_is_said(tmp_path: Path) -> None:
+    """Records that a program has lost are counted on stderr, with the reason in words; the status is the program's."""
+    script = (
+        "import logging, mplog; logging.raiseExceptions = False; queue = mplog.attach().queue; queue.close();"
+        " logging.error(1)"
+    )
+    done = mplog("run", "--log", "app.log", "--", sys.executable, "-c", script, directory=tmp_path)
+    lost = "records are missing in the log: 1 record dropped: interrupted by an exception"
+    assert (done.returncode, done.stderr) == (0, f"mplog run: {lost}\n")

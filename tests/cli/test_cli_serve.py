@@ -202,7 +202,21 @@ def test_stop_says_what_was_not_written(tmp_path: Path) -> None:
     script = "export MPLOG_QUEUE=$(mplog serve start --config log.toml); mplog log info x; mplog serve stop"
     done = shell(f"export PYTHONPATH={path}:$PYTHONPATH; {script}", tmp_path)
     assert done.returncode == 1
-    assert "mplog serve stop: records are missing in the log: 1 not written by" in done.stderr
+    assert "mplog serve stop: records are missing in the log: 1 record not written by" in done.stderr
+
+
+def test_stop_says_what_was_dropped(tmp_path: Path) -> None:
+    """What a worker has lost is counted, with the reason in words."""
+    script = (
+        "import logging, mplog; logging.raiseExceptions = False; queue = mplog.attach().queue; queue.close();"
+        " logging.error(1); logging.error(2)"
+    )
+    done = shell(
+        f"export MPLOG_QUEUE=$(mplog serve start --log app.log); python -c '{script}'; mplog serve stop", tmp_path
+    )
+    assert done.returncode == 1
+    lost = "records are missing in the log: 2 records dropped: interrupted by an exception"
+    assert done.stderr == f"mplog serve stop: {lost}\n"
 
 
 def test_jobs_outlive_a_killed_logging_process(tmp_path: Path, queue: str) -> None:

@@ -372,9 +372,11 @@ def test_stop_is_bounded_and_nothing_is_lost(tmp_path: Path, gate: Gate, nothing
     assert server.stats().received == 0, "it is told what is written without being asked"
     for ask in (server.flush, server.stop):
         started = time.monotonic()
-        with pytest.raises(mplog.DrainTimeoutError, match=rf"pid {pid}.*0\.3 seconds"):
+        with pytest.raises(mplog.DrainTimeoutError, match=rf"pid {pid}.*0\.3 seconds") as caught:
             ask(0.3)
         assert elapsed(started) < 2
+        assert caught.value.pending > 1000 * len("frame, number, time, message")
+        assert pickle.loads(pickle.dumps(caught.value)).pending == caught.value.pending
     gate.open()
     assert server.stop(30).received == 1000, "a second stop() waits for the rest"
     assert process_has_ended(pid)

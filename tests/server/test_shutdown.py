@@ -516,7 +516,28 @@ if __name__ == "__main__":
 """)
     status, _, err = program.end()
     assert status == -signal.SIGTERM
-    assert err == "mplog: at SIGTERM, records were lost: 2 not written by <BadHandler raise>\n"
+    assert err == "mplog: at SIGTERM, records are missing in the log: 2 records not written by <BadHandler raise>\n"
+
+
+def test_what_was_dropped_is_said(start: Any) -> None:
+    """Records that a worker has lost are counted on stderr, with the reason in words."""
+    program = start("""\
+def lose():
+    (handler,) = logging.getLogger().handlers
+    logging.raiseExceptions = False
+    handler.queue.close()
+    logging.info("nowhere to go")
+
+if __name__ == "__main__":
+    with mplog.LogServer("app.log", level="INFO") as server, mplog.GracefulShutdown(server):
+        with mplog.Pool(1, server=server) as pool:
+            pool.apply(lose)
+        signal.raise_signal(signal.SIGTERM)
+""")
+    status, _, err = program.end()
+    assert status == -signal.SIGTERM
+    lost = "1 record dropped: interrupted by an exception"
+    assert err == f"mplog: at SIGTERM, records are missing in the log: {lost}\n"
 
 
 def test_blocked_sink_does_not_hold_up_the_end(start: Any, tmp_path: Path) -> None:

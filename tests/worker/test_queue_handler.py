@@ -481,6 +481,8 @@ def log_under_fire(initializer: Any, directory: str, interval: float, size: int)
     """Runs in a worker: log in the main program and in a signal handler that interrupts it all the time."""
     initializer()
     main, handler = Producer(directory, "main"), Producer(directory, "handler")
+    # A signal inside getLogger() would find a new logger without a parent, and so without a handler.
+    logging.getLogger("producer")
 
     def on_alarm(*_: object) -> None:
         if time.monotonic() < end:
@@ -512,6 +514,7 @@ def log_while_full(initializer: Any, directory: str) -> None:
     """Runs in a worker: a signal handler logs while the program waits for room in the queue."""
     initializer()
     main, handler = Producer(directory, "main"), Producer(directory, "handler")
+    logging.getLogger("producer")
 
     def on_alarm(*_: object) -> None:
         handler.log(20_000)
