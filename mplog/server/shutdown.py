@@ -272,7 +272,18 @@ def _die(number: int) -> None:
     for handler in logging.getLogger().handlers:
         with contextlib.suppress(Exception):
             handler.flush()
+    _remove_semaphores()
     signal.raise_signal(number)
+
+
+def _remove_semaphores() -> None:
+    """Remove multiprocessing's named semaphores, as a normal exit does: its resource tracker would say they leaked."""
+    for library in ("multiprocessing", "multiprocess"):
+        util, synchronize = (sys.modules.get(f"{library}.{name}") for name in ("util", "synchronize"))
+        if util is not None and synchronize is not None:
+            for finalizer in list(util._finalizer_registry.values()):
+                if finalizer._callback == synchronize.SemLock._cleanup:
+                    finalizer()
 
 
 def _say(message: str) -> None:
