@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.context
 import multiprocessing.pool
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,9 @@ from mplog.server.log_server import LogServer
 from mplog.worker.initializer import Initializer
 
 T = TypeVar("T")
+
+#: The default of multiprocessing.Process.
+_NO_KWARGS: Mapping[str, Any] | None = None if sys.version_info >= (3, 14) else {}
 
 
 class _Logging:
@@ -250,7 +254,7 @@ class _ProcessMixin:
         target: Callable[..., object] | None = None,
         name: str | None = None,
         args: Iterable[Any] = (),
-        kwargs: Mapping[str, Any] = {},
+        kwargs: Mapping[str, Any] | None = _NO_KWARGS,
         *,
         daemon: bool | None = None,
         context: Any = None,
@@ -261,7 +265,7 @@ class _ProcessMixin:
             self._take_context(context)
         forked = (context or self._library).get_start_method() == "fork"
         portable = None if target is None else Portable(target, forked=forked)
-        super().__init__(group, portable, name, args, kwargs, daemon=daemon)  # type: ignore[call-arg]
+        super().__init__(group, portable, name, args, kwargs or {}, daemon=daemon)  # type: ignore[call-arg]
         # Last, so that a server of its own is not left running where an argument is wrong.
         self._logging = _Logging(server, log)
         self._initializer = self._logging.initializer(None, ())

@@ -79,7 +79,8 @@ def test_table_names_what_there_is() -> None:
 
 def test_manager(tmp_path: Path) -> None:
     """What is logged in the manager's process is there."""
-    text = block("SyncManager") + '\nmanager.Pool(1, work, ("start",)).apply(work, (1,))\nmanager.shutdown()\n'
+    before = 'multiprocessing.managers.SyncManager.register("work", work)\n'
+    text = before + block("SyncManager") + '\nmanager.work("start")\nmanager.work(1)\nmanager.shutdown()\n'
     assert run_below_server(tmp_path, text) == ["working on start", "working on 1"]
 
 
