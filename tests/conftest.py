@@ -17,6 +17,7 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
+import dill
 import multiprocess
 import pytest
 from scripts import Gate
@@ -70,6 +71,14 @@ def context(request: pytest.FixtureRequest) -> Any:
     """A context of each start method and of each library."""
     start_method, library = request.param
     return LIBRARIES[library].get_context(start_method)
+
+
+def skip_without_dill() -> None:
+    """Skip a test that has multiprocess send a function of a script, where dill cannot: dill 0.4.1 on Python 3.15."""
+    try:
+        dill.dumps(eval("lambda: None", {"__name__": "__main__"}))
+    except Exception as error:
+        pytest.skip(f"dill {dill.__version__} cannot pickle a function by value: {error}")
 
 
 def library_of(context: Any) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import skip_without_dill
 from oracle import Verdict, acknowledged, verdict, wait_until
 from scripts import elapsed, environment, lines, process_has_ended, write_script
 
@@ -240,6 +241,8 @@ PRODUCERS = {
 @pytest.mark.parametrize("kind", PRODUCERS)
 def test_producers_are_stopped_first(start: Any, tmp_path: Path, kind: str) -> None:
     """Pools, executors and processes that are given, and children that are not, end before the server, in time."""
+    if kind == "multiprocess pool":
+        skip_without_dill()
     make, go = PRODUCERS[kind]
     program = start(f"""\
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import mplog
-from conftest import PAIRS
+from conftest import PAIRS, skip_without_dill
 from scripts import INSTALLED, environment, write_script
 
 FORMAT = "%(levelname)s %(processName)s %(name)s | %(message)s"
@@ -67,6 +67,8 @@ def test_program_that_configures_logging(tmp_path: Path, configure: str) -> None
 @pytest.mark.parametrize(("start_method", "library"), PAIRS)
 def test_workers_of_every_start_method(tmp_path: Path, start_method: str, library: str) -> None:
     """Workers log without an initializer, once each, under their names; so do their own children."""
+    if library == "multiprocess":
+        skip_without_dill()
     program = f"""
         import {library} as library, logging, os, subprocess, sys
         def work(number):
