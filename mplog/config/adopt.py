@@ -1,8 +1,8 @@
-"""What a program has set up, as a configuration: `describe_handlers`.
+"""The handlers that a program has set up, as a configuration: `describe_handlers`.
 
-The rule of this file: **what cannot be described exactly is refused.** A handler of the standard library, or of
-Django, is its class and the arguments that made it; a handler of another class may hold anything, and only its author
-knows how to make it again in another process.
+The rule of this file: **what cannot be described exactly is refused.** A handler of the standard library, or of Django,
+is described by its class and the arguments that made it. A handler of another class may hold anything, and only its
+author knows how to make it in another process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from mplog.config.configurator import Given
 from mplog.errors import ConfigurationError
 from mplog.worker.queue_handler import QueueHandler
 from mplog.worker.state import all_loggers
-
-__all__ = ["describe_handlers"]
 
 
 def describe_handlers() -> dict[str, Any]:
@@ -44,7 +42,7 @@ def describe_handlers() -> dict[str, Any]:
 
 
 class _Description:
-    """Handlers, formatters and filters by the names that they get.
+    """Collects handlers, formatters and filters, and gives them names.
 
     Attributes:
         sections: of the configuration.
@@ -90,14 +88,14 @@ class _Description:
             self._add("filters", filter, None, lambda filter=filter: {"()": Given(filter)})  # type: ignore[misc]
             for filter in handler.filters
         ]
-        # What was set on the handler later: a terminator, a namer.
+        # What was set on the handler later, such as a terminator or a namer.
         more = {key: value for key, value in vars(handler).items() if key not in _STATE | arguments.keys() | made}
         if more:
             entry["."] = more
         return entry
 
 
-#: What every handler has, or has in one process only.
+#: Attributes that every handler has, or that mean something in one process only.
 _STATE = frozenset(
     {"filters", "_name", "level", "formatter", "_closed", "lock", "stream", "_builtin_open", "sock", "retryTime"}
     | {"buffer", "target", "dev", "ino", "rolloverAt"}
@@ -105,14 +103,14 @@ _STATE = frozenset(
 
 
 class _CannotDescribeError(Exception):
-    """Why not, and what to do."""
+    """Says why a handler cannot be described, and what to do."""
 
 
 Described = tuple[dict[str, Any], frozenset[str]]
 
 
-#: Has always the stderr of the moment. logging.lastResort is one; so is the handler that dill has, and with it every
-#: program that has imported multiprocess.
+#: A handler that always writes to the current sys.stderr. logging.lastResort is one. So is the handler of dill, and so
+#: every program that has imported multiprocess has one.
 _STDERR: type[logging.Handler] = type(logging.lastResort)  # type: ignore[assignment]
 
 
@@ -144,7 +142,7 @@ def _timed(handler: Any) -> Described:
     unit = {"S": 1, "M": 60, "H": 60 * 60, "D": 60 * 60 * 24, "MIDNIGHT": 60 * 60 * 24}.get(handler.when, 7 * 86400)
     arguments |= {"when": handler.when, "interval": handler.interval // unit, "backupCount": handler.backupCount}
     arguments |= {"utc": handler.utc, "atTime": handler.atTime}
-    # As it would be without what was set later: a suffix, for one.
+    # As it would be without what was set later, such as a suffix.
     fresh = vars(logging.handlers.TimedRotatingFileHandler(**arguments, delay=True))
     return arguments, made | {name for name, value in vars(handler).items() if fresh.get(name) == value}
 
@@ -191,7 +189,7 @@ def _django_mail(handler: Any) -> Described:
     return {**arguments, "reporter_class": f"{reporter.__module__}.{reporter.__qualname__}"}, frozenset()
 
 
-#: How to say what makes a handler: its arguments, and which of its other attributes these make.
+#: How to describe a handler: its arguments, and those of its other attributes that result from the arguments.
 _DESCRIBED: dict[type, Callable[[Any], Described]] = {
     logging.StreamHandler: _stream,
     _STDERR: _stream,
@@ -207,7 +205,7 @@ _DESCRIBED: dict[type, Callable[[Any], Described]] = {
     logging.handlers.SMTPHandler: _smtp,
 }
 
-#: The same for classes of others, by name. Django's default logging has this one, so every program under Django has it.
+#: The same for classes of other packages, by name. Django's default logging has this one.
 _DESCRIBED_BY_NAME = {"django.utils.log.AdminEmailHandler": _django_mail}
 
 
@@ -216,8 +214,8 @@ def _remedy(handler: logging.Handler) -> str:
         return "another LogServer is running. Stop that one first, or add what you need to it"
     if isinstance(handler, logging.handlers.QueueHandler):
         return (
-            "a QueueHandler and the thread behind it are what the server takes the place of. Set up the handlers "
-            "behind it directly"
+            "the server takes the place of a QueueHandler and the thread that reads its queue. Set up the handlers of "
+            "that thread directly"
         )
     return (
         "only handlers of the standard library and Django's, and no classes made from them, can be described. Take it "

@@ -1,7 +1,4 @@
-"""The stdlib's own reader of configurations, with mplog's handlers in the place of its own.
-
-The rule of this file: **the stdlib builds**, in the process where what it builds belongs.
-"""
+"""The stdlib's own reader of configurations, which here builds mplog's handlers in place of its own."""
 
 from __future__ import annotations
 
@@ -16,11 +13,9 @@ from mplog.config.handlers import SERVED, Handlers
 from mplog.formats.json import JSONFormatter
 from mplog.sinks.sink import Sink
 
-__all__ = ["Configurator", "Given", "is_kind", "kind_of"]
-
 
 class Given:
-    """A factory that gives what is there already: a formatter, a filter, which pickle as they are."""
+    """A factory that returns what is there already: a formatter or a filter, which pickle as they are."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -30,18 +25,18 @@ class Given:
 
 
 def kind_of(config: Mapping[str, Any], default: Any = None) -> Any:
-    """Return what makes a handler, a formatter or a filter: a class, or a factory."""
+    """Return the class or factory that makes a handler, a formatter or a filter."""
     made_by = config.get("()") or config.get("class") or default
     return type(made_by.value) if isinstance(made_by, Given) else Configurator({"version": 1}).resolve(made_by)
 
 
 def is_kind(kind: Any, parent: type) -> bool:
-    """Whether it is a class made from that one."""
+    """Return whether this is a subclass of that class."""
     return isinstance(kind, type) and issubclass(kind, parent)
 
 
 class Configurator(logging.config.DictConfigurator):
-    """The stdlib's, with the stdlib's own file and stream handlers served by mplog's sinks, and sinks as handlers.
+    """The stdlib's DictConfigurator, with mplog's handlers for the stdlib's file and stream handlers, and for sinks.
 
     Attributes:
         built: the handlers, in the order in which they were made.
@@ -53,7 +48,7 @@ class Configurator(logging.config.DictConfigurator):
         self._handlers = Handlers(restarted=restarted)
 
     def resolve(self, s: Any) -> Any:
-        """Import what a text names; leave what is there already as it is, which Python 3.12 does itself."""
+        """Import what a text names, and return anything else as it is, as Python 3.12 does."""
         return super().resolve(s.removeprefix("ext://")) if isinstance(s, str) else s
 
     def configure_handler(self, config: Any) -> Any:
@@ -62,20 +57,20 @@ class Configurator(logging.config.DictConfigurator):
         if kind in SERVED and "()" not in config:
             make = functools.partial(self._handlers.make, kind, config.get(".") or {})
         elif is_kind(kind, Sink):
-            # Part of the sink: what it gives to a function depends on it.
+            # The formatter is part of the sink: what a sink passes to a function depends on it.
             formatter = config.pop("formatter", None)
             make = functools.partial(
                 self._handlers.open_sink, kind, None if formatter is None else self.config["formatters"][formatter]
             )
         if make is not None:
-            config.pop("class", None)  # or else it is an argument for the factory
+            config.pop("class", None)  # or it would be an argument for the factory
             config["()"] = make
         handler = super().configure_handler(config)
         self.built.append(handler)
         return handler
 
     def configure_formatter(self, config: Any) -> Any:
-        """Take mplog's own as ``class``; classes themselves beside their names; and ``defaults`` before Python 3.12."""
+        """Take `JSONFormatter` as ``class``, classes as well as their names, and ``defaults`` before Python 3.12."""
         kind = kind_of(config, logging.Formatter)
         if "()" not in config and is_kind(kind, JSONFormatter):
             del config["class"]
@@ -90,6 +85,6 @@ class Configurator(logging.config.DictConfigurator):
         return kind(*arguments, **options)
 
     def add_filters(self, filterer: Any, filters: Iterable[Any]) -> None:
-        """Take filters themselves beside their names, which Python 3.11 does itself."""
+        """Take filters as well as their names, as Python 3.11 does."""
         for filter in filters:
             filterer.addFilter(self.config["filters"][filter] if isinstance(filter, str) else filter)

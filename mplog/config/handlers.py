@@ -1,8 +1,8 @@
-"""The stdlib's file and stream handlers, as mplog writes them; and sinks as handlers. Runs in the logging process.
+"""What mplog writes in place of the stdlib's file and stream handlers. Runs in the logging process.
 
-The rule of this file: **the same names and the same bytes as the stdlib's own handler, or that handler itself.** What
-cannot be served exactly (a device, an ``errors`` of its own, a ``namer`` or ``rotator``, a symbolic link that would be
-rotated) is left to the stdlib.
+The rule of this file: **the same names and the same bytes as the stdlib's own handler, or that handler itself.** The
+stdlib keeps what mplog cannot do exactly: a device, a special ``errors``, a ``namer`` or ``rotator``, a symbolic link
+that would be rotated.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from mplog.sinks.raw import RawSink
 from mplog.sinks.routed import RoutedFileSink
 from mplog.sinks.sink import Sink
 
-__all__ = ["FILE_HANDLERS", "SERVED", "SINKS", "Handlers"]
-
 FILE_HANDLERS = (
     logging.FileHandler,
     logging.handlers.WatchedFileHandler,
@@ -34,13 +32,13 @@ FILE_HANDLERS = (
     logging.handlers.TimedRotatingFileHandler,
 )
 
-#: The classes that are served, and none that are made from them.
+#: The classes that are served; subclasses of them are not.
 SERVED = (*FILE_HANDLERS, logging.StreamHandler)
 
-#: Sinks that look at nothing of a record but its text.
+#: Sinks that use only the text of a record.
 SINKS = (FileSink, RoutedFileSink, ConsoleSink, RawSink)
 
-#: What may be set on a handler that is served: what no other attribute could mean.
+#: The attributes that may be set on a handler that is served.
 _ATTRIBUTES = {"terminator"}
 
 
@@ -48,20 +46,20 @@ class Handlers:
     """Makes the handlers of one configuration.
 
     Args:
-        restarted: whether another logging process has written the files before: ``mode: "w"`` then empties none, and
-            ``"x"`` opens what is there.
+        restarted: whether an earlier logging process has written the files. Then ``mode: "w"`` empties none of them,
+            and ``"x"`` opens those that exist.
     """
 
     def __init__(self, *, restarted: bool) -> None:
         self._restarted = restarted
-        #: By path: the handler that holds the file, and what it is like.
+        #: By path: the handler that has the file open, and how it writes.
         self._files: dict[str, tuple[LogFileHandler, tuple[Any, ...]]] = {}
 
     def make(self, kind: type[logging.Handler], attributes: Mapping[str, Any], **given: Any) -> logging.Handler:
-        """Return what writes as a handler of the stdlib does.
+        """Return a handler that writes as one of the stdlib does.
 
         Args:
-            kind: its class, one of `SERVED`.
+            kind: the class of the stdlib's handler, one of `SERVED`.
             attributes: what is going to be set on it.
             given: its arguments.
         """
@@ -70,7 +68,8 @@ class Handlers:
         arguments = bound.arguments
         if kind is logging.StreamHandler:
             return _stream(arguments["stream"])
-        # Before the mode changes: which files are ours must be the same in each process, whose notes number them.
+        # Decided before the mode changes: the note of a commit has the numbers of files, so all logging processes must
+        # agree on which files mplog writes.
         is_served = _can_be_served(kind, arguments) and not attributes.keys() - _ATTRIBUTES
         if self._restarted and not (arguments.get("mode") or "a").startswith("a"):
             arguments["mode"] = given["mode"] = "a"
@@ -82,8 +81,8 @@ class Handlers:
         """Return the handler of a sink.
 
         Args:
-            kind: its class.
-            format: its formatter; None for what a handler without one writes.
+            kind: the class of the sink.
+            format: its formatter; None for the text that a handler without one writes.
             given: its other arguments.
         """
         sink = kind(**given) if format is None else kind(**given, format=format)
@@ -91,7 +90,7 @@ class Handlers:
         return sink.open(logging.Formatter())
 
     def _file(self, kind: type[logging.Handler], arguments: dict[str, Any]) -> logging.Handler | None:
-        """Return what writes a file; None where another handler writes it in another way."""
+        """Return what writes a file; None if a handler already writes that file in another way."""
         path = os.path.abspath(arguments["filename"])
         # What None and "locale" mean depends on the Python and on its UTF-8 mode.
         with open(os.devnull, encoding=arguments["encoding"]) as opened:
@@ -100,12 +99,12 @@ class Handlers:
         likeness = (encoding, maker, how)
         real = os.path.realpath(path)
         if real in self._files:
-            # Two handlers on one file are no mistake in the stdlib; one writes for both.
+            # In the stdlib, two handlers on one file are no mistake. Here, one writes for both.
             owner, its_likeness = self._files[real]
             return _SameFileHandler(owner) if its_likeness == likeness else None
         umask = os.umask(0)
         os.umask(umask)
-        # As open() would make and open it.
+        # As open() would make the file.
         options: dict[str, Any] = {"encoding": encoding, "permissions": 0o666 & ~umask, "follow_symlinks": True}
         handler = maker(path, **how, **options, delay=arguments["delay"])
         if _empties(arguments) and os.path.getsize(path):
@@ -117,7 +116,7 @@ class Handlers:
 
 
 def _maker(kind: type[logging.Handler], arguments: Mapping[str, Any]) -> tuple[type[LogFileHandler], dict[str, Any]]:
-    """Return the class that serves a handler, and what makes it different from others of that class."""
+    """Return the class that serves a handler, and the arguments that only this class takes."""
     if kind is logging.handlers.WatchedFileHandler:
         return WatchedFile, {}
     if kind is logging.handlers.RotatingFileHandler and arguments["maxBytes"] > 0 and arguments["backupCount"] > 0:
@@ -129,7 +128,7 @@ def _maker(kind: type[logging.Handler], arguments: Mapping[str, Any]) -> tuple[t
 
 
 def _empties(arguments: Mapping[str, Any]) -> bool:
-    # As RotatingFileHandler decides.
+    # RotatingFileHandler decides like this.
     return arguments.get("mode") == "w" and arguments.get("maxBytes", 0) <= 0
 
 
@@ -137,7 +136,7 @@ def _can_be_served(kind: type[logging.Handler], arguments: Mapping[str, Any]) ->
     if arguments.get("mode", "a") not in ("a", "w") or arguments["errors"] not in (None, "strict", "backslashreplace"):
         return False
     if _empties(arguments) and arguments["delay"]:
-        return False  # which empties it when the first record comes
+        return False  # the file is to be emptied when the first record comes
     path = os.path.abspath(arguments["filename"])
     if _maker(kind, arguments)[1] and os.path.islink(path):
         return False  # the stdlib would rename the link
@@ -148,7 +147,7 @@ def _can_be_served(kind: type[logging.Handler], arguments: Mapping[str, Any]) ->
 
 
 def _stream(stream: Any) -> logging.Handler:
-    """Return what writes to a stream as ``logging.StreamHandler`` does."""
+    """Return a handler that writes to a stream as ``logging.StreamHandler`` does."""
     if stream is None or stream is sys.stderr:
         return ConsoleSink("stderr", color=False).make_handler()
     if stream is sys.stdout:
@@ -157,7 +156,7 @@ def _stream(stream: Any) -> logging.Handler:
 
 
 class _SameFileHandler(TextHandler):
-    """Writes to the file of another handler, which holds it open."""
+    """Writes to the file that another handler has open."""
 
     can_wait = True
 

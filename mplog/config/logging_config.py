@@ -5,43 +5,34 @@
     version 1 dictionary ---> handlers, formatters, their filters ---> the logging process   (`ConfigSink`)
     or TOML, or JSON     \\--> levels, propagate, filters of loggers --> the program, workers (`LoggingConfig.apply`)
 
-The rule of this file: **the stdlib reads the configuration.** ``logging.config.DictConfigurator`` itself builds what
-there is to build, in the process where it belongs. What is ours is to find mistakes before any process is started, by
-their place in the configuration, to have the stdlib's file and stream handlers written by mplog's sinks, and to take
-these sinks as handlers, too.
+The rule of this file: **the stdlib reads the configuration.** ``logging.config.DictConfigurator`` itself builds
+handlers, formatters and filters, in the process where they belong. mplog finds mistakes before any process is started,
+has its own sinks write what the stdlib's file and stream handlers would, and takes these sinks as handlers, too.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import logging.config
 import logging.handlers
 import os
-import re
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mplog.config.check import check_config, check_pickles, check_writable, read_config
+from mplog.config.check import check_config, check_pickles, check_writable
+from mplog.config.config_sink import ConfigSink, find_of_main
 from mplog.config.configurator import Configurator, kind_of
 from mplog.config.handlers import FILE_HANDLERS, SERVED, SINKS
-from mplog.config.mistakes import cause_of, first_cause, stdlib_mistake, texts, wrong
-from mplog.errors import MplogError
+from mplog.config.mistakes import cause_of, wrong
+from mplog.config.read import read_config
 from mplog.formats.json import JSONFormatter
 from mplog.record.portable import dump
 from mplog.sinks.collisions import check_names
 from mplog.sinks.file import FileSink
 from mplog.sinks.raw import check_raw_names
-from mplog.sinks.sink import Sink
 from mplog.worker.state import Layout, all_loggers
-
-__all__ = ["ConfigSink", "LoggingConfig"]
-
-#: A name of the program's own script, as ``class``, ``()`` and ``ext://`` give it.
-_OF_MAIN = re.compile(r"(?:ext://)?__main__\.(\w+)")
 
 
 class LoggingConfig:
@@ -50,11 +41,11 @@ class LoggingConfig:
     Args:
         source: a dictionary for ``logging.config.dictConfig``; or the path of a ``.toml`` or ``.json`` file that holds
             one.
-        adopted: the loggers are set up already: leave their levels, filters and ``propagate`` as they are, and have
-            the workers take all of them over.
+        adopted: the loggers are set up already: their levels, filters and ``propagate`` stay as they are, and workers
+            take them over.
 
     Attributes:
-        sink: what the logging process opens.
+        sink: opens the handlers, in the logging process.
         raw_names: the names of sinks for bytes.
 
     Raises:
@@ -66,7 +57,7 @@ class LoggingConfig:
         self._adopted = adopted
         self._config, self._sinks = check_config(config)
         self._loggers = _loggers_of(self._config)
-        # Relative paths start where the program is at this moment.
+        # Relative paths start in the current directory of the program at this moment.
         handlers = {
             name: FileSink(handler["filename"], follow_symlinks=True)
             for name, handler in _plain(self._config, "handlers", {}).items()
@@ -86,7 +77,7 @@ class LoggingConfig:
 
     @property
     def files(self) -> list[str]:
-        """The absolute paths of file handlers and sinks, but of devices and the like."""
+        """The absolute paths of the files of handlers and sinks, except devices and the like."""
         paths = [file.path for file in self._files.values()]
         return [path for path in paths if os.path.isfile(path) or not os.path.lexists(path)]
 
@@ -94,7 +85,7 @@ class LoggingConfig:
 
     @property
     def sink(self) -> ConfigSink:
-        """The part of the logging process, which pickles.
+        """The part for the logging process, which pickles.
 
         Raises:
             ConfigurationError: something in it does not pickle, or a file cannot be written.
@@ -115,7 +106,7 @@ class LoggingConfig:
             config["loggers"].setdefault(name, {"propagate": False})
         config["root"] = {"handlers": self._handlers_of("")}
         config["disable_existing_loggers"] = False
-        of_main = _find_of_main(config)
+        of_main = find_of_main(config)
         check_pickles(config)
         return ConfigSink(config, of_main, list(self._files.values()))
 
@@ -125,10 +116,10 @@ class LoggingConfig:
     # --- for the program and its workers ---
 
     def layout(self, *, by_value: bool = False) -> Layout:
-        """Return where processes need a QueueHandler: at the last logger on a record's way up that has handlers.
+        """Return where processes need a QueueHandler: at the topmost logger with handlers that a record reaches.
 
         Args:
-            by_value: for processes that cannot import the program's script.
+            by_value: pickle filters for processes that cannot import the program's script.
         """
         with_handlers = {name for name in self._loggers if self._handlers_of(name)}
         senders = {name for name in with_handlers if with_handlers.isdisjoint(self._above(name))}
@@ -139,7 +130,7 @@ class LoggingConfig:
 
     @functools.cached_property
     def _needs_args(self) -> bool:
-        """Whether there is anything but the stdlib's formatters, filters and text handlers, which never see them."""
+        """Whether anything may look at a record's ``args``: all but the formatters, filters and handlers known here."""
         known: dict[str, tuple[type, ...]] = {
             "formatters": (logging.Formatter, JSONFormatter),
             "filters": (logging.Filter,),
@@ -152,7 +143,7 @@ class LoggingConfig:
         )
 
     def _above(self, name: str) -> Iterator[str]:
-        """Yield the loggers above one that its records reach."""
+        """Yield the loggers above one which its records reach."""
         while name and self._propagates(name):
             name = name.rpartition(".")[0]
             yield name
@@ -165,7 +156,7 @@ class LoggingConfig:
         return bool(propagate)
 
     def _cut_above(self) -> Iterator[str]:
-        """Yield the loggers that are not configured, are above one that is, and do not propagate."""
+        """Yield the loggers that do not propagate and are above a configured one."""
         for name in self._loggers:
             for above in self._above(name):
                 if above and not self._propagates(above):
@@ -173,7 +164,7 @@ class LoggingConfig:
 
     @functools.cached_property
     def filters(self) -> dict[str, list[Any]]:
-        """The filters of loggers, built here, by the logger's name."""
+        """The filters of loggers, by the logger's name."""
         if self._adopted:
             return {name: logger.filters[:] for name, logger in all_loggers().items() if logger.filters}
         configurator = Configurator({**self._config, "handlers": {}})
@@ -231,9 +222,9 @@ class LoggingConfig:
 
     @staticmethod
     def release_files(handlers: Iterable[logging.Handler]) -> None:
-        """Have handlers that were taken off their loggers let go of their files, which may be rotated meanwhile.
+        """Close the files of handlers that were taken off their loggers, since these files may be rotated meanwhile.
 
-        Each opens its file again when it gets a record, and appends.
+        Each handler opens its file again when it gets a record, and appends.
         """
         for handler in handlers:
             if isinstance(handler, logging.FileHandler) and type(handler) in FILE_HANDLERS:
@@ -247,70 +238,15 @@ class LoggingConfig:
                     handler.release()
 
     def give_back(self, handlers: Iterable[logging.Handler]) -> None:
-        """Have handlers whose files the logging process has rolled over meanwhile not do so again, over those files."""
+        """Move the next rollover of handlers beyond now: the logging process has rolled over their files meanwhile."""
         now = int(time.time())
         for handler in handlers if self._adopted else ():
             if type(handler) is logging.handlers.TimedRotatingFileHandler and handler.rolloverAt <= now:
                 handler.rolloverAt = handler.computeRollover(now)
 
 
-class ConfigSink(Sink):
-    """The handlers of a configuration, each on its logger.
-
-    Args:
-        config: the configuration, without what is for the program alone.
-        of_main: what it names of the program's ``__main__``, which the logging process has not.
-        files: its log files.
-    """
-
-    def __init__(self, config: dict[str, Any], of_main: dict[str, Any], files: Sequence[FileSink]) -> None:
-        super().__init__()
-        self.config = config
-        self.of_main = of_main
-        self.files = files
-
-    def describe(self) -> str:
-        return ", ".join(self.config["handlers"])
-
-    def clear_up(self) -> None:
-        """Remove the lock files of a logging process that has died."""
-        for file in self.files:
-            file.clear_up()
-
-    def install(self, default: logging.Formatter) -> list[logging.Handler]:
-        """Build the handlers and give them to their loggers. Runs in the logging process.
-
-        Returns:
-            The handlers, in the order in which to close them.
-        """
-        vars(sys.modules["__main__"]).update(self.of_main)
-        configurator = Configurator(dict(self.config), restarted=self.restarted)
-        try:
-            configurator.configure()
-        except Exception as error:
-            cause = first_cause(error)
-            raise cause if isinstance(cause, MplogError) else stdlib_mistake(error) from None
-        _make_django_ready(configurator.built)
-        # Those that write to others come behind them.
-        return list(reversed(configurator.built))
-
-
-def _make_django_ready(handlers: list[logging.Handler]) -> None:
-    """Do what Django's handler of mails needs of ``django.setup()``, which would set up logging. Mails need no apps."""
-    module = sys.modules.get("django.utils.log")
-    if module is not None and any(isinstance(handler, module.AdminEmailHandler) for handler in handlers):
-        importlib.import_module("django.apps").apps.populate(())
-
-
-def _find_of_main(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what the configuration names of this program's ``__main__``."""
-    main = vars(sys.modules["__main__"])
-    names = {found[1] for text in texts(config) if (found := _OF_MAIN.match(text))}
-    return {name: main[name] for name in names if name in main}
-
-
 def _loggers_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the configurations of all loggers by name, that of the root logger, wherever it stands, under ""."""
+    """Return the configurations of all loggers by name; that of the root logger, wherever it stands, is at ""."""
     converted = logging.config.BaseConfigurator(dict(config)).config
     loggers: dict[str, dict[str, Any]] = {}
     for name, logger in [

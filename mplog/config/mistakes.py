@@ -1,7 +1,7 @@
-"""What is wrong with a configuration, in words: the place, the mistake, the remedy.
+"""What is wrong with a configuration, in words.
 
-The rule of this file: **every mistake is said the same way**: ``handlers.file.level: 'LOUD' is not a level. It is a
-number or one of ...``.
+Every message has the same form, the place, the mistake, the remedy: ``handlers.file.level: 'LOUD' is not a level. It is
+a number or one of ...``.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ from typing import Any
 
 from mplog.errors import ConfigurationError
 
-__all__ = ["cause_of", "first_cause", "join", "pairs", "show", "stdlib_mistake", "suggest", "texts", "unknown", "wrong"]
-
 
 def wrong(place: str, what: str, remedy: str) -> ConfigurationError:
     """Return the error for what is wrong at a place.
 
     Args:
-        place: of the mistake, as in ``handlers.file.level``; empty for the whole.
-        what: it is.
+        place: of the mistake, as in ``handlers.file.level``; empty for the whole configuration.
+        what: the mistake.
         remedy: what to do.
     """
     message = f"{what}. {remedy}" if remedy else what
     message += "" if message.endswith(("?", ".")) else "."
     return ConfigurationError(f"{place}: {message}" if place else message, place=place)
+
+
+def expect(place: str, value: Any, kinds: type | tuple[type, ...], remedy: str) -> None:
+    """Raise `ConfigurationError` if the value at a place is neither None nor of these types."""
+    if value is not None and not isinstance(value, kinds):
+        raise wrong(place, f"it is {show(value)}", remedy)
 
 
 def unknown(place: str, key: Any, known: Iterable[str], remedy: str = "") -> ConfigurationError:
@@ -36,14 +40,14 @@ def unknown(place: str, key: Any, known: Iterable[str], remedy: str = "") -> Con
 
 
 def suggest(name: Any, known: Iterable[str], otherwise: str) -> str:
-    """Return a question with what may be meant, or what there is behind `otherwise`."""
+    """Return a question with the name that may be meant, or `otherwise` with all known names."""
     names = [str(candidate) for candidate in known]
     close = difflib.get_close_matches(str(name), names, 1)
     return f"Did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(names) or 'nothing'}"
 
 
 def stdlib_mistake(error: BaseException) -> ConfigurationError:
-    """Return what the stdlib found while it built a configuration, with its place."""
+    """Return the error for what the stdlib found while it built a configuration."""
     found = re.match(r"Unable to configure (handler|formatter|filter|logger) '(.*)'", str(error))
     place = f"{found[1]}s.{found[2]}" if found else "root" if "root logger" in str(error) else ""
     return wrong(place, cause_of(error), "")
@@ -56,7 +60,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """Return the innermost cause, which is the one that tells something."""
+    """Return the innermost cause of an error, which is the one that tells something."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -65,7 +69,7 @@ def first_cause(error: BaseException) -> BaseException:
 def show(value: Any) -> str:
     """Return a value with its type."""
     name = type(value).__name__
-    if name.startswith("Converting"):  # what a configurator makes of a dict, a list, a tuple
+    if name.startswith("Converting"):  # a configurator's own kinds of dict, list and tuple
         name = name.removeprefix("Converting").lower()
     return f"{value!r}, {'an' if name[0] in 'aeiou' else 'a'} {name}"
 
@@ -76,7 +80,7 @@ def join(place: str, key: Any) -> str:
 
 
 def pairs(value: Any) -> list[tuple[Any, Any]] | None:
-    """Return what is inside, with the keys or indices; None where nothing can be."""
+    """Return what is inside a value, with its keys or indices; None if it is no container."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, (list, tuple)):
@@ -85,7 +89,7 @@ def pairs(value: Any) -> list[tuple[Any, Any]] | None:
 
 
 def texts(value: Any) -> list[str]:
-    """Return all texts inside."""
+    """Return all texts inside a value."""
     if isinstance(value, str):
         return [value]
     return [text for _, inner in pairs(value) or () for text in texts(inner)]

@@ -19,7 +19,8 @@ from pages import DOCS
 from scripts import lines, run_script, write_script
 
 import mplog
-from mplog.config.check import _NOT_IN_SINKS, _arguments
+from mplog.config.arguments import arguments_of
+from mplog.config.check import NOT_IN_SINKS
 
 Config = dict[str, Any]
 
@@ -286,7 +287,7 @@ SEND = "ext://builtins.print"
 
 MISTAKES: dict[str, tuple[Config, str]] = {
     "unknown": ({"class": SINK, "path": "a", "rotat": 1}, r"x\.rotat: this key is unknown.*Did you mean 'rotate'"),
-    "missing": ({"class": SINK}, r"x\.path: it is missing, and mplog\.files\.FileSink needs it"),
+    "missing": ({"class": SINK}, r"x\.path: it is missing, and mplog\.FileSink needs it"),
     "path": ({"class": SINK, "path": 7}, r"x\.path: path is that of a file, 'app\.log', not 7"),
     "nul": ({"class": SINK, "path": "a\0b"}, r"x\.path: path='a\\x00b' has a NUL"),
     "rotate": (
@@ -341,7 +342,7 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     ),
     "level of bytes": (
         {"class": "mplog.WriterSink", "factory": SEND, "level": "INFO"},
-        r"x\.level: mplog\.raw_sinks\.WriterSink takes bytes as they are. Leave it out",
+        r"x\.level: mplog\.WriterSink takes bytes as they are. Leave it out",
     ),
     "records of bytes": (
         {"class": "mplog.RawSink", "path": "a"},
@@ -414,7 +415,7 @@ def test_page_of_keys_has_all_of_them(kind: type[mplog.Sink]) -> None:
     rows = dict(re.findall(r"\* - ``mplog\.(\w+)``\n     - ((?:.+\n)+?)(?=   \*)", page))
     row = rows[kind.__name__] + (rows["FileSink"] if "those of a ``FileSink``" in rows[kind.__name__] else "")
     # Where a handler of any kind has these.
-    names = _arguments(kind)[0].keys() - {"level", "filters", *_NOT_IN_SINKS}
+    names = arguments_of(kind)[0].keys() - {"level", "filters", *NOT_IN_SINKS}
     assert {name for name in names if f"``{name}``" not in row} == set()
 
 

@@ -434,7 +434,10 @@ MISTAKES: dict[str, tuple[Config, str]] = {
         "handlers.x.encoding: it is",
     ),
     "attributes": (handlers(x={"class": FILE, "filename": "a", ".": 1}), r"handlers.x..: it is 1"),
-    "queue": (handlers(x={"class": "mplog.QueueHandler", "queue": 1}), "handlers.x.class: a QueueHandler"),
+    "queue": (
+        handlers(x={"class": "mplog.QueueHandler", "queue": 1}),
+        "handlers.x.class: the server takes the place of a QueueHandler",
+    ),
     "target": (
         handlers(x={"class": MEMORY, "capacity": 1, "target": "y"}),
         "handlers.x.target: there is no 'y' in handlers",
