@@ -1,4 +1,4 @@
-"""``python -m mplog``: the same as the command ``mplog``."""
+"""``python -m mplog``: the command ``mplog``."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
 ::
 
     command --- stdout, stderr (pipes) ---> Capture, a thread ---> a record for each line ---> LogQueue
-                                               '--- when nobody takes records any more ---> stdout, stderr of mplog run
+                                               '------ after the server has ended ------> stdout, stderr of mplog run
 
-The rule of this file: **whatever a program writes, memory is bounded and nothing is dropped unsaid.** A line without an
-end goes out in pieces, bytes that are no UTF-8 are shown as escapes, and while the log is full the pipe fills, so that
-the program waits as it would for a slow terminal. When the log has ended, lines go where they would go without it.
+The rule of this file: **whatever a program writes, memory is bounded and nothing is lost silently.** A line without an
+end goes out in pieces, and bytes that are not UTF-8 become escapes. While the log is full, the pipe fills, and the
+program waits as it would for a slow terminal. After the server has ended, lines go where they would go without it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ from mplog.queue import fifo
 from mplog.worker.queue_handler import QueueHandler
 from mplog.worker.state import all_loggers
 
-__all__ = ["LONGEST_LINE", "Capture", "Lines"]
-
 #: Bytes of a line above which it becomes several records. As much as a pipe holds on Linux.
 LONGEST_LINE = 65536
-#: Behind each piece of such a line but the last.
+#: The end of each piece of such a line, except the last.
 GOES_ON = " [the line goes on]"
 
 
 class Lines:
-    r"""Bytes into lines of text.
+    r"""Turns bytes into lines of text.
 
-    Of a line that carriage returns go back over, as progress bars do, there remains what stands behind the last of
-    them, which is what a terminal would show. Bytes that are no UTF-8 become ``\xff``.
+    Progress bars overwrite a line with carriage returns. Only the text after the last one is kept, which is what a
+    terminal would show. Bytes that are not UTF-8 become ``\xff``.
 
     Args:
-        longest: bytes of a line above which it comes in pieces.
+        longest: a line with more bytes comes in pieces.
     """
 
     def __init__(self, longest: int = LONGEST_LINE) -> None:
@@ -49,12 +47,12 @@ class Lines:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """Yield the lines that `data` ends, without their ends, and pieces of one that is too long."""
+        """Yield the lines that `data` ends, without their line feeds, and pieces of one that is too long."""
         *whole, rest = (self._rest + data).split(b"\n")
         for line in whole:
-            # Before the line feed, a carriage return is part of the end of the line.
+            # A carriage return before the line feed is part of the line's end.
             yield from self._pieces(_shown(line.removesuffix(b"\r")), is_end=True)
-        # A carriage return at the very end may be one of a line's end that is still to come.
+        # After a carriage return at the very end, a line feed may follow.
         self._rest = _shown(rest[:-1]) + rest[-1:]
         if len(self._rest) > self._longest:
             keep = b"\r" if self._rest.endswith(b"\r") else b""
@@ -62,7 +60,7 @@ class Lines:
             self._rest = keep
 
     def end(self) -> Iterator[str]:
-        """Yield the last line, where it has no end."""
+        """Yield the last line, if it has no end."""
         line, self._rest = self._rest.removesuffix(b"\r"), b""
         if line or self._decoder.getstate()[0]:
             yield from self._pieces(_shown(line), is_end=True)
@@ -78,7 +76,7 @@ class Lines:
 
 
 def _shown(line: bytes) -> bytes:
-    """Return what a terminal would still show: what stands behind the last carriage return."""
+    """Return what a terminal would still show: the text after the last carriage return."""
     return line[line.rfind(b"\r") + 1 :]
 
 
@@ -86,12 +84,12 @@ class Capture:
     """Reads pipes and logs their lines, in a thread.
 
     Args:
-        streams: for each pipe, its reading end, the logger, the level, and the descriptor that gets its lines when
-            nobody takes records any more.
-        tell: called once, before the first of them.
+        streams: for each pipe, its reading end, the logger, the level, and the descriptor that gets its lines after the
+            server has ended.
+        tell: called once, before the first of these lines.
 
     Attributes:
-        passed_through: how many lines have gone there.
+        passed_through: how many of these lines there were.
     """
 
     def __init__(self, streams: Iterable[tuple[int, logging.Logger, int, int]], tell: Callable[[], object]) -> None:
@@ -108,13 +106,13 @@ class Capture:
         self._thread.start()
 
     def finish(self, timeout: float) -> list[str]:
-        """Wait until all that have a pipe open have closed it, and log the rest.
+        """Wait until all processes have closed the pipes, and log the rest.
 
         Args:
             timeout: seconds to wait; what is in the pipes then is still read.
 
         Returns:
-            The names of the loggers whose pipes somebody has kept open.
+            The names of the loggers whose pipes a process still has open.
         """
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -125,7 +123,7 @@ class Capture:
         return [logger.name for logger, _, _ in self._streams.values()]
 
     def _fall_back(self, fall_back: Callable[..., None]) -> Callable[[logging.LogRecord, NoReaderError], None]:
-        """Return what a handler does with a record that nobody takes: a line goes on, others as ever."""
+        """Return a handler's `fall_back`: a captured line passes through, another record takes the usual way."""
 
         def pass_through(record: logging.LogRecord, error: NoReaderError) -> None:
             output = self._outputs.get(record.name)
@@ -136,7 +134,7 @@ class Capture:
                 self._tell()
             self.passed_through += 1
             rest = f"{record.getMessage()}\n".encode()
-            with contextlib.suppress(OSError):  # nobody reads that either
+            with contextlib.suppress(OSError):  # nobody reads the output either
                 while rest:
                     rest = rest[os.write(output, rest) :]
 
@@ -160,7 +158,7 @@ class Capture:
             self._end(fd, is_open=is_open)
 
     def _read(self, fd: int) -> bool:
-        """Read what is there; return whether there may be more."""
+        """Read what is in a pipe; return whether more may come."""
         try:
             data = os.read(fd, LONGEST_LINE)
         except BlockingIOError:
@@ -171,7 +169,7 @@ class Capture:
         return bool(data)
 
     def _read_rest(self, fd: int) -> bool:
-        """Read what is there now, and no more: whoever has the pipe open may never stop. Returns what `_read` does."""
+        """Read what is in a pipe now, and no more: its writer may never stop. Return what `_read` does."""
         for _ in range(0, fifo.pending(fd), LONGEST_LINE):
             if not self._read(fd):
                 return False

@@ -1,8 +1,8 @@
-"""The command of ``mplog run``: started, told of signals, waited for.
+"""The command of ``mplog run``: start it, pass signals on, wait for its end.
 
 The rule of this file: **the command does not notice that it is not run directly.** It has the terminal, stays in the
-foreground, and gets each signal once: those of the terminal from the kernel, since it is in the same job, and those
-that are sent to mplog from mplog.
+foreground, and gets each signal once. The kernel sends it those of the terminal, since it is in the same job; mplog
+passes on those that were sent to mplog.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from mplog.cli.terminal import has_terminal
 
-#: As shells have it.
+#: The exit statuses of shells.
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 
 _PASSED_ON = {
@@ -36,14 +36,14 @@ _WAITED_FOR = _PASSED_ON | {signal.SIGCHLD}
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[set[Any]]:
-    """Hold the signals that `Command.wait` answers; yield what was held before, for the command."""
-    # One that whoever started this has set to be ignored would have the kernel wait for children in our place.
+    """Block the signals that `Command.wait` waits for; yield those that were blocked before, for the command."""
+    # If the parent process has SIGCHLD ignored, the kernel would wait for children in our place.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     try:
         yield before
     finally:
-        # What has come behind the end of the command was meant for it.
+        # Signals that came after the command's end were meant for it.
         while signal.sigpending() & _WAITED_FOR:
             signal.sigwait(_WAITED_FOR)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -54,7 +54,7 @@ class Command:
 
     Args:
         command: its name and arguments.
-        mask: the signals that it starts with as blocked.
+        mask: the signals that are blocked when it starts.
         capture: whether its output goes into pipes.
 
     Attributes:
@@ -73,7 +73,7 @@ class Command:
                 stdout=pipe,
                 stderr=pipe,
                 bufsize=0,
-                # There are no threads yet.
+                # Safe: there are no threads yet.
                 preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),  # noqa: PLW1509
             )
 
@@ -83,11 +83,11 @@ class Command:
             found = shutil.which(command[0])
             if error.errno != errno.ENOEXEC or found is None:
                 raise
-            self.process = start(["/bin/sh", found, *command[1:]])  # a script without #!, as shells and execvp() do
+            self.process = start(["/bin/sh", found, *command[1:]])  # a script without #!, like shells and execvp()
         self._has_terminal = has_terminal()
 
     def wait(self) -> int:
-        """Pass signals on until the command ends; return how, as ``subprocess.Popen.returncode``."""
+        """Pass signals on until the command ends; return its ``subprocess.Popen.returncode``."""
         pid = self.process.pid
         while True:
             number, is_from_kernel = _next_signal()
@@ -101,18 +101,18 @@ class Command:
                         return self.process.returncode
                     self._stop_too(os.WSTOPSIG(status))
             elif not is_from_kernel:
-                # The child is not waited for yet, so the number is still its own.
+                # waitpid() has not returned the child yet, so the pid is still its own.
                 os.kill(pid, number)
 
     def _stop_too(self, number: int) -> None:
-        """Stop, as the shell that has started this job expects; its ``fg`` and ``bg`` continue all of the job."""
+        """Stop like the command, as the shell expects of a job. Its ``fg`` and ``bg`` continue the whole job."""
         is_job_control = number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
         if is_job_control and self._has_terminal and signal.SIGCONT not in signal.sigpending():
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _next_signal() -> tuple[int, bool]:
-    """Return the next signal, and whether the kernel has sent it: a key of the terminal, for all of the job."""
+    """Return the next signal, and whether it is from the kernel: a key of the terminal, sent to the whole job."""
     if hasattr(signal, "sigwaitinfo"):
         info = signal.sigwaitinfo(_WAITED_FOR)
         return info.si_signo, info.si_code > 0 and info.si_signo != signal.SIGCHLD

@@ -1,12 +1,13 @@
-"""``mplog demo``: the main job, with something to see, in ten seconds.
+"""``mplog demo``: what mplog is for, to be watched for ten seconds.
 
-The rule of this file: **nothing is staged.** The workers are processes, the kills are SIGKILLs, and the account at the
-end comes from the file: each record that a logging call has returned for is looked for in it.
+The rule of this file: **nothing is staged.** The workers are processes, the kills are SIGKILLs, and the final count
+searches the file for each record whose logging call has returned.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import multiprocessing.sharedctypes
@@ -16,26 +17,26 @@ import signal
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from mplog.cli.arguments import to_seconds
+from mplog.cli.main import MisusedError
 from mplog.monitoring.statistics import Stats
 from mplog.server.log_server import LogServer
 from mplog.server.pools import Process
 
-__all__ = ["Account", "add_arguments", "run"]
-
-#: Records per second, of all workers, while they are shown, so that a person can read them.
+#: Records per second of all workers together, while they are shown: so slow that a person can read them.
 _READABLE_RATE = 20.0
 
-#: When what happens, as parts of the time in all.
+#: When the events happen, as parts of the whole time.
 _KILL_WORKER, _KILL_LOGGING, _FLAT_OUT, _KILL_BUSY, _END = 0.2, 0.4, 0.65, 0.75, 0.85
 
 HELP = """\
-Have some workers log, kill one of them and the logging process itself with
-SIGKILL, and count in the end, in the file, what has become of every record.
+Let some workers log, kill one of them and the logging process itself with
+SIGKILL, and count in the file what has become of every record.
 """
 
 EPILOG = """\
@@ -58,21 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument("--workers", metavar="N", type=int, default=4, help="how many workers (default: 4; at least 2)")
     parser.add_argument(
-        "--seconds",
-        metavar="SECONDS",
-        type=to_seconds,
-        default=10.0,
-        help="how long it takes, at least 1 (default: 10)",
+        "--seconds", metavar="SECONDS", type=to_seconds, default=10.0, help="how long, at least 1 (default: 10)"
     )
-    parser.add_argument("--log", metavar="FILE", help="the log, which is then kept; by default a temporary file")
+    parser.add_argument("--log", metavar="FILE", help="the log, which is kept (default: a temporary file)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show it; return the exit status."""
+    """Run the demo; return the exit status."""
     if arguments.workers < 2 or arguments.seconds < 1:
-        print("mplog demo: it takes two workers, since one is killed, and a second", file=sys.stderr)
-        return 2
-    screen = _Screen.for_stdout()
+        raise MisusedError("the demo takes at least two workers, since one is killed, and at least a second")
+    screen = _Screen()
     with tempfile.TemporaryDirectory(prefix="mplog-demo-") as directory:
         log = arguments.log or os.path.join(directory, "demo.log")
         begin = os.path.getsize(log) if os.path.exists(log) else 0
@@ -86,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _perform(screen: _Screen, log: str, begin: int, numbers: Any, seconds: float) -> Stats:
-    """Run the workers, and kill; return what the server has counted."""
+    """Run the workers, and kill; return the counts of the server."""
     pace: Any = multiprocessing.sharedctypes.RawValue(ctypes.c_double, len(numbers) / _READABLE_RATE)
     with LogServer(log, level="INFO") as server:
         screen.event(f"{len(numbers)} workers log to one file; the logging process is pid {server.pid}")
@@ -125,7 +121,7 @@ def _perform(screen: _Screen, log: str, begin: int, numbers: Any, seconds: float
 
 def _work(index: int, numbers: Any, pace: Any) -> None:
     """Runs in a worker: log until told to end, and note each number when its logging call has returned."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everybody; the demo itself answers it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the demo itself answers it
     logger = logging.getLogger("demo")
     number = 0
     while (pause := pace.value) >= 0:
@@ -140,10 +136,10 @@ class _Follower:
     """Shows what comes into the log.
 
     Args:
-        screen: where.
-        file: the log, open where to begin.
-        begin: when all began.
-        seconds: for how long it goes in all.
+        screen: where to show it.
+        file: the log, open at the place to begin.
+        begin: when the demo began, by the monotonic clock.
+        seconds: how long the demo takes.
     """
 
     def __init__(self, screen: _Screen, file: TextIO, begin: float, seconds: float) -> None:
@@ -154,7 +150,7 @@ class _Follower:
         self._rest = ""
 
     def until(self, part: float, *, is_shown: bool = True) -> None:
-        """Follow the log for a part of the time; where it is not shown, count what comes, and show what mplog says."""
+        """Follow the log until a part of the time has passed; if not `is_shown`, count, and show mplog's own lines."""
         since, count = time.monotonic(), 0
         while time.monotonic() < self._begin + part * self._seconds:
             *lines, self._rest = (self._rest + self._file.read()).split("\n")
@@ -173,10 +169,10 @@ class Account:
 
     Attributes:
         logged: logging calls that have returned.
-        written: records in the file, those of calls that a kill has interrupted among them.
-        lost: of those logged, the ones that are not in the file.
-        doubled: records that are there more than once.
-        torn: lines of workers that are no whole record.
+        written: records in the file, with those whose calls were interrupted by a kill.
+        lost: logged records that are not in the file.
+        doubled: additional copies of records.
+        torn: lines that are not whole records.
     """
 
     logged: int
@@ -187,16 +183,16 @@ class Account:
 
     @property
     def is_clean(self) -> bool:
-        """Whether all are there, once."""
+        """Whether each record is there once."""
         return not (self.lost or self.doubled or self.torn) and self.logged > 0
 
     @classmethod
     def of(cls, log: str, begin: int, logged: list[int]) -> Account:
-        """Count.
+        """Count the records in a log.
 
         Args:
-            log: the path of the log.
-            begin: where in it this began.
+            log: its path.
+            begin: where in it the demo began, in bytes.
             logged: for each worker, the number of its last record.
         """
         found: Counter[tuple[int, int]] = Counter()
@@ -216,76 +212,42 @@ class Account:
 
 
 class _Screen:
-    """Standard output, without colours."""
+    """Standard output: in colour if it is a terminal and rich is installed."""
 
-    @staticmethod
-    def for_stdout() -> _Screen:
-        """Return one in colour, where standard output is a terminal and rich is there."""
+    def __init__(self) -> None:
+        self._console: Any = None
         if sys.stdout.isatty():
-            try:
-                return _RichScreen()
-            except ImportError:
-                pass
-        return _Screen()
+            with contextlib.suppress(ImportError):
+                from rich.console import Console
 
-    def say(self, text: str) -> None:
-        """Show a text of the demo's own."""
-        print(text, flush=True)
+                self._console = Console(highlight=False)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Show a line."""
+        if self._console is None:
+            print(text, flush=True)
+        else:
+            self._console.print(text, style=style, markup=False, soft_wrap=True)
 
     def event(self, text: str) -> None:
-        """Show what is done."""
-        self.say(f">>> {text}")
+        """Show what is being done."""
+        self.say(f">>> {text}", "bold yellow")
 
     def line(self, line: str) -> None:
-        """Show a line of the log."""
-        self.say(line)
+        """Show a line of the log, each worker's in a colour of its own."""
+        found = re.search(r" (worker-\d+) ", line)
+        colors = ["cyan", "green", "magenta", "blue"]
+        self.say(line, colors[zlib.crc32(found[1].encode()) % len(colors)] if found else "bold red")
 
     def account(self, account: Account, stats: Stats) -> None:
         """Show what has become of the records."""
-        for name, count in _rows(account, stats):
-            self.say(f"{name:<44}{count:>12,}")
-
-
-class _RichScreen(_Screen):
-    """A terminal, with rich."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console(highlight=False)
-
-    def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
-
-    def event(self, text: str) -> None:
-        self._console.print(f">>> {text}", style="bold yellow", markup=False)
-
-    def line(self, line: str) -> None:
-        from zlib import crc32
-
-        found = re.search(r" (worker-\d+) ", line)
-        colors = ["cyan", "green", "magenta", "blue"]
-        style = colors[crc32(found[1].encode()) % len(colors)] if found else "bold red"
-        self._console.print(line, style=style, markup=False, soft_wrap=True)
-
-    def account(self, account: Account, stats: Stats) -> None:
-        from rich.table import Table
-
-        table = Table(show_header=False)
-        table.add_column()
-        table.add_column(justify="right")
-        for name, count in _rows(account, stats):
-            is_bad = count and name.startswith(("lost", "doubled", "torn"))
-            table.add_row(name, f"{count:,}", style="bold red" if is_bad else "")
-        self._console.print(table)
-
-
-def _rows(account: Account, stats: Stats) -> list[tuple[str, int]]:
-    return [
-        ("records logged (calls that have returned)", account.logged),
-        ("written, counted in the file", account.written),
-        ("lost", account.lost),
-        ("doubled", account.doubled),
-        ("torn", account.torn),
-        ("logging processes killed and replaced", stats.restarts),
-    ]
+        for name, count in (
+            ("records logged (calls that have returned)", account.logged),
+            ("written, counted in the file", account.written),
+            ("lost", account.lost),
+            ("doubled", account.doubled),
+            ("torn", account.torn),
+            ("logging processes killed and replaced", stats.restarts),
+        ):
+            is_bad = count and name in ("lost", "doubled", "torn")
+            self.say(f"{name:<44}{count:>12,}", "bold red" if is_bad else "")

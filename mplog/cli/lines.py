@@ -1,13 +1,12 @@
-"""What stands in a line of a log: JSON as `mplog.JSONFormatter` writes it, or text of a known format.
+"""What a line of a log says: JSON as `mplog.JSONFormatter` writes it, or text of a known format.
 
-The rule of this file: **a line that begins no record belongs to the one before it.** So a traceback stays with its
+The rule of this file: **a line that begins no record belongs to the record before it.** So a traceback stays with its
 record, whatever a filter decides.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,10 @@ from typing import Any
 
 import msgspec
 
+from mplog.record.level import read_level
 from mplog.sinks.sink import DEFAULT_FORMAT
 
-__all__ = ["Filter", "LineParser", "Parsed"]
-
-#: The names that a record's values have in JSON, the usual one first.
+#: The names of a record's values in JSON, the usual one first.
 _JSON_NAMES = {
     "levelname": ("level", "levelname", "severity"),
     "levelno": ("levelno",),
@@ -28,7 +26,7 @@ _JSON_NAMES = {
     "process": ("pid", "process"),
 }
 
-#: What a field of a text format looks like, where that is known.
+#: What the known fields of a text format look like.
 _LEVEL = r"(?:Level -?\d+|[^\W\d]\w*)"
 _FIELDS = {
     "levelname": _LEVEL,
@@ -38,7 +36,7 @@ _FIELDS = {
     **dict.fromkeys(("levelno", "lineno", "process", "thread"), r"-?\d+"),
 }
 _DATE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:,\d{3})?"
-#: What strftime(3) writes for them.
+#: What strftime(3) writes for its directives.
 _DATE_FIELDS = {
     "Y": r"\d{4}", "f": r"\d{6}", "j": r"\d{3}", "y": r"\d\d", "z": r"(?:[+-]\d{4})?", "%": "%",
     **dict.fromkeys("mdHIMSUW", r"\d\d"),
@@ -48,11 +46,11 @@ _PLACE = re.compile(r"%(?:%|\((?P<name>\w+)\)(?P<left>-?)[#0 +]*(?P<width>\d*)(?
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a line says that begins a record.
+    """A line that begins a record.
 
     Attributes:
-        values: under the names that a ``LogRecord`` has for them.
-        fields: the same under the names that stand in the line, or in its format.
+        values: by the names of a ``LogRecord``.
+        fields: the values by their names in the line, or in its format.
         is_json: whether the line is a JSON object.
     """
 
@@ -62,7 +60,7 @@ class Parsed:
 
     @property
     def level(self) -> int | None:
-        """The number of its level; None where that is not known."""
+        """The number of its level; None if it is unknown."""
         number = self.values.get("levelno")
         if number is not None:
             try:
@@ -74,28 +72,28 @@ class Parsed:
             return name
         if not isinstance(name, str):
             return None
-        if name.startswith("Level "):
-            return int(name[6:]) if name[6:].lstrip("-").isdigit() else None
-        found = logging.getLevelName(name.upper())
-        return found if isinstance(found, int) else None
+        try:
+            return read_level(name.removeprefix("Level "))
+        except ValueError:
+            return None
 
 
 class LineParser:
-    """Tells which lines begin a record, and what they say.
+    """Recognizes lines that begin a record.
 
     Args:
         format: of text lines, ``%``-style.
         datefmt: of ``%(asctime)s`` in it; None (the default) is logging's own.
 
     Raises:
-        ValueError: the format has no field, or is none.
+        ValueError: it is not such a format, or has no field.
     """
 
     def __init__(self, format: str = DEFAULT_FORMAT, datefmt: str | None = None) -> None:
         self._pattern = re.compile(_to_pattern(format, _DATE if datefmt is None else _date_pattern(datefmt)), re.DOTALL)
 
     def parse(self, line: bytes) -> Parsed | None:
-        """Return what the line says, None where it begins no record."""
+        """Return what the line says; None if it begins no record."""
         if line.startswith(b"{"):
             try:
                 values = msgspec.json.decode(line)
@@ -110,7 +108,7 @@ class LineParser:
 def _with_record_names(values: dict[str, Any]) -> dict[str, Any]:
     named = {}
     for name, places in _JSON_NAMES.items():
-        # "process" is a name as JSONFormatter has it, and a number where the fields are called as in a LogRecord.
+        # "process" is a name from JSONFormatter, and a number if the fields are named as in a LogRecord.
         wanted = int if name in ("process", "levelno") else (str, int) if name == "levelname" else str
         found = next((values[place] for place in places if isinstance(values.get(place), wanted)), None)
         if found is not None:
@@ -119,7 +117,7 @@ def _with_record_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_pattern(format: str, date: str) -> str:
-    """Return the regular expression of what a ``%``-style format writes, up to the first line of the message."""
+    """Return a regular expression for what a ``%``-style format writes, up to the first line of the message."""
     pattern, end, seen = "", 0, set()
     for found in _PLACE.finditer(format):
         pattern += re.escape(format[end : found.start()])
@@ -129,7 +127,7 @@ def _to_pattern(format: str, date: str) -> str:
             pattern += "%"
             continue
         field = date if name == "asctime" else _FIELDS.get(name, ".*?")
-        # A field that stands there twice is the same twice; a name, and not only its characters, tells which.
+        # A field that appears twice has the same text twice.
         piece = f"(?P={name})" if name in seen else f"(?P<{name}>{field})"
         seen.add(name)
         if found["width"]:
@@ -137,9 +135,9 @@ def _to_pattern(format: str, date: str) -> str:
         pattern += piece
     rest = format[end:]
     if not seen:
-        raise ValueError(f"{format!r} has no field such as %(message)s in it, so it tells no line from another")
+        raise ValueError(f"{format!r} has no field such as %(message)s, so it fits any line")
     if re.search(r"%(?!%)", rest.replace("%%", "")):
-        raise ValueError(f"{format!r} is no %-style format: {rest!r}")
+        raise ValueError(f"{format!r} is not a %-style format: {rest!r}")
     return pattern + re.escape(rest.replace("%%", "%"))
 
 
@@ -156,8 +154,8 @@ class Filter:
 
     Attributes:
         level: the lowest; 0 for all.
-        loggers: names; those below them, too. None for all.
-        processes: names, with ``*`` and ``?``, or pids. None for all.
+        loggers: names, which include the loggers below; none for all.
+        processes: names, with ``*`` and ``?``, or pids; none for all.
         fields: names and values, all of which must be there.
     """
 
@@ -172,7 +170,7 @@ class Filter:
         return not (self.level or self.loggers or self.processes or self.fields)
 
     def takes(self, record: Parsed) -> bool:
-        """Whether the record is shown. One whose level nobody knows passes: better too much than too little."""
+        """Return whether the record is shown. One with an unknown level is: better too much than too little."""
         values = record.values
         if self.level:
             level = record.level
@@ -190,5 +188,5 @@ class Filter:
 
 
 def _text(value: Any) -> str:
-    """Return a value as somebody would type it: as in JSON, a text without quotes."""
+    """Return a value as a person would type it: as in JSON, but a text without quotes."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -1,8 +1,8 @@
 """``mplog log``: records from shell scripts.
 
-The rule of this file: **it is started for a single line, thousands of times, so it loads little.** Where nothing stands
-between a record and the queue, that is a few lines of msgpack and one write; everything else (a queue that is full,
-filters, redactors, a long record) takes the way of a Python program, through `attach`.
+The rule of this file: **it is started for a single line, thousands of times, so it loads little.** Usually, it encodes
+a record and writes it into the queue by itself. Otherwise (a full queue, filters, redactors, a long record), it logs as
+a Python program does, through `attach`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mplog.cli.arguments import to_level
+from mplog.cli.main import MisusedError
 from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError
 from mplog.queue.fifo import open_writer
@@ -25,14 +26,12 @@ from mplog.queue.fifo import open_writer
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["add_arguments", "run"]
-
 HELP = """\
 Send a record to the running server that MPLOG_QUEUE or --queue names.
 
-KEY=VALUE adds a field with a text, KEY:=JSON one of any type. Fields stand
-behind the message, and are fields of the record as well: %(KEY)s in a format,
-"KEY" in JSON.
+KEY=VALUE adds a field with a text, KEY:=JSON one of any type. Fields follow
+the message, and are also fields of the record: %(KEY)s in a format, "KEY" in
+JSON.
 """
 
 EPILOG = """\
@@ -43,7 +42,7 @@ examples:
   ./convert 2>&1 | mplog log info -            # a record for each line
 
 exit status:
-  0  the server has the record, or its levels say that nobody wants it
+  0  the server has the record, or drops it because of its level
   1  there is no server; the message is printed on standard error
   2  the arguments make no sense
 """
@@ -62,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--process", metavar="NAME", help="what the log calls the process (default: the script's name and pid)"
     )
-    parser.add_argument("--fields-only", action="store_true", help="do not repeat the fields behind the message")
+    parser.add_argument("--fields-only", action="store_true", help="do not repeat the fields after the message")
     parser.add_argument("--queue", metavar="PATH", help="the server's queue, or its log (default: MPLOG_QUEUE)")
-    # No option is looked for behind the level: a message may look like one.
+    # After the level, nothing is an option: a message may look like one.
     parser.add_argument(
         "message",
         metavar="MESSAGE [KEY=VALUE ...]",
@@ -89,39 +88,27 @@ def _field(text: str) -> tuple[str, Any]:
 def run(arguments: argparse.Namespace) -> int:
     """Send the record, or those of the lines of standard input."""
     try:
-        # Bytes that are no UTF-8 stand as those of standard input do.
+        # Bytes that are not UTF-8 become escapes, as in lines of standard input.
         message, *texts = [os.fsencode(text).decode("utf-8", "backslashreplace") for text in arguments.message]
         fields = [_field(text) for text in texts]
     except ValueError as error:
         reason = error if arguments.message else "MESSAGE is missing"
-        print(f"mplog log: {reason}. See mplog log --help.", file=sys.stderr)
-        return 2
+        raise MisusedError(f"{reason}. See mplog log --help.") from None
     lines = _read_lines() if message == "-" else iter([message])
-    behind = "" if arguments.fields_only else "".join(f" {key}={_shown(value)}" for key, value in fields)
-    messages = (line + behind for line in lines)
-    first = next(messages, None)
-    if first is None:
-        return 0  # nothing was said
+    suffix = "" if arguments.fields_only else "".join(f" {key}={_shown(value)}" for key, value in fields)
+    messages = (line + suffix for line in lines)
     process = arguments.process or _name_of_script()
-    try:
-        send = _sender(arguments.queue, _Record(arguments.logger, arguments.level, process, fields))
-    except MplogError as error:
-        print(f"mplog log: {error}", file=sys.stderr)
-        return _say(itertools.chain([first], messages))
-    for message in itertools.chain([first], messages):
+    send: Callable[[str], None] | None = None
+    for message in messages:
         try:
+            send = send or _sender(arguments.queue, _Record(arguments.logger, arguments.level, process, fields))
             send(message)
         except MplogError as error:
             print(f"mplog log: {error}", file=sys.stderr)
-            return _say(itertools.chain([message], messages))
+            for lost in itertools.chain([message], messages):
+                print(lost, file=sys.stderr)
+            return 1
     return 0
-
-
-def _say(messages: Iterable[str]) -> int:
-    """Print what nobody takes, so that it is not lost; return the exit status."""
-    for message in messages:
-        print(message, file=sys.stderr)
-    return 1
 
 
 def _read_lines() -> Iterator[str]:
@@ -134,14 +121,14 @@ def _read_lines() -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    """Return a field as it stands behind the message."""
+    """Return the value of a field as it follows the message."""
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     return json.dumps(value, ensure_ascii=False) if re.search(r'[\s="]|^$', value) else value
 
 
 def _name_of_script() -> str:
-    """Return what tells the script that has started this: its name and pid."""
+    """Return the name and pid of the script that has started this process."""
     parent = os.getppid()
     try:
         with open(f"/proc/{parent}/comm", encoding="utf-8", errors="replace") as file:
@@ -151,7 +138,7 @@ def _name_of_script() -> str:
 
 
 class _Record(NamedTuple):
-    """What is the same for all records of a call."""
+    """What all records of this command have in common."""
 
     logger: str
     level: int
@@ -159,7 +146,7 @@ class _Record(NamedTuple):
     fields: list[tuple[str, Any]]
 
     def extra(self) -> dict[str, Any]:
-        """Return the fields; what a record has already gets an underscore, as it does with ``mplog.context()``."""
+        """Return the fields. Names that a record already has get an underscore, as with ``mplog.context()``."""
         if not self.fields:
             return {}
         import logging
@@ -185,7 +172,7 @@ def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
     """
     where = running_queue(queue)
     try:
-        # First, since it also tells whether somebody else has made the directory anew, and with it what else is there.
+        # First: this also checks that the queue is this user's, and with it the rest of the directory.
         fifo = open_writer(os.path.join(where, "queue"))
     except OSError:
         return _through_attach(where, record)
@@ -221,7 +208,7 @@ def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
 
 
 def _read_state(directory: str) -> dict[str, Any] | None:
-    """Return what the server says of levels and handlers; None where there is none."""
+    """Return what the server has published of its levels and handlers; None if there is nothing."""
     try:
         with open(os.path.join(directory, "logging"), "rb") as file:
             state: dict[str, Any] = json.load(file)
@@ -231,7 +218,7 @@ def _read_state(directory: str) -> dict[str, Any] | None:
 
 
 def _is_direct(state: dict[str, Any]) -> bool:
-    """Return whether nothing stands between a record and the queue but the levels."""
+    """Return whether only levels decide what happens to a record before it is in the queue."""
     layout = state["layout"]
     special = (layout["filters"], layout["with_args"], layout["preparation"], layout["senders"] != [""])
     others = (state["isolated"], state["disabled"], state["sync"], state["details"])
@@ -252,8 +239,8 @@ def _through_attach(directory: str, record: _Record, begin: int = 1) -> Callable
 
     Args:
         directory: of the queue.
-        record: what is the same for all.
-        begin: the number of the first one.
+        record: what all records have in common.
+        begin: the number of the first record.
     """
     import logging
 
@@ -267,7 +254,7 @@ def _through_attach(directory: str, record: _Record, begin: int = 1) -> Callable
     def raise_again(record: logging.LogRecord, error: NoReaderError) -> None:
         raise error
 
-    # A Python program goes on without its server; here, somebody is told.
+    # A Python program goes on without its server; here, the error is reported.
     handler.fall_back = raise_again  # type: ignore[method-assign]
     logger = logging.getLogger(record.logger)
 

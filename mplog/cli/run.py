@@ -1,4 +1,4 @@
-"""``mplog run``: a command, and one log of all that it starts.
+"""``mplog run``: a command, and one log for all that it starts.
 
 ::
 
@@ -7,8 +7,8 @@
        |                                                                          |
        '-- LogServer --> logging process <---------------- LogQueue --------------'
 
-The rule of this file: **the command decides how this ends.** Its exit status is passed on, and what goes wrong with the
-log after it has started is said on standard error and changes nothing.
+The rule of this file: **the command decides how this ends.** Its exit status is passed on. Once it runs, errors of the
+log are printed on standard error and change nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 from mplog.cli.arguments import to_level, to_seconds
 from mplog.cli.capture import Capture
 from mplog.cli.child import NOT_EXECUTABLE, NOT_FOUND, Command, signals_held
-from mplog.cli.main import MISUSED, MisusedError
+from mplog.cli.main import MisusedError
 from mplog.cli.server_options import (
     add_server_arguments,
     given_server_arguments,
@@ -37,21 +37,19 @@ from mplog.monitoring.process import memory_kills
 from mplog.server.log_server import LogServer
 from mplog.worker.attach import MPLOG_QUEUE, attach
 
-__all__ = ["add_arguments", "run"]
+#: The exit status if mplog itself could not start, as for env(1) and timeout(1).
+_NOT_STARTED = 125
 
-#: The exit status where mplog itself could not start, as env(1) and timeout(1) have it.
-NOT_STARTED = 125
-
-#: Seconds that somebody who has inherited captured output may go on writing behind the command's end.
-LINGER = 2.0
+#: Seconds that processes with captured output may go on writing after the command has ended.
+_LINGER = 2.0
 
 HELP = f"""\
 Run COMMAND with one log for all that it starts, and end with its exit status.
 
-A server is started for --log or --config; without either, the server named by
+With --log or --config, a server is started; otherwise, the server named by
 {MPLOG_QUEUE} or --queue is joined. COMMAND finds it in {MPLOG_QUEUE}: Python
 programs by mplog.attach(), shell scripts by "mplog log". With --python, Python
-programs join by themselves; with --capture, what any program prints becomes
+programs join by themselves; with --capture, everything that is printed becomes
 records.
 """
 
@@ -64,7 +62,7 @@ examples:
   ls *.wav | xargs -P4 -n1 mplog run --capture -- flac     # under mplog serve
 
 exit status:
-  that of COMMAND; 128+N where signal N has ended it
+  that of COMMAND; 128+N if signal N has ended it
   126  COMMAND cannot be executed       127  it is not found
   125  COMMAND was not run: the log could not be opened, the configuration is
        wrong, or there is no server
@@ -81,9 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mplog run [OPTION ...] [--] COMMAND [ARGUMENT ...]"
     parser.description, parser.epilog = HELP, EPILOG
     add_server_arguments(parser)
-    group = parser.add_argument_group("what becomes a record")
-    group.add_argument("--python", action="store_true", help="have Python programs log to the server by themselves")
-    group.add_argument("--capture", action="store_true", help="make records of what is printed, line by line")
+    group = parser.add_argument_group("what becomes records")
+    group.add_argument("--python", action="store_true", help="have Python programs join the server by themselves")
+    group.add_argument("--capture", action="store_true", help="make a record of each line that is printed")
     group.add_argument(
         "--stdout-level",
         type=to_level,
@@ -98,15 +96,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LEVEL",
         help="of captured standard error (default: WARNING)",
     )
-    group.add_argument(
-        "--name", help="what the log calls COMMAND (default: its file name); loggers are NAME.stdout, ..."
-    )
+    group.add_argument("--name", help="of COMMAND in the log (default: its file name); loggers are NAME.stdout, ...")
     group.add_argument(
         "--linger",
         metavar="SECONDS",
         type=to_seconds,
-        default=LINGER,
-        help=f"wait so long for what COMMAND has left running with captured output (default: {LINGER:g})",
+        default=_LINGER,
+        help=f"wait this long for processes that COMMAND has left, and that are captured (default: {_LINGER:g})",
     )
     parser.add_argument(
         "--queue", metavar="PATH", help=f"the server to join, by its queue or log (default: {MPLOG_QUEUE})"
@@ -118,16 +114,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not any(command[:1]):
-        print("mplog run: which command? See mplog run --help.", file=sys.stderr)
-        return MISUSED
+        raise MisusedError("which command? See mplog run --help.")
+    levels = [arguments.stdout_level, arguments.stderr_level]
+    name = arguments.name or os.path.basename(command[0])
+    multiprocessing.current_process().name = name  # the process of captured lines
     try:
-        levels = [arguments.stdout_level, arguments.stderr_level]
-        name = arguments.name or os.path.basename(command[0])
-        multiprocessing.current_process().name = name  # what the log calls the captured lines' process
         server = _server(arguments)
+    except MisusedError:
+        raise
     except MplogError as error:
         print(f"mplog run: {error}", file=sys.stderr)
-        return MISUSED if isinstance(error, MisusedError) else NOT_STARTED
+        return _NOT_STARTED
     if arguments.python:
         _have_python_attach()
     try:
@@ -138,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _server(arguments: argparse.Namespace) -> LogServer | None:
-    """Start a server, or join the one that runs."""
+    """Start a server, or join a running one."""
     if given_server_arguments(arguments):
         if arguments.queue:
             raise MisusedError("--queue joins a running server: leave it out, or --log, --config and the rest")
@@ -173,10 +170,10 @@ def _run(command: list[str], name: str, levels: list[int], linger: float) -> int
             loggers = [logging.getLogger(f"{name}.{stream}") for stream in ("stdout", "stderr")]
             capture = Capture(zip(ends, loggers, levels, (1, 2)), lambda: _say_that_lines_pass(name))
         status = running.wait()
-    # From here on, a signal is for mplog itself: while the log is full, this takes its time.
+    # From here on, signals are for mplog itself. While the log is full, this can take long.
     if capture is not None:
         for stream in capture.finish(linger):
-            log.warning("mplog: what %s has left running keeps %s open; the rest of it is lost", name, stream)
+            log.warning("mplog: a process that %s has left keeps %s open; its further output is lost", name, stream)
         if capture.passed_through:
             print(f"mplog run: lines that are not in the log: {capture.passed_through:,}", file=sys.stderr)
     if status:
@@ -189,25 +186,25 @@ def _run(command: list[str], name: str, levels: list[int], linger: float) -> int
 
 def _say_that_lines_pass(name: str) -> None:
     print(
-        f"mplog run: the server has ended, and nobody takes records any more. What {name} prints comes out here",
+        f"mplog run: the server has ended, so the output of {name} comes out here",
         file=sys.stderr,
         flush=True,
     )
 
 
 def _stop(server: LogServer) -> None:
-    """Have everything written, and say what was not."""
+    """Stop the server, and print what was not written."""
     try:
         lost = missing(server.stop())
     except MplogError as error:
-        print(f"mplog run: at the end, {error}", file=sys.stderr)
+        print(f"mplog run: while stopping: {error}", file=sys.stderr)
     else:
         if lost:
             print(f"mplog run: {lost}", file=sys.stderr)
 
 
 def _have_python_attach() -> None:
-    """Have every Python that inherits this environment import ``startup/sitecustomize.py`` when it starts."""
+    """Make every Python with this environment import ``startup/sitecustomize.py`` when it starts."""
     directory = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (directory, before)))

@@ -1,8 +1,4 @@
-"""What ``run`` and ``serve`` share: a server from options, and its start.
-
-The rule of this file: **a key of the terminal is for the command, never for the log.** Ctrl-C, Ctrl-\\ and Ctrl-Z reach
-every process of the job; the logging process must neither end nor stop by them.
-"""
+"""What ``run`` and ``serve`` share: a server from options, and its start."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ _DEFAULT_LEVEL = logging.INFO
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where and how to write."""
+    """Add the options for where and how to write."""
     group = parser.add_argument_group("where and how to write")
     group.add_argument(
         "--log", metavar="FILE", action="append", help="a log file, or - for standard error; may be given several times"
@@ -45,7 +41,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def given_server_arguments(arguments: argparse.Namespace) -> list[str]:
-    """Return the names of the options that say how a server is to write, of those that are given."""
+    """Return the names of those options for where and how to write that are given."""
     names = ("log", "config", "level", "format", "json", "rotate", "keep", "compress")
     return [name for name in names if getattr(arguments, name) is not None]
 
@@ -55,16 +51,16 @@ def make_server(arguments: argparse.Namespace) -> LogServer:
 
     Raises:
         MisusedError: they make no sense.
-        MplogError: it cannot be made as they say: the configuration cannot be read, or a library is not installed.
+        MplogError: the configuration cannot be read, or a library is not installed.
     """
     given = given_server_arguments(arguments)
     if arguments.config is not None:
         others = [name for name in given if name != "config"]
         if others:
-            raise MisusedError(f"--config says all of it, so --{others[0]} cannot be given beside it")
+            raise MisusedError(f"--config is in place of the rest: leave out --{others[0]}, or --config")
         return LogServer(config=arguments.config)
     if not arguments.log:
-        raise MisusedError("it does not know where to write: give --log FILE, or --config FILE")
+        raise MisusedError("where should it write? Give --log FILE, or --config FILE")
     level = _DEFAULT_LEVEL if arguments.level is None else arguments.level
     try:
         return LogServer(*(_to_sink(path, arguments) for path in arguments.log), level=level, format=_format(arguments))
@@ -90,9 +86,10 @@ def _format(arguments: argparse.Namespace) -> Any:
 
 
 def start(server: LogServer) -> None:
-    """Start the server, its logging process out of reach of the keys that end or stop a job.
+    """Start the server.
 
-    It ignores SIGINT by itself; SIGQUIT and SIGTSTP it inherits as blocked.
+    Ctrl-C, Ctrl-\\ and Ctrl-Z reach every process of a job, but the logging process must neither end nor stop. It
+    ignores SIGINT by itself, and inherits SIGQUIT and SIGTSTP as blocked.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGQUIT, signal.SIGTSTP})
     try:

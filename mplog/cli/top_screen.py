@@ -26,21 +26,21 @@ from mplog.cli.watcher import SORTS, Look, Watcher, Worker
 from mplog.record.plain import printable
 
 _BARS = "▁▂▃▄▅▆▇█"
-#: Columns from which on files stand beside the workers, not above them.
+#: On terminals with this many columns, files stand beside the workers, not above them.
 _WIDE = 130
 _STATE_STYLES = {"running": "green", "draining": "yellow", "restarting": "yellow", "suspended": "bold red"}
-#: How full the buffers are when it is worth a look, and when calls are about to wait or to drop.
+#: How full the buffers are when a person should look, and when calls will soon wait or drop records.
 _FULL, _FULLER = 0.5, 0.8
 #: The signals that stop or end it, before which it puts the terminal back as it was: Ctrl-Z, and that of kill(1).
 _ENDING = (signal.SIGTSTP, signal.SIGTERM)
 
 
 class Screen:
-    """What is shown, and what the keys have chosen.
+    """The screen, and what the keys have chosen.
 
     Args:
         watcher: looks at the servers.
-        sort: by what the workers are sorted.
+        sort: the order of the workers, one of `SORTS`.
     """
 
     def __init__(self, watcher: Watcher, sort: str) -> None:
@@ -57,7 +57,7 @@ class Screen:
             self._chosen = self.looks[0].server.directory if self.looks else ""
 
     def press(self, key: str) -> bool:
-        """Do what a key says; return whether to go on."""
+        """React to a key; return whether to go on."""
         if key == "q":
             return False
         if key == "s":
@@ -240,7 +240,7 @@ def _bars(values: Sequence[float], width: int) -> str:
 
 
 def _end_of(path: str) -> str:
-    """Return a path with its home as ``~``: what tells files apart is the end."""
+    """Return a path with the home directory as ``~``: its end tells files apart."""
     home = os.path.expanduser("~")
     return f"~{path[len(home) :]}" if home != "/" and path.startswith(f"{home}/") else path
 
@@ -250,17 +250,17 @@ def show(watcher: Watcher, sort: str, interval: float) -> int:
 
     Args:
         watcher: looks at the servers.
-        sort: by what the workers are sorted at first.
+        sort: the order of the workers at first.
         interval: seconds between two looks.
     """
     screen = Screen(watcher, sort)
     while (number := _show(screen, interval)) is not None:
-        os.kill(os.getpid(), number)  # which is as it was for this process
+        os.kill(os.getpid(), number)  # its handler is the original one again
     return 0
 
 
 def _show(screen: Screen, interval: float) -> int | None:
-    """Show the screen until q, Ctrl-C, or a signal that stops or ends it; return its number, None for the end."""
+    """Show the screen until q or Ctrl-C, or a signal that stops or ends it; return that signal, or None."""
     console = Console()
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -284,7 +284,7 @@ def _show(screen: Screen, interval: float) -> int | None:
             if keys in ready:
                 typed = os.read(keys, 64).decode("ascii", "replace")
                 if not typed or not all(screen.press(key) for key in _keys(typed)):
-                    break  # or the terminal has gone
+                    break  # q, or the terminal has gone
                 due = 0.0 if "s" in typed else due
     return None
 

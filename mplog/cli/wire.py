@@ -1,6 +1,6 @@
-"""A record of a text as `mplog.record.encoding` makes it, without what that has to load.
+"""A record of a text, encoded like in `mplog.record.encoding`, without loading msgspec.
 
-The rule of this file: **it knows the types that a command line has, and gives up on anything else.** Pure code, no I/O.
+It knows only the types that a command line can have, and raises ValueError for anything else.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-__all__ = ["encode"]
-
-#: The longest text, list and so on of each form in msgpack.
+#: From these lengths on, msgpack has another form for a text, a list and so on.
 _SHORT, _LONG, _LONGEST = 2**8, 2**16, 2**32
 
 
 def encode(sequence: int, message: str, extra: dict[str, Any], created: float, origin: tuple[Any, ...]) -> bytes:
-    """Return a record as plain data, as for a server whose sinks look at no details of the call.
+    """Return a record as plain data, without the details of a call (file, line, thread).
 
     Args:
         sequence: its number, from 1.
@@ -25,7 +23,7 @@ def encode(sequence: int, message: str, extra: dict[str, Any], created: float, o
         origin: pid, logger, level, name of the level, name of the process.
 
     Raises:
-        ValueError: something in it has another form in a record.
+        ValueError: a value has another type.
     """
     msecs = float(int((created - int(created)) * 1000))
     encoded = _pack([*origin, None])
@@ -53,7 +51,7 @@ def _pack(value: Any) -> bytes:
     if kind is dict:
         items = [_pack(each) for pair in value.items() for each in pair]
         return _head(len(value), 0x80, 16, (None, 0xDE, 0xDF)) + b"".join(items)
-    raise ValueError(f"{kind.__name__} is no type of a command line")
+    raise ValueError(f"{kind.__name__} is not a type of a command line")
 
 
 def _pack_int(value: int) -> bytes:
@@ -67,7 +65,7 @@ def _pack_int(value: int) -> bytes:
 
 
 def _head(length: int, fixed: int, below: int, codes: tuple[int | None, int, int]) -> bytes:
-    """Return what says the type and the length."""
+    """Return the bytes for the type and the length."""
     if length < below:
         return bytes([fixed | length])
     short, long, longest = codes

@@ -407,7 +407,7 @@ def test_lines_behind_the_end_of_the_server_pass_through(tmp_path: Path) -> None
     logged = re.findall(r"WARNING .* \| (\d+)$", (tmp_path / "app.log").read_text(), re.M)
     passed = [line for line in done.stderr.splitlines() if line.isdigit()]
     assert logged + passed == [str(n) for n in range(2000, 2011)] * 2
-    assert done.stderr.count("What job prints comes out here\n") == 1
+    assert done.stderr.count("the output of job comes out here\n") == 1
     count = len(done.stdout.splitlines()) + len(passed)
     assert f"mplog run: lines that are not in the log: {count:,}\n" in done.stderr
 
@@ -474,7 +474,7 @@ def test_pipe_that_somebody_keeps_open(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
     said = messages(tmp_path / "app.log")
     assert said[0] == "one"
-    assert "what sh has left running keeps sh.stdout open" in said[1]
+    assert "a process that sh has left keeps sh.stdout open" in said[1]
     assert "ended with exit code 4" in said[-1]
 
 
@@ -491,7 +491,7 @@ def test_pipe_that_somebody_never_stops_writing_to(tmp_path: Path) -> None:
         running.wait(30)
     said = messages(tmp_path / "app.log")
     assert said[0] == "more"
-    assert "what sh has left running keeps sh.stdout open" in "".join(said)
+    assert "a process that sh has left keeps sh.stdout open" in "".join(said)
 
 
 def test_pipe_that_is_closed_in_time(tmp_path: Path) -> None:

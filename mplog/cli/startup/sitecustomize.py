@@ -1,8 +1,7 @@
-"""What ``mplog run --python`` has every Python import when it starts: log to the server, once anything logs.
+"""Every Python under ``mplog run --python`` imports this when it starts, and joins the server at its first record.
 
-The rule of this file: **a program that does not log pays nothing, and one that cannot find mplog runs as ever.** All
-that is done here is to wait for the import of ``logging``. The sitecustomize that would have been imported without this
-one is imported behind it.
+The rule of this file: **a program that does not log pays nothing, and one without mplog runs as usual.** This module
+only waits for the import of ``logging``, and imports the sitecustomize that it hides.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _WAITED_FOR = ("logging", "logging.config")
 
 
 class _Loader:
-    """Loads a module as its own loader does, and then tells mplog."""
+    """Loads a module with its own loader, and then tells mplog."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -42,7 +41,7 @@ class _Loader:
 
 
 class _Finder:
-    """Finds the modules that are waited for."""
+    """Finds the modules whose import is awaited."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -58,7 +57,7 @@ def _tell(name: str) -> None:
     try:
         from mplog.worker import autoattach
     except ImportError:
-        return  # another Python, without mplog: it logs as ever
+        return  # a Python without mplog: it logs as usual
     autoattach.on_import(name)
 
 
@@ -75,7 +74,7 @@ def _chain() -> None:
     spec.loader.exec_module(module)
 
 
-# A logging process of mplog's is none of the programs that are to log.
+# The logging process of mplog is not one of the programs that should log.
 if not any(
     "from mplog.logging_process.supervisor import run" in argument for argument in getattr(sys, "orig_argv", ())
 ):
