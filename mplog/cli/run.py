@@ -197,10 +197,9 @@ def _stop(server: LogServer) -> None:
     try:
         lost = missing(server.stop())
     except MplogError as error:
-        print(f"mplog run: while stopping: {error}", file=sys.stderr)
-    else:
-        if lost:
-            print(f"mplog run: {lost}", file=sys.stderr)
+        lost = f"while stopping: {error}"
+    if lost:
+        print(f"mplog run: {lost}", file=sys.stderr)
 
 
 def _have_python_attach() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import time
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mplog.cli.terminal import keyboard, noted_signals
-from mplog.cli.top_text import dropped_text, server_cells, size, worker_cells
+from mplog.cli.top_text import dropped_text, server_cells, size, troubles_text, worker_cells
 from mplog.cli.watcher import SORTS, Look, Watcher, Worker
 from mplog.record.plain import printable
 
@@ -33,6 +34,8 @@ _STATE_STYLES = {"running": "green", "draining": "yellow", "restarting": "yellow
 _FULL, _FULLER = 0.5, 0.8
 #: The signals that stop or end it, before which it puts the terminal back as it was: Ctrl-Z, and that of kill(1).
 _ENDING = (signal.SIGTSTP, signal.SIGTERM)
+#: What the terminal sends for a key: three characters for an arrow.
+_KEY = re.compile(r"\x1b[\[O].|.", re.DOTALL)
 
 
 class Screen:
@@ -68,34 +71,30 @@ class Screen:
             self._chosen = directories[(directories.index(self._chosen) + step) % len(directories)]
         return True
 
-    # --- what is shown ---
-
     def render(self, width: int, height: int) -> RenderableType:
         """Return the screen for a terminal of this size."""
         head = self._head(width)
         if not self.looks:
-            body: RenderableType = Text(
-                "No server of this user runs now. One that starts will be shown here.", style="yellow"
-            )
-            return Group(head, Text(), body)
+            text = "No server of this user runs now. One that starts will be shown here."
+            return Group(head, Text(), Text(text, style="yellow"))
         # The chosen server always has most of the room.
         rows = min(len(self.looks), max(1, (height - 14) // 2))
-        layout = Layout()
-        parts = [Layout(head, size=1), Layout(self._servers(width, rows), size=rows + 2 + (rows < len(self.looks)))]
+        above = rows + 2 + (rows < len(self.looks))
         look = next(look for look in self.looks if look.server.directory == self._chosen)
-        rest = height - 1 - (rows + 2 + (rows < len(self.looks)))
-        parts.append(Layout(self._details(look, width, rest), size=max(1, rest)))
-        layout.split_column(*parts)
+        rest = height - 1 - above
+        layout = Layout()
+        layout.split_column(
+            Layout(head, size=1),
+            Layout(self._servers(width, rows), size=above),
+            Layout(self._details(look, width, rest), size=max(1, rest)),
+        )
         return layout
 
     def _head(self, width: int) -> Text:
         looks = self.looks
-        text = Text(no_wrap=True, overflow="ellipsis")
-        text.append("mplog top", style="bold")
-        text.append(
-            f"  {time.strftime('%H:%M:%S')}  {len(looks)} server{'' if len(looks) == 1 else 's'}  "
-            f"{sum(look.records_per_second for look in looks):,.0f} records/s"
-        )
+        servers = f"{len(looks)} server{'' if len(looks) == 1 else 's'}"
+        rate = f"{sum(look.records_per_second for look in looks):,.0f} records/s"
+        text = _line(("mplog top", "bold"), f"  {time.strftime('%H:%M:%S')}  {servers}  {rate}")
         left = len(self._watcher.found.left)
         if left:
             text.append(f"  {left} left by killed programs (mplog top --once says which)", style="yellow")
@@ -105,7 +104,7 @@ class Screen:
         return text
 
     def _servers(self, width: int, rows: int) -> RenderableType:
-        table = Table(box=SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+        table = _table()
         for name, least in (
             ("SERVER", 0), ("STATE", 28), ("UPTIME", 96), ("RECORDS/S", 0), ("BYTES/S", 60), ("RECORDS", 90),
             ("FILL", 36), ("DROPPED", 46), ("WORKERS", 50), ("RESTARTS", 100),
@@ -114,14 +113,18 @@ class Screen:
                 table.add_column(name, justify="left" if name == "STATE" else "right", no_wrap=True)
         if width >= 60:
             table.add_column("PROGRAM", no_wrap=True, overflow="ellipsis", ratio=1)
-        names = [str(column.header) for column in table.columns]
         directories = [look.server.directory for look in self.looks]
         first = max(0, min(directories.index(self._chosen) - rows + 1, len(self.looks) - rows))
         for look in self.looks[first : first + rows]:
-            cells, styles = server_cells(look), _styles(look)
+            stats = look.snapshot.stats
+            styles = {
+                "STATE": _STATE_STYLES.get(look.snapshot.state, "red"),
+                "FILL": _fill_style(look.snapshot.fill),
+                "DROPPED": "bold red" if stats.dropped else "",
+                "RESTARTS": "yellow" if stats.restarts else "",
+            }
             is_chosen = look.server.directory == self._chosen and len(self.looks) > 1
-            texts = [Text(cells[name], style=styles.get(name, "")) for name in names]
-            table.add_row(*texts, style="reverse" if is_chosen else "")
+            _add_row(table, server_cells(look), styles, "reverse" if is_chosen else "")
         if rows < len(self.looks):
             return Group(table, Text(f"… {len(self.looks) - rows} more", style="dim"))
         return table
@@ -131,7 +134,7 @@ class Screen:
         inner = width - 4
         facts = self._facts(look, inner if width < _WIDE else inner // 2)
         if width >= _WIDE:
-            grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
+            grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
             grid.add_column(ratio=1)
             grid.add_column(ratio=1)
             room = max(1, height - 2)
@@ -154,33 +157,30 @@ class Screen:
     def _facts(self, look: Look, width: int) -> list[RenderableType]:
         snapshot, stats = look.snapshot, look.snapshot.stats
         history = list(self._watcher.history.get(look.server.directory, ()))
-        rate = Text(no_wrap=True, overflow="ellipsis")
-        rate.append("rate     ", style="dim")
-        rate.append(f"{look.records_per_second:>9,.0f} records/s  ")
-        rate.append(_bars(history[1:], max(0, width - rate.cell_len)), style="cyan")
-        fill = Text(no_wrap=True, overflow="ellipsis")
-        fill.append("buffers  ", style="dim")
+        rate = f"{look.records_per_second:>9,.0f} records/s  "
+        bars = _bars(history[1:], max(0, width - 9 - len(rate)))
+        peak = f"at most {stats.peak_fill:.0%}"
         if snapshot.has_buffers:
             length = max(5, min(20, width - 50))
             full = round(snapshot.fill * length)
-            fill.append("█" * full, style=_fill_style(snapshot.fill) or "green")
-            fill.append("░" * (length - full), style="dim")
-            fill.append(f" {snapshot.fill:.0%}, at most {stats.peak_fill:.0%}, {size(snapshot.waiting)} waiting")
+            fill = _line(
+                ("buffers  ", "dim"),
+                ("█" * full, _fill_style(snapshot.fill) or "green"),
+                ("░" * (length - full), "dim"),
+                f" {snapshot.fill:.0%}, {peak}, {size(snapshot.waiting)} waiting",
+            )
         else:
-            fill.append(f"at most {stats.peak_fill:.0%}")
+            fill = _line(("buffers  ", "dim"), peak)
         if snapshot.fill >= 1:
             waits = look.server.notice.overflow == "block"
             fill.append("; the queue fills, too: " + ("calls wait" if waits else "records are dropped"), style="red")
-        dropped = Text(no_wrap=True, overflow="ellipsis")
-        dropped.append("dropped  ", style="dim")
-        dropped.append(dropped_text(look), style="bold red" if stats.dropped else "")
-        if look.troubles:
-            also = ", ".join(f"{count:,} {printable(what)}" for what, count in look.troubles.items())
-            dropped.append(f"; {also}", style="yellow")
-        return [rate, fill, dropped]
+        dropped = _line(("dropped  ", "dim"), (dropped_text(look), "bold red" if stats.dropped else ""))
+        if troubles := troubles_text(look):
+            dropped.append(f"; {troubles}", style="yellow")
+        return [_line(("rate     ", "dim"), rate, (bars, "cyan")), fill, dropped]
 
     def _files(self, look: Look, rows: int) -> RenderableType:
-        table = Table(box=SIMPLE_HEAD, expand=True, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table = _table()
         table.add_column("SIZE", justify="right", no_wrap=True, min_width=9)
         table.add_column("FILE", no_wrap=True, ratio=1, overflow="ellipsis")
         files, more = look.snapshot.files, look.snapshot.more_files
@@ -193,40 +193,39 @@ class Screen:
         return table
 
     def _workers(self, look: Look, width: int, rows: int) -> RenderableType:
-        table = Table(box=SIMPLE_HEAD, expand=True, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table = _table()
         table.add_column("PID", justify="right", no_wrap=True)
         table.add_column("WORKER", no_wrap=True, ratio=1, overflow="ellipsis")
         # Columns are left out if there is no room for them, the least important first.
         for name, least in (("RECORDS/S", 0), ("RECORDS", 60), ("DROPPED", 46)):
             if width >= least:
                 table.add_column(name, justify="right", no_wrap=True)
-        names = [str(column.header) for column in table.columns]
         shown = look.workers if len(look.workers) <= rows else look.workers[: max(0, rows - 1)]
         for worker in shown:
             cells = worker_cells(worker)
             cells["WORKER"] += "" if worker.is_alive else " (ended)"
             styles = {"DROPPED": "bold red" if worker.dropped else ""}
-            texts = [Text(cells[name], style=styles.get(name, "")) for name in names]
-            table.add_row(*texts, style="" if worker.is_alive else "dim")
+            _add_row(table, cells, styles, "" if worker.is_alive else "dim")
         if rest := look.workers[len(shown) :]:
-            records, rate, dropped = (
-                sum(getattr(each, name) for each in rest) for name in ("records", "rate", "dropped")
-            )
-            more = Worker(0, f"… {len(rest)} more", records, rate, dropped, True)
-            cells = worker_cells(more) | {"PID": ""}
-            table.add_row(*(Text(cells[name], style="dim" if name == "WORKER" else "") for name in names))
+            records, rate, dropped = (sum(values) for values in zip(*((w.records, w.rate, w.dropped) for w in rest)))
+            more = Worker(0, f"… {len(rest)} more", int(records), rate, int(dropped), True)
+            _add_row(table, worker_cells(more) | {"PID": ""}, {"WORKER": "dim"})
         return table
 
 
-def _styles(look: Look) -> dict[str, str]:
-    """Return the styles of the cells of a server's row that have one."""
-    stats = look.snapshot.stats
-    return {
-        "STATE": _STATE_STYLES.get(look.snapshot.state, "red"),
-        "FILL": _fill_style(look.snapshot.fill),
-        "DROPPED": "bold red" if stats.dropped else "",
-        "RESTARTS": "yellow" if stats.restarts else "",
-    }
+def _line(*parts: str | tuple[str, str]) -> Text:
+    """Return one line of texts, some with a style."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, expand=True, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _add_row(table: Table, cells: dict[str, str], styles: dict[str, str], style: str = "") -> None:
+    """Add those cells for which the table has columns."""
+    names = [str(column.header) for column in table.columns]
+    table.add_row(*(Text(cells[name], style=styles.get(name, "")) for name in names), style=style)
 
 
 def _fill_style(fill: float) -> str:
@@ -283,17 +282,7 @@ def _show(screen: Screen, interval: float) -> int | None:
                         return number
             if keys in ready:
                 typed = os.read(keys, 64).decode("ascii", "replace")
-                if not typed or not all(screen.press(key) for key in _keys(typed)):
+                if not typed or not all(screen.press(key) for key in _KEY.findall(typed)):
                     break  # q, or the terminal has gone
                 due = 0.0 if "s" in typed else due
     return None
-
-
-def _keys(typed: str) -> list[str]:
-    """Return the keys: an arrow comes as three characters."""
-    keys = []
-    while typed:
-        length = 3 if typed.startswith(("\x1b[", "\x1bO")) else 1
-        keys.append(typed[:length])
-        typed = typed[length:]
-    return keys

@@ -69,8 +69,17 @@ def worker_cells(worker: Worker) -> dict[str, str]:
 
 def dropped_text(look: Look) -> str:
     """Return how many records are lost, with the reasons."""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(look.dropped_by_reason.items()))
-    return f"{look.snapshot.stats.dropped:,}" + (f" ({reasons})" if reasons else "")
+    stats = look.snapshot.stats
+    reasons = ", ".join(f"{count:,} {reason.text}" for reason, count in sorted(stats.dropped_by_reason.items()))
+    return f"{stats.dropped:,}" + (f" ({reasons})" if reasons else "")
+
+
+def troubles_text(look: Look) -> str:
+    """Return what else has gone wrong, and how often; "" if nothing has."""
+    stats = look.snapshot.stats
+    found = {f"failed in {printable(handler)}": count for handler, count in stats.failed.items()}
+    found |= {"cut": stats.truncated, "broken": stats.broken, "incomplete": stats.incomplete}
+    return ", ".join(f"{count:,} {what}" for what, count in found.items() if count)
 
 
 def left_text(left: Sequence[str]) -> str:
@@ -97,9 +106,8 @@ def as_text(found: Found, looks: Sequence[Look]) -> str:
     for look in looks:
         if look.snapshot.stats.dropped:
             parts.append(f"{look.snapshot.pid}: dropped: {dropped_text(look)}")
-        if look.troubles:
-            also = ", ".join(f"{count:,} {what}" for what, count in look.troubles.items())
-            parts.append(f"{look.snapshot.pid}: also: {printable(also)}")
+        if troubles := troubles_text(look):
+            parts.append(f"{look.snapshot.pid}: also: {troubles}")
     if found.left:
         parts.append(left_text(found.left))
     return "\n\n".join(parts) + "\n"

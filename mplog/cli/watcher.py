@@ -59,22 +59,6 @@ class Look:
         """Seconds since it was started."""
         return max(0.0, time.time() - self.server.notice.started)
 
-    @property
-    def dropped_by_reason(self) -> dict[str, int]:
-        """Records that are lost, by the reason in words."""
-        return {
-            reason.name.lower().replace("_", " "): count
-            for reason, count in self.snapshot.stats.dropped_by_reason.items()
-        }
-
-    @property
-    def troubles(self) -> dict[str, int]:
-        """What else has gone wrong, and how often."""
-        stats = self.snapshot.stats
-        found = {f"failed in {handler}": count for handler, count in stats.failed.items()}
-        found |= {"cut": stats.truncated, "broken": stats.broken, "incomplete": stats.incomplete}
-        return {name: count for name, count in found.items() if count}
-
 
 class Watcher:
     """Looks at the servers again and again, and computes rates.
