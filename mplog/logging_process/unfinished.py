@@ -10,6 +10,7 @@ import contextlib
 import os
 from typing import Any
 
+from mplog.queue.shared_file import replace_file
 from mplog.record import frame
 
 __all__ = ["Unfinished"]
@@ -32,11 +33,8 @@ class Unfinished:
         """Keep what belongs before the byte of that number."""
         data = frames.unfinished_frames(_UNFINISHED_LIMIT)
         if data:
-            path = self._path(base)
             with contextlib.suppress(OSError):  # then only a kill would lose them
-                with open(f"{path}.new", "wb") as file:
-                    file.write(data)
-                os.rename(f"{path}.new", path)
+                replace_file(self._path(base), data)
 
     def load(self, base: int) -> bytes:
         """Return what belongs before the byte of that number."""

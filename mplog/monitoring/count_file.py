@@ -14,7 +14,6 @@ a higher number: they belong to records that it will read again.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import time
 from collections import defaultdict
@@ -22,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
+
+from mplog.queue.shared_file import map_fd
 
 #: What is counted: the kind, and what tells this count from others of the kind.
 Key = tuple[Any, ...]
@@ -70,11 +71,12 @@ class CountFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(os.path.join(directory, _NAME), flags, 0o600)
         try:
-            if os.fstat(self._fd).st_size < _CHUNK:
+            length = os.fstat(self._fd).st_size
+            if length < _CHUNK:
                 self.words = self._grow()
                 self.words[0] = _MAGIC
             else:
-                self.words = self._map()
+                self.words = self._map(length & -_CHUNK)
                 self._take_back(serial)
         except BaseException:
             os.close(self._fd)
@@ -181,13 +183,10 @@ class CountFile:
         more = max(_CHUNK - length % _CHUNK, length)
         if length + more > _LARGEST:
             raise OSError("the file of counts has its largest size")
-        # Written, not only made long: touching a page for which the disk has no room would kill the process (SIGBUS).
-        if os.pwrite(self._fd, bytes(more), length) < more:
-            raise OSError("no room")
-        return self._map()
+        return self._map(length + more)
 
-    def _map(self) -> memoryview:
-        return memoryview(mmap.mmap(self._fd, os.fstat(self._fd).st_size & -_CHUNK)).cast("q")
+    def _map(self, length: int) -> memoryview:
+        return memoryview(map_fd(self._fd, length)).cast("q")
 
 
 def read_rows(directory: str) -> dict[Key, int]:

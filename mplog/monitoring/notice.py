@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from mplog.monitoring.process import start_mark
+from mplog.queue.shared_file import replace_file
 
 _NAME = "server"
 #: Characters of a command line that are kept.
@@ -83,12 +84,8 @@ def publish(directory: str, program: int, memory: int, overflow: str, handlers: 
         overflow,
         [_output(handler) for handler in handlers],
     )
-    path = os.path.join(directory, _NAME)
     with contextlib.suppress(OSError):  # the server is not found from outside then; the log does not depend on it
-        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(fd, "wb") as file:
-            file.write(msgspec.json.encode(notice))
-        os.rename(f"{path}.new", path)
+        replace_file(os.path.join(directory, _NAME), msgspec.json.encode(notice))
 
 
 def _output(handler: logging.Handler) -> Output:

@@ -45,6 +45,7 @@ from collections.abc import Callable
 
 from mplog.queue import fifo
 from mplog.queue.kill_points import reach
+from mplog.queue.shared_file import lengthen
 
 __all__ = [
     "DEFAULT_SIZE",
@@ -182,9 +183,9 @@ def create(size: int = DEFAULT_SIZE, fifo_size: int = FIFO_SIZE) -> int:
             fd = os.dup(file.fileno())
     try:
         if hasattr(os, "memfd_create"):
-            os.ftruncate(fd, total)
+            os.ftruncate(fd, total)  # memory that no disk can run out of
         else:
-            _allocate(fd, total)
+            lengthen(fd, total)
         mark = b"\0" + os.urandom(_MARK_SIZE - 1)
         os.pwrite(fd, _HEADER.pack(_MAGIC, _VERSION, size, mark), 0)
         os.pwrite(fd, _encode(0, State(size, fifo_size)), _SLOTS[0])
@@ -192,13 +193,6 @@ def create(size: int = DEFAULT_SIZE, fifo_size: int = FIFO_SIZE) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _allocate(fd: int, total: int) -> None:
-    """Fill a file with zeros: a page of it for which the disk has no room would kill who touches it (SIGBUS)."""
-    block = bytes(2**20)
-    while total > 0:
-        total -= os.write(fd, block[:total])
 
 
 def read_state(fd: int) -> State:

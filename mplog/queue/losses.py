@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
-import mmap
 import os
 import struct
 import time
@@ -27,6 +25,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from mplog.queue.shared_file import map_fd
 from mplog.record import frame
 
 
@@ -223,20 +222,12 @@ class Losses:
         """Return the rows in the file, which is made; of two threads that do at once, one has the file."""
         encoded = name.encode("utf-8", "replace")[:_NAME_SIZE]
         began = time.time()
-        while True:
-            path = os.path.join(self._directory, f"{_PREFIX}{os.getpid()}-{os.urandom(4).hex()}")
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                break
-            except FileExistsError:
-                continue
+        path = os.path.join(self._directory, f"{_PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            header = _HEADER.pack(_MAGIC, os.getpid(), began, encoded, pid_namespace())
-            # Written, not only made long: a page for which the disk has no room would kill who touches it (SIGBUS).
-            if os.write(fd, header.ljust(_SIZE, b"\0")) < _SIZE:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            os.write(fd, _HEADER.pack(_MAGIC, os.getpid(), began, encoded, pid_namespace()))
+            made = memoryview(map_fd(fd, _SIZE))[_FIRST_ROW:].cast("q")
             os.stat(os.path.join(self._directory, _SIGN))  # where it has gone, the directory is just being removed
-            made = memoryview(mmap.mmap(fd, _SIZE))[_FIRST_ROW:].cast("q")
         except BaseException:
             os.unlink(path)
             raise

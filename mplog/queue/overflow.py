@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import os
 import sys
 from collections import Counter
@@ -24,6 +23,7 @@ import msgspec
 
 from mplog.queue import losses
 from mplog.queue.losses import ProcessLosses, Reason
+from mplog.queue.shared_file import map_file
 from mplog.record import frame
 from mplog.record.decoding import origin_of
 
@@ -222,17 +222,7 @@ class Fill:
     """
 
     def __init__(self, directory: str, *, writable: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
-        fd = os.open(os.path.join(directory, _FILL_NAME), flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            # Written, not only made long: a page for which the disk has no room would kill who touches it (SIGBUS).
-            if writable and os.fstat(fd).st_size == 0:
-                os.write(fd, b"\0")
-            self._byte = mmap.mmap(fd, 1, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
-        except ValueError as error:
-            raise OSError(f"no fill in {directory}: {error}") from None
-        finally:
-            os.close(fd)
+        self._byte = map_file(os.path.join(directory, _FILL_NAME), 1, writable=writable)
 
     def set(self, fraction: float) -> None:
         """Say how full they are, from 0 to 1. Runs in the logging process."""

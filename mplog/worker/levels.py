@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import os
 
 import msgspec
+
+from mplog.queue.shared_file import map_file, replace_file
 
 __all__ = ["LevelChanges", "look", "watch", "watched"]
 
 _COUNTER_NAME = "level-changes"
 _CHANGES_NAME = "levels"
-_PAGE = mmap.PAGESIZE
+_WORD = 8
 
 
 class _Watched:
@@ -48,39 +49,31 @@ class LevelChanges:
 
     Args:
         directory: of its queue.
+
+    Raises:
+        OSError: the disk has no room for the counter.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._changes: dict[str, tuple[int, int]] = {}
-        self._word = _map(directory, create=True)
+        self._word = _map(directory, writable=True)
 
     def set(self, name: str, level: int) -> None:
         """Tell the workers of a new level."""
         count = self._word[0] + 1
         self._changes[name] = count, level
-        path = os.path.join(self._directory, _CHANGES_NAME)
-        with open(f"{path}.new", "wb") as file:
-            file.write(msgspec.json.encode(self._changes))
-        os.replace(f"{path}.new", path)
-        self._word[0] = count  # in this order: who sees the new number finds the new file
+        replace_file(os.path.join(self._directory, _CHANGES_NAME), msgspec.json.encode(self._changes))
+        self._word[0] = count  # in this order: a worker that sees the new number finds the new file
 
 
-def _map(directory: str, *, create: bool = False) -> memoryview:
-    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
-    fd = os.open(os.path.join(directory, _COUNTER_NAME), flags | getattr(os, "O_CLOEXEC", 0), 0o600)
-    try:
-        if create:
-            os.ftruncate(fd, _PAGE)
-        access = mmap.ACCESS_WRITE if create else mmap.ACCESS_READ
-        return memoryview(mmap.mmap(fd, _PAGE, access=access)).cast("Q")
-    finally:
-        os.close(fd)
+def _map(directory: str, *, writable: bool = False) -> memoryview:
+    return memoryview(map_file(os.path.join(directory, _COUNTER_NAME), _WORD, writable=writable)).cast("Q")
 
 
 def watch(directory: str) -> None:
     """Look out for changes of the levels of the server whose queue has this directory."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError):
         if directory != watched.directory:
             watched.word, watched.seen, watched.directory = _map(directory), 0, directory
         look()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mplog.queue.overflow import Overflow
+from mplog.queue.shared_file import replace_file
 from mplog.queue.sync import Sync
 
 if TYPE_CHECKING:
@@ -121,10 +122,8 @@ class LoggingState(msgspec.Struct, frozen=True):
 
     def save(self, directory: str) -> None:
         """Write the state where `mplog.attach` finds it."""
-        path = os.path.join(directory, _STATE_NAME)
-        with open(f"{path}.new", "wb") as file:
-            file.write(msgspec.json.encode(self))
-        os.replace(f"{path}.new", path)  # so that a process that attaches at this moment finds all of it
+        # A process that attaches at this moment finds the old state or this one.
+        replace_file(os.path.join(directory, _STATE_NAME), msgspec.json.encode(self))
 
     @classmethod
     def load(cls, directory: str) -> LoggingState:

@@ -493,11 +493,11 @@ def test_a_full_disk_is_an_error_when_the_memory_is_made(monkeypatch: pytest.Mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     opened: list[int] = []
 
-    def write(fd: int, data: bytes) -> int:
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
         opened.append(fd)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "pwrite", pwrite)
     with pytest.raises(OSError, match="No space left"):
         buffers.create(SIZE)
     monkeypatch.undo()
@@ -908,7 +908,7 @@ def test_a_process_killed_while_it_replaces_loses_doubles_and_tears_nothing(tmp_
 
 
 @pytest.mark.parametrize(
-    "point", [point for point in faults.POINTS if not point.endswith(("write", "say", "fold", "recovery"))]
+    "point", [point for point in faults.POINTS if not point.endswith(("write", "say", "remove", "recovery"))]
 )
 def test_a_process_killed_at_a_point_loses_doubles_and_tears_nothing(tmp_path: Path, point: str) -> None:
     """Killed at the first, second, ... time that it gets there, each time by another process."""
