@@ -1,16 +1,15 @@
-r"""What could forge or disturb a line of a log, escaped so that it can be read back. Runs in the logging process.
+r"""Escaping what could forge or disturb a line of a log, so that it can be read back. Runs in the logging process.
 
-The rule of this file: **a record is one line, and its further lines begin with a tab; only a format makes either.**
-Whatever came with a record is escaped before it is formatted, and a line break that is in the text after that (of a
-traceback, a stack, or the format itself) is followed by a tab. Tabs in the record are escaped, so none of them can
-pretend to be that one::
+The rule of this file: **a record is one line, and its further lines begin with a tab; only a format makes either.** The
+texts of a record are escaped before they are formatted. A line break that is in the result (of a traceback, a stack, or
+the format itself) is followed by a tab. Tabs in the record are escaped, so none of them can pretend to be that tab::
 
     2026-11-20 18:03:46,567 ERROR    worker-2 jobs | no such file:\nC:\\temp\x1b[2J
     <tab>Traceback (most recent call last):
     <tab>  File "job.py", line 3, in <module>
 
-A line that begins with white space belongs to the record above it: log shippers know that form as it is (PostgreSQL
-writes it, too), and ``re.split(r"\n(?!\t)", text)`` gives the records. `unescape` gives back what was there.
+A line that begins with white space belongs to the record above it. Log shippers know this form, because PostgreSQL
+writes it, too. ``re.split(r"\n(?!\t)", text)`` gives the records, and `unescape` returns what was logged.
 """
 
 from __future__ import annotations
@@ -27,21 +26,20 @@ from typing import Any
 
 import msgspec
 
+from mplog.formats.batch import BatchFormatter, OnError, Renderer
 from mplog.formats.json import JSONFormatter
-from mplog.formats.text import BatchFormatter, OnError, Renderer, compiled, renderer
+from mplog.formats.text import compiled, renderer
 from mplog.record.decoding import constant_fields
 from mplog.record.layout import EXC_TEXT, EXTRA, MSG, STACK_INFO, ByOrigin, Entry, Origin, Record
 from mplog.record.plain import ForeignValue, as_number, safe_repr, safe_str, safely
 
-__all__ = ["EscapedJSON", "EscapedText", "escape", "escaped_formatter", "unescape"]
-
-# C1 with NEL, the separators of lines and paragraphs, and bidirectional controls, which show a text in another order
-# than it is in (https://trojansource.codes).
+# C1 with NEL, the separators of lines and paragraphs, and bidirectional controls, which change the order in which
+# characters are shown (https://trojansource.codes).
 _BEYOND_ASCII = r"\x80-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _to_escape = re.compile(rf"[\\\x00-\x1f\x7f{_BEYOND_ASCII}\ud800-\udfff]")
 # A traceback has lines, which stay lines.
 _to_escape_in_lines = re.compile(rf"[\\\x00-\x09\x0b-\x1f\x7f{_BEYOND_ASCII}\ud800-\udfff]")
-# In JSON, the characters below U+0020 are escaped already, and none of these stands outside a string.
+# In JSON, characters below U+0020 are escaped already, and none of these occurs outside a string.
 _to_escape_in_json = re.compile(rf"[\x7f{_BEYOND_ASCII}]")
 _escaped = re.compile(r"\n\t|\\(?:([\\nrt])|x([0-9a-f]{2})|u([0-9a-f]{4})|U(000[0-9a-f]{5}|0010[0-9a-f]{4}))")
 
@@ -49,7 +47,7 @@ _SHORT = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _LONG = {short[1]: character for character, short in _SHORT.items()}
 
 _BLOCKS = frozenset({"exc_text", "stack_info"})
-#: Types whose values look harmless, whatever they are.
+#: Types whose values always look harmless.
 _HARMLESS: frozenset[type] = frozenset(
     {
         bool,
@@ -70,12 +68,12 @@ def escape(text: str) -> str:
     r"""Return the text with everything escaped that could forge or disturb a line.
 
     That is the backslash, control characters (C0, DEL, C1: line breaks, tabs and what terminals obey), U+2028 and
-    U+2029, bidirectional controls, and lone surrogates; as Python writes them: ``\\``, ``\n``, ``\x1b``, ``\u202e``.
+    U+2029, bidirectional controls, and lone surrogates. The escapes are Python's: ``\\``, ``\n``, ``\x1b``, ``\u202e``.
 
     >>> print(escape("C:\\temp\x1b[2J"))
     C:\\temp\x1b[2J
     """
-    if text.isprintable() and "\\" not in text:  # far faster than to search it
+    if text.isprintable() and "\\" not in text:  # far faster than a search
         return text
     return _to_escape.sub(_escape_character, text)
 
@@ -87,14 +85,14 @@ def _escape_character(match: re.Match[str]) -> str:
 
 
 def _escape_lines(text: str) -> str:
-    """Return a text of several lines with everything escaped but its line breaks."""
+    """Return a text of several lines with everything escaped except its line breaks."""
     return _to_escape_in_lines.sub(_escape_character, text)
 
 
 def unescape(text: str) -> str:
     r"""Return the text as it was logged: a message, any other field, or all the lines of a record.
 
-    It also reads what a sink has escaped because its encoding does not have it. An escape that is none of these stays.
+    It also reads what a sink has escaped because its encoding does not have it. Any other escape stays as it is.
 
     >>> unescape(r"a tab: \t")
     'a tab: \t'
@@ -113,7 +111,7 @@ def _unescape_one(match: re.Match[str]) -> str:
 
 
 def _escape_value(name: str, value: Any) -> Any:
-    """Return the value of an attribute: a text escaped, anything else as it looks, where that is not harmless."""
+    """Return the value of an attribute: a text escaped, and another value replaced if it does not look harmless."""
     if type(value) is str:
         return _escape_lines(value) if name in _BLOCKS else escape(value)
     if type(value) in _HARMLESS:
@@ -163,8 +161,8 @@ def _escape_record(record: logging.LogRecord, formatter: logging.Formatter) -> l
     """Return a copy of the record with its texts escaped.
 
     Args:
-        record: any record; one that did not travel, too.
-        formatter: makes a text of its exception where none is there yet.
+        record: any record; it may also be one of the logging process itself.
+        formatter: makes the text of its exception, if there is none yet.
     """
     escaped = copy.copy(record)
     attributes = dict(record.__dict__)
@@ -185,11 +183,11 @@ def _escape_record(record: logging.LogRecord, formatter: logging.Formatter) -> l
 
 
 class EscapedText(BatchFormatter):
-    """Formats as another formatter does, what came with the record escaped.
+    """Formats as another formatter does, with the texts of the record escaped.
 
     Args:
-        formatter: the other one. It sees records whose texts are escaped: a message is ``a\\\\nb``, and so is a value
-            of ``extra`` that is no text, but looks like one with a line break.
+        formatter: the other formatter. It sees records whose texts are escaped: a message is ``a\\\\nb``, and so is a
+            value of ``extra`` that is not a text, but has a line break when it is shown.
     """
 
     def __init__(self, formatter: logging.Formatter) -> None:
@@ -201,9 +199,9 @@ class EscapedText(BatchFormatter):
         return _indent(self._formatter.format(_escape_record(record, self._formatter)))
 
     def renderer(self, terminator: str) -> Renderer | None:
-        """Return the fast way to format a batch; None where the other formatter has none."""
+        """Return the fast way to format a batch; None if the other formatter has none."""
         inner = compiled(self._formatter, terminator)
-        # The pieces of the other one have the constant fields as they are.
+        # The pieces of the other formatter have the constant fields as they are.
         if inner is None or _escape_fields(dict(constant_fields)) != constant_fields:
             return None
         origins = ByOrigin(_escape_origin)
@@ -241,7 +239,7 @@ def _indent(text: str) -> str:
 
 
 class EscapedJSON(BatchFormatter):
-    r"""Writes what a `JSONFormatter` does, with all that is dangerous as ``\uXXXX``, which every JSON parser reads.
+    r"""Writes what a `JSONFormatter` does, with everything dangerous as ``\uXXXX``, which every JSON parser reads.
 
     Args:
         formatter: the `JSONFormatter`.

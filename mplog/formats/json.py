@@ -1,7 +1,7 @@
 """`JSONFormatter`: one JSON object a line.
 
-The rule of this file: **a line is always valid JSON, whatever was logged.** A value that JSON has no word for is
-written as its text; a text that UTF-8 does not take, with escapes.
+The rule of this file: **a line is always valid JSON, whatever was logged.** A value of a type that JSON lacks is
+written as its text, and a text that UTF-8 does not take is written with escapes.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from mplog.formats.text import BatchFormatter, Piece, Renderer, compile_loop, expression
+from mplog.formats.batch import BatchFormatter, Piece, Renderer, compile_loop, expression
 from mplog.record.decoding import constant_fields, decode
 from mplog.record.encoding import encode
 from mplog.record.layout import Record
 from mplog.record.plain import safe_str
 
-__all__ = ["JSONFormatter"]
-
-#: What is written by default, in this order: the names in the output, and the attributes of the record.
+#: What is written by default, in this order: names in the output, and attributes of the record.
 DEFAULT_FIELDS = {
     "time": "created",
     "level": "levelname",
@@ -39,22 +37,22 @@ _UTC = datetime.timezone.utc
 class JSONFormatter(BatchFormatter):
     """Write each record as one JSON object on one line.
 
-    Extra attributes that no field shows follow the fields, with their types, those that all records of the server have
-    (``LogServer(fields=)``) first; one that is called like a field gets a trailing underscore. An exception is the
-    field ``exception``, a stack the field ``stack``.
+    Extra attributes that no field shows follow the fields, with their types; those of all records of the server
+    (``LogServer(fields=)``) come first. An attribute with the name of a field gets a trailing underscore. An exception
+    is the field ``exception``, a stack the field ``stack``.
 
     >>> FileSink("app.jsonl", format=JSONFormatter(time="epoch"))                       # doctest: +SKIP
 
     Args:
-        fields: what is written: names in the output, and the attributes that they show (any of a record's).
-            None (the default) takes ``time``, ``level``, ``logger``, ``message``, ``process`` and ``pid``.
+        fields: names in the output, and the attributes of the record that they show. None (the default) takes ``time``,
+            ``level``, ``logger``, ``message``, ``process`` and ``pid``.
         time: how ``created`` is written: ``"rfc3339"`` (the default; UTC, microseconds), or ``"epoch"``, in seconds.
-        exceptions: ``"text"`` (the default) writes the traceback as it would stand in a text log, ``"frames"`` an
-            object with ``type``, ``message``, ``frames`` (of ``file``, ``line``, ``function``) and ``text``.
+        exceptions: ``"text"`` (the default) writes the traceback as in a text log, ``"frames"`` an object with
+            ``type``, ``message``, ``frames`` (of ``file``, ``line``, ``function``) and ``text``.
 
     Raises:
         ValueError: `time` or `exceptions` is none of these.
-        TypeError: `fields` is no such dictionary.
+        TypeError: `fields` is not such a dictionary.
     """
 
     def __init__(
@@ -111,7 +109,7 @@ class JSONFormatter(BatchFormatter):
         return created if self.time == "epoch" else f"{_date(created // 1)}{_fraction(created)}"
 
     def renderer(self, terminator: str) -> Renderer | None:
-        """Return the fast way to format a batch; None where the formatter has methods of its own."""
+        """Return the fast way to format a batch; None for a subclass, or a formatter with methods of its own."""
         if type(self) is not JSONFormatter or not vars(self).keys() <= _PLAIN_ATTRIBUTES:
             return None
         pieces = [Piece("{")]
@@ -131,10 +129,10 @@ class JSONFormatter(BatchFormatter):
             "extended": _Extended(line, self.fields),
         }
         return compile_loop(
-            # Before 1970, the fraction takes more care.
+            # Before 1970, the fraction needs more care: `format` does it.
             ["assert created >= 1", "stamp = date(created // 1)"] if dated else [],
             [*pieces, Piece("}")],
-            # Exceptions and stacks are rare, and go the long way.
+            # Exceptions and stacks are rare: `format` writes them.
             ["if exc_text or stack_info: raise LookupError", "text = extended(text, extra)"],
             names,
             self,
@@ -154,7 +152,7 @@ class JSONFormatter(BatchFormatter):
                 Piece('Z"'),
             ]
         if attribute == "asctime" or (attribute != "message" and hasattr(Record, attribute)):
-            # What is no attribute of its own, but of its class or made for it, goes the long way.
+            # Neither is in the record as it comes off the wire: `format` finds it.
             return [Piece(expression="no_such_thing", fields=frozenset({"created"}))]
         fields = frozenset({"msg" if attribute == "message" else attribute})
         return [Piece(expression=f"encode({expression(attribute)}).decode()", fields=fields)]
@@ -170,7 +168,7 @@ def _fraction(created: float) -> str:
 
 
 class _Extended:
-    """Add the extra attributes to a line."""
+    """Adds the extra attributes to a line."""
 
     def __init__(self, line: Iterable[str], fields: Mapping[str, str]) -> None:
         self._taken = _STANDARD.union(fields.values(), line)
@@ -197,7 +195,7 @@ def _to_json(line: dict[str, Any]) -> str:
     try:
         return _encode(line).decode()
     except Exception:
-        # A text that UTF-8 does not take, a key that is no text, an endless nesting, an object with code of its own.
+        # A text that UTF-8 does not take, a key that is no text, an endless nesting, or an object with its own code.
         return _encode({_readable(name): _plain(value) for name, value in line.items()}).decode()
 
 

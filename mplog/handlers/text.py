@@ -8,7 +8,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from mplog.formats.text import Renderer, renderer
+from mplog.formats.batch import Renderer
+from mplog.formats.text import renderer
 from mplog.record.decoding import to_record
 from mplog.record.layout import MSG, Entry
 

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mplog.formats import text as formatters
-from mplog.formats.text import DatedFormatter, renderer
+from mplog.formats.text import DatedFormatter, compiled, renderer
 from mplog.record.decoding import decode_entry, to_record
 from mplog.record.encoding import encode
 from mplog.record.layout import DETAILS, ORIGIN, REST, Entry
@@ -52,7 +51,7 @@ def compare(formatter: logging.Formatter, batch: Sequence[Entry], terminator: st
 
 def is_compiled(formatter: logging.Formatter) -> bool:
     """Whether the formatter does not format the records itself."""
-    return formatters._compiled(formatter, "\n") is not None
+    return compiled(formatter, "\n") is not None
 
 
 def make(message: str | None = "hello", created: float = 1700000000.25, **attributes: Any) -> Entry:
