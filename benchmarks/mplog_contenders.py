@@ -104,9 +104,7 @@ class BlockingFileSink(mplog.FileSink):
 
     def make_handler(self) -> logging.Handler:
         """Return its handler. Runs in the logging process."""
-        handler = _BlockingLogFileHandler(
-            self.path, encoding=self.encoding, permissions=self.mode, follow_symlinks=self.follow_symlinks
-        )
+        handler = _BlockingLogFileHandler(self.path, self.file_options)
         handler.stall = self.stall
         return handler
 

@@ -39,12 +39,12 @@ class Clock:
         self.ticks += seconds
 
 
-def open_log(path: Path | str, clock: Clock | None = None, **words: Any) -> LogFileHandler:
+def open_log(path: Path | str, clock: Any = None, **words: Any) -> LogFileHandler:
     """Return the handler of a FileSink with these words, under the clock, in UTC."""
     if "rotate" in words:
         words.setdefault("timezone", "UTC")
     clock = clock or Clock()
-    return mplog.FileSink(path, **words)._open(clock=clock.time, monotonic=clock.monotonic)
+    return mplog.FileSink(path, **words).open_file(clock=clock)
 
 
 def rotated(path: Path, pattern: str | None = None) -> list[Path]:

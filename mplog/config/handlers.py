@@ -7,6 +7,7 @@ that would be rotated.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import logging.handlers
@@ -16,8 +17,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from mplog.files.open_file import FileOptions
+from mplog.files.rotator import Rotator
+from mplog.files.stdlib_rotation import SizeRotator, TimeRotator
 from mplog.handlers.log_file import LogFileHandler
-from mplog.handlers.stdlib_rotation import RotatingFile, TimedRotatingFile, WatchedFile
 from mplog.handlers.text import TextHandler
 from mplog.sinks.console import ConsoleSink
 from mplog.sinks.file import FileSink
@@ -75,7 +78,7 @@ class Handlers:
             arguments["mode"] = given["mode"] = "a"
         if not is_served:
             return kind(**given)
-        return self._file(kind, arguments) or kind(**given)
+        return self._file(kind, arguments, attributes.get("terminator", "\n")) or kind(**given)
 
     def open_sink(self, kind: type[Sink], format: logging.Formatter | None, **given: Any) -> logging.Handler:
         """Return the handler of a sink.
@@ -89,14 +92,15 @@ class Handlers:
         sink.restarted = self._restarted
         return sink.open(logging.Formatter())
 
-    def _file(self, kind: type[logging.Handler], arguments: dict[str, Any]) -> logging.Handler | None:
+    def _file(self, kind: type[logging.Handler], arguments: dict[str, Any], terminator: str) -> logging.Handler | None:
         """Return what writes a file; None if a handler already writes that file in another way."""
         path = os.path.abspath(arguments["filename"])
         # What None and "locale" mean depends on the Python and on its UTF-8 mode.
         with open(os.devnull, encoding=arguments["encoding"]) as opened:
             encoding = opened.encoding
-        maker, how = _maker(kind, arguments)
-        likeness = (encoding, maker, how)
+        rotator, how = _rotator(kind, arguments)
+        is_watched = kind is logging.handlers.WatchedFileHandler
+        likeness = (encoding, rotator, how, is_watched)
         real = os.path.realpath(path)
         if real in self._files:
             # In the stdlib, two handlers on one file are no mistake. Here, one writes for both.
@@ -105,26 +109,27 @@ class Handlers:
         umask = os.umask(0)
         os.umask(umask)
         # As open() would make the file.
-        options: dict[str, Any] = {"encoding": encoding, "permissions": 0o666 & ~umask, "follow_symlinks": True}
-        handler = maker(path, **how, **options, delay=arguments["delay"])
+        options = FileOptions(encoding, 0o666 & ~umask, follow_symlinks=True, is_watched=is_watched)
+        make_rotator = functools.partial(rotator, **how)
+        if rotator is SizeRotator:
+            make_rotator = functools.partial(make_rotator, terminator=terminator)
+        handler = LogFileHandler(path, options, rotator=make_rotator, delay=arguments["delay"])
         if _empties(arguments) and os.path.getsize(path):
             os.truncate(path, 0)  # while it is locked
             handler.close()
-            handler = maker(path, **how, **options)
+            handler = LogFileHandler(path, options, rotator=make_rotator)
         self._files[real] = handler, likeness
         return handler
 
 
-def _maker(kind: type[logging.Handler], arguments: Mapping[str, Any]) -> tuple[type[LogFileHandler], dict[str, Any]]:
-    """Return the class that serves a handler, and the arguments that only this class takes."""
-    if kind is logging.handlers.WatchedFileHandler:
-        return WatchedFile, {}
+def _rotator(kind: type[logging.Handler], arguments: Mapping[str, Any]) -> tuple[type[Rotator], dict[str, Any]]:
+    """Return what rotates the file of a handler, and how."""
     if kind is logging.handlers.RotatingFileHandler and arguments["maxBytes"] > 0 and arguments["backupCount"] > 0:
-        return RotatingFile, {"max_bytes": arguments["maxBytes"], "backup_count": arguments["backupCount"]}
+        return SizeRotator, {"max_bytes": arguments["maxBytes"], "backup_count": arguments["backupCount"]}
     if kind is logging.handlers.TimedRotatingFileHandler:
         names = ("when", "interval", "backupCount", "utc", "atTime")
-        return TimedRotatingFile, {"schedule": {name: arguments[name] for name in names}}
-    return LogFileHandler, {}
+        return TimeRotator, {"schedule": {name: arguments[name] for name in names}}
+    return Rotator, {}
 
 
 def _empties(arguments: Mapping[str, Any]) -> bool:
@@ -138,7 +143,7 @@ def _can_be_served(kind: type[logging.Handler], arguments: Mapping[str, Any]) ->
     if _empties(arguments) and arguments["delay"]:
         return False  # the file is to be emptied when the first record comes
     path = os.path.abspath(arguments["filename"])
-    if _maker(kind, arguments)[1] and os.path.islink(path):
+    if _rotator(kind, arguments)[1] and os.path.islink(path):
         return False  # the stdlib would rename the link
     try:
         return stat.S_ISREG(os.stat(path).st_mode)  # and no device, such as /dev/stdout

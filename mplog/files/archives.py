@@ -15,15 +15,14 @@ import os
 import queue
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
 from mplog.files import regular as regular_file
 from mplog.files.compression import SUFFIXES, compress_into, decompress
+from mplog.files.notices import Clock, Notices
 from mplog.files.rotation import Keep, Rotation
-
-__all__ = ["Archives", "find_moved"]
 
 #: Bytes that are compressed at a time: some milliseconds, after which it may be told to stop.
 _CHUNK = 2**18
@@ -50,18 +49,15 @@ class Archives:
     Args:
         path: of the log.
         rotation: what they are called, and which are kept.
-        clock: returns the seconds since the epoch.
-        say: called from any thread with what went wrong, and a word for what it was done for: the same thing is said
-            once only.
+        notices: take what goes wrong, from any thread.
+        clock: tells the time.
     """
 
-    def __init__(
-        self, path: str, rotation: Rotation, *, clock: Callable[[], float], say: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, path: str, rotation: Rotation, notices: Notices, clock: Clock) -> None:
         self._directory, self._log = os.path.split(path)
         self._rotation = rotation
+        self._notices = notices
         self._clock = clock
-        self._say = say
         self._last: tuple[tuple[str, str], int] | None = None
         #: Files that have been rotated since `tidy` was called last are not touched before it is called again.
         self._held: frozenset[str] = frozenset()
@@ -154,7 +150,7 @@ class Archives:
                             self._compress(archive)
                 self._remove_old()
             except Exception as error:
-                self._say("tidy", f"rotated files of {self._log} could not be tidied up: {error}")
+                self._notices.say("tidy", f"rotated files of {self._log} could not be tidied up: {error}")
             finally:
                 self._done += 1
 
@@ -172,7 +168,7 @@ class Archives:
         try:
             self._compress_file(archive.name, str(self._rotation.compress))
         except OSError as error:
-            self._say("compress", f"{archive.name} could not be compressed, and is kept as it is: {error}")
+            self._notices.say("compress", f"{archive.name} could not be compressed, and is kept as it is: {error}")
 
     def _compress_file(self, name: str, how: str) -> None:
         path = self._path(name)
@@ -238,30 +234,13 @@ class Archives:
     # --- removing ---
 
     def _remove_old(self) -> None:
-        for archive in _expired(self._files(), self._rotation.keep, self._clock()):
+        for archive in _expired(self._files(), self._rotation.keep, self._clock.time()):
             try:
                 os.unlink(self._path(archive.name))
             except FileNotFoundError:
                 pass
             except OSError as error:
-                self._say("remove", f"{archive.name} is old, and could not be removed: {error}")
-
-
-def find_moved(log: str, rotation: Rotation | None, device: int, inode: int) -> str | None:
-    """Return the path of the file that was the log and has been rotated, or moved to a name that begins as the log's.
-
-    Returns:
-        None where no such file has this inode.
-    """
-    directory, log_name = os.path.split(log)
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            is_archive = rotation is not None and rotation.name.index_of(entry.name) is not None
-            if (is_archive or entry.name.startswith(log_name)) and entry.inode() == inode:
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode) and status.st_dev == device:
-                    return entry.path
-    return None
+                self._notices.say("remove", f"{archive.name} is old, and could not be removed: {error}")
 
 
 def _expired(files: list[_Archive], keep: Keep, now: float) -> list[_Archive]:

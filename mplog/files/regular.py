@@ -9,8 +9,7 @@ import contextlib
 import errno
 import os
 import stat
-
-__all__ = ["claim", "create", "open_for_appending", "read_owner", "rename_to_new", "sync_directory"]
+from collections.abc import Callable, Iterator
 
 #: O_NONBLOCK: opening a FIFO that somebody planted must not wait for its reader. It does nothing to a file.
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -148,6 +147,53 @@ def read_owner(owner: str | None) -> Owner | None:
     except KeyError as error:
         raise ValueError(f"owner={owner!r}: {error.args[0]}") from None
     return uid, gid
+
+
+@contextlib.contextmanager
+def existing(path: str) -> Iterator[int]:
+    """Open a regular file that is there for appending; give its descriptor, and close it.
+
+    Raises:
+        OSError: see `open_for_appending`.
+    """
+    fd, _ = open_for_appending(path, 0, make=False)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def find(directory: str, device: int, inode: int, is_name: Callable[[str], bool]) -> str | None:
+    """Return the path of a regular file by its inode; None where no file has it that has one of these names."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.inode() == inode and is_name(entry.name):
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) and status.st_dev == device:
+                    return entry.path
+    return None
+
+
+def cut_back(fd: int, start: int, end: int) -> int | None:
+    """Cut off what a killed process has written without noting it.
+
+    Args:
+        fd: the file.
+        start: the length that is noted.
+        end: the length up to which the process may have written.
+
+    Returns:
+        How many bytes were cut off; None where others have changed the file, which is left as it is.
+    """
+    status = os.fstat(fd)
+    if status.st_size == start:
+        return 0
+    if not start < status.st_size <= end:
+        return None
+    os.ftruncate(fd, start)
+    # Its time says when it is to be rotated.
+    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return status.st_size - start
 
 
 def claim(path: str) -> None:

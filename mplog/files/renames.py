@@ -175,14 +175,15 @@ class Renames:
         """Remove what was put aside, and forget everything."""
         if not self._has_journal:
             return
-        for entry in self._entries():
-            for step in entry.steps:
-                if step.target.startswith(os.path.basename(self._path)):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(self._full(step.target))
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # the next time, unless it is not of this program's making
+            os.close(self._open(os.O_RDONLY))
+            for entry in self._entries():
+                for step in entry.steps:
+                    if step.target.startswith(os.path.basename(self._path)):
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(self._full(step.target))
             os.unlink(self._path)
-        self._has_journal = False
+        self._has_journal = os.path.lexists(self._path)
 
     def _entries(self) -> list[_Entry]:
         """Read the journal; what somebody else has put there is none."""

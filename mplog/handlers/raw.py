@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from mplog.files.open_file import FileOptions
 from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.text import TextHandler
 
@@ -36,15 +37,15 @@ class RawFileHandler(LogFileHandler):
     """Writes bytes to a file. Runs in the logging process.
 
     Args:
+        path, options, more: see `LogFileHandler`.
         name: of the sink.
-        path, options: see `LogFileHandler`.
     """
 
     terminator = ""
 
-    def __init__(self, path: str, *, name: str, **options: Any) -> None:
+    def __init__(self, path: str, options: FileOptions, *, name: str, **more: Any) -> None:
         self.raw_name = name
-        super().__init__(path, **options)
+        super().__init__(path, options, **more)
 
     def handle_bytes(self, batch: Sequence[bytes]) -> None:
         """Take pieces for the next `flush`."""

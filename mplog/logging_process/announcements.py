@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from mplog.handlers.log_file import Portion
+from mplog.files.portion import Portion
 
 __all__ = ["Announced", "Announcements", "Noted"]
 

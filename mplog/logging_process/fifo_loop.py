@@ -21,7 +21,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mplog.handlers.log_file import FileWriter, Portion, Position
+from mplog.files.portion import Portion, Position
+from mplog.handlers.log_file import FileWriter
 from mplog.logging_process.announcements import Announcements, Noted
 from mplog.logging_process.dispatch import REPORT_INTERVAL, Dispatcher
 from mplog.logging_process.loop import CHECK_SECONDS, Loop, Places

@@ -12,16 +12,18 @@ import logging
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 from mplog.errors import SinkError
 from mplog.files import lock as file_lock
-from mplog.files import regular as regular_file
+from mplog.files import regular
+from mplog.files.disk import Fsync
+from mplog.files.open_file import FileOptions
 from mplog.files.rotation import make_rotation
-from mplog.handlers.log_file import Fsync, LogFileHandler
+from mplog.files.rotator import rotator_of
+from mplog.handlers.log_file import LogFileHandler
 from mplog.sinks.sink import Sink
-
-__all__ = ["FileSink"]
 
 
 class FileSink(Sink):
@@ -87,7 +89,7 @@ class FileSink(Sink):
         self.path = _to_path(path)
         self.encoding = encoding
         self.mode = _check_mode(mode)
-        self.owner = regular_file.read_owner(owner)
+        self.owner = regular.read_owner(owner)
         self.follow_symlinks = follow_symlinks
         self.rotation = make_rotation(
             os.path.basename(self.path),
@@ -129,20 +131,16 @@ class FileSink(Sink):
         file_lock.clear_up(os.path.realpath(self.path) if self.follow_symlinks else self.path)
 
     def make_handler(self) -> logging.Handler:
-        return self._open()
+        return self.open_file()
 
-    def _open(self, kind: type[LogFileHandler] = LogFileHandler, **changes: Any) -> LogFileHandler:
-        """Return a handler of this kind with what the sink says, but for these changes."""
-        arguments: dict[str, Any] = {
-            "path": self.path,
-            "encoding": self.encoding,
-            "permissions": self.mode,
-            "owner": self.owner,
-            "follow_symlinks": self.follow_symlinks,
-            "rotation": self.rotation,
-            "fsync": self.fsync,
-        }
-        return kind(**(arguments | changes))
+    def open_file(self, kind: Callable[..., LogFileHandler] = LogFileHandler, **options: Any) -> LogFileHandler:
+        """Return a handler of this kind, with options of its own. Runs in the logging process."""
+        return kind(self.path, self.file_options, rotator=rotator_of(self.rotation), **options)
+
+    @property
+    def file_options(self) -> FileOptions:
+        """How a file is made and written."""
+        return FileOptions(self.encoding, self.mode, self.owner, self.follow_symlinks, self.fsync)
 
 
 def _to_path(path: str | os.PathLike[str]) -> str:

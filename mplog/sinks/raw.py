@@ -37,7 +37,7 @@ class RawSink(FileSink):
         return [self.make_handler()]
 
     def make_handler(self) -> logging.Handler:
-        return self._open(RawFileHandler, name=self.name)
+        return self.open_file(RawFileHandler, name=self.name)
 
 
 class WriterSink(Sink):

@@ -11,6 +11,7 @@ from typing import Any
 from mplog.files import lock as file_lock
 from mplog.files.names import FileNames
 from mplog.files.rotation import ArchiveName
+from mplog.files.rotator import rotator_of
 from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.routed import RoutedFileHandler
 from mplog.sinks.file import FileSink
@@ -74,10 +75,10 @@ class RoutedFileSink(FileSink):
                     file_lock.clear_up(os.path.join(directory, name[1:].removesuffix(".lock")))
 
     def make_handler(self) -> logging.Handler:
-        return RoutedFileHandler(self.path, self.names, self._make_file, max_open=self.max_open, permissions=self.mode)
+        return RoutedFileHandler(self.path, self.names, self._make_file, max_open=self.max_open)
 
     def _make_file(self, path: str) -> LogFileHandler:
         rotation = self.rotation
         if rotation is not None:
             rotation = dataclasses.replace(rotation, name=ArchiveName(None, os.path.basename(path)))
-        return self._open(path=path, rotation=rotation)
+        return LogFileHandler(path, self.file_options, rotator=rotator_of(rotation))

@@ -22,6 +22,7 @@ import mplog
 from mplog.files import archives
 from mplog.files.archives import _Archive, _expired
 from mplog.files.rotation import Keep
+from mplog.files.rotator import ArchiveRotator
 from mplog.handlers.log_file import LogFileHandler
 
 DAY = 86_400
@@ -199,14 +200,16 @@ def test_file_is_not_touched_before_the_next_portion_is_written(log: Path, open_
     wait_until_tidy(log, [NAME + ".gz"])
     portion = handler.prepare(["7\n"])
     held = "app.2026-11-20.002.log"
-    assert handler._archives is not None
-    thread = handler._archives._thread
+    rotator = handler._rotator
+    assert isinstance(rotator, ArchiveRotator)
+    archives = rotator._archives
+    thread = archives._thread
     assert thread is not None
-    handler._archives._requests.put(True)
-    handler._archives._requests.put(False)
+    archives._requests.put(True)
+    archives._requests.put(False)
     thread.join(30)
     assert [path.name for path in rotated(log)] == [NAME + ".gz", held]
-    handler._archives._thread = None
+    archives._thread = None
     handler.write_portion(portion)
     wait_until_tidy(log, [NAME + ".gz", held + ".gz"])
 
@@ -307,7 +310,7 @@ import filelock, gzip, os, signal, sys, time
 from pathlib import Path
 import logs
 from readers import status_of
-from mplog.handlers import log_file
+from mplog.files.portion import Position
 
 CALLS = ["open", "close", "write", "rename", "unlink", "ftruncate", "fstat", "stat", "listdir", "fchmod", "fsync",
          "fdatasync", "utime", "lstat", "fchown"]
@@ -344,7 +347,7 @@ def work(directory, kill_at, after, compress):
     done = 0
     if noted:
         done, device, inode, length, announced = noted
-        handler.resume(log_file.Position(device, inode, length), announced)
+        handler.resume(Position(device, inode, length), announced)
     while done < len(TEXTS):
         portion = handler.prepare(TEXTS[done:done + 5])
         pwrite(fd, b"%20d %20d %20d %20d %20d" % (done, *portion.start, portion.end.length), 0)

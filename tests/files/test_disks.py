@@ -252,8 +252,8 @@ def test_directory_that_may_not_be_written_any_more(tmp_path: Path) -> None:
         import mplog
 
         def impatient():
-            from mplog.handlers import log_file
-            log_file._RETRY_SECONDS = 0.05
+            from mplog.files import rotator
+            rotator._RETRY_SECONDS = 0.05
             return logging.NullHandler()
 
         if __name__ == "__main__":

@@ -45,10 +45,10 @@ class Saboteur(logging.Handler):
 
     def __init__(self, directory: Path, runs: int, is_torn: bool, error: int | None = None) -> None:
         super().__init__()
-        from mplog.handlers import log_file
+        from mplog.files import notices, rotator
 
         # So that nothing is waited for, and everything is said each time.
-        log_file._RETRY_SECONDS = log_file._NOTICE_SECONDS = 0.0
+        rotator._RETRY_SECONDS = notices._INTERVAL = 0.0
         self.directory = str(directory)
         self.left = -runs
         self.runs = runs

@@ -676,7 +676,7 @@ def test_resume_takes_back_what_was_not_noted(log: Path, open_handler: Opener) -
     for part in (0, 7, 20):
         handler.write(numbered(1))
         portion = handler.prepare(numbered(2, 3))
-        os.write(handler._fd, portion.data[:part])
+        os.write(handler.fileno(), portion.data[:part])
         handler.close()
         handler = open_handler()
         assert handler.resume(portion.start, portion.end.length) == part
@@ -693,10 +693,10 @@ def test_portions_are_what_is_written(log: Path, open_handler: Opener) -> None:
     texts = numbered(*range(7))
     while texts:
         portion = handler.prepare(texts)
-        assert portion.start == handler.position()
+        assert portion.start == handler._file.position()
         assert portion.start[:2] == (log.stat().st_dev, log.stat().st_ino)
         handler.write_portion(portion)
-        assert portion.end == handler.position()
+        assert portion.end == handler._file.position()
         assert log.read_bytes()[portion.start.length :] == portion.data
         texts = texts[len(portion.texts) :]
     assert written(log) == ["".join(numbered(*part)) for part in ((0, 1), (2, 3), (4, 5), (6,))]
@@ -722,7 +722,7 @@ def test_resume_cuts_nothing_of_others(log: Path, tmp_path: Path, open_handler: 
     """A file that is shorter or longer than it can be, or not there any more, is left alone, which is said."""
     handler = open_handler()
     handler.write(numbered(1, 2))
-    start = handler.position()
+    start = handler._file.position()
     log.write_text("x" * 100)
     assert handler.resume(start, start.length + 10) == 0
     assert len(handler.take_notices()) == 1

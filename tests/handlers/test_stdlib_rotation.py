@@ -21,7 +21,6 @@ from scripts import environment, lines, run_script
 
 from mplog.config.handlers import Handlers
 from mplog.handlers.log_file import LogFileHandler
-from mplog.handlers.stdlib_rotation import RotatingFile, WatchedFile
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.record.decoding import decode_entry
 from mplog.record.encoding import encode
@@ -226,7 +225,7 @@ def test_watched_file_is_opened_again_for_the_next_record(log: Path, make: Any) 
     write("3")
     log.unlink()
     write("4")
-    assert make is make_stdlib or (isinstance(handler, WatchedFile) and handler.take_notices() == [])
+    assert make is make_stdlib or (isinstance(handler, LogFileHandler) and handler.take_notices() == [])
     handler.close()
     assert contents(log.parent) == {"app.log": b"4\n", "app.log.old": b"1\n", "app.log.older": b"2\n"}
 
@@ -280,7 +279,7 @@ def test_handlers_of_one_file_share_it_where_they_are_alike(log: Path) -> None:
     arguments = {"filename": str(log), "maxBytes": 9, "backupCount": 1, "encoding": "utf-8"}
     one, two = (handlers.make(ROTATING, {}, **arguments) for _ in range(2))
     other = handlers.make(logging.FileHandler, {}, filename=str(log), encoding="utf-8")
-    assert [type(one), type(other)] == [RotatingFile, logging.FileHandler]
+    assert [type(one), type(other)] == [LogFileHandler, logging.FileHandler]
     for handler in (one, two, one):
         handler.handle(logging.makeLogRecord({"msg": "12345"}))
         handler.flush()
@@ -321,7 +320,7 @@ def test_file_is_emptied_by_the_first_process_alone(log: Path, restarted: bool) 
 def test_rotation_that_fails_goes_on_in_the_old_file(log: Path) -> None:
     """Where a name cannot be taken, everything stays as it is, and nothing is lost."""
     handler = make_ours(ROTATING, "\n", filename=str(log), maxBytes=5, backupCount=2, encoding="utf-8")
-    assert isinstance(handler, RotatingFile)
+    assert isinstance(handler, LogFileHandler)
     for name in ("app.log.1", "app.log.2"):
         (log.parent / name).mkdir()
         (log.parent / name / "file").touch()
@@ -351,7 +350,7 @@ def test_journal_of_somebody_else_is_not_read(log: Path) -> None:
     target.write_text("precious")
     (log.parent / ".app.log.renames").symlink_to(target)
     handler = make_ours(ROTATING, "\n", filename=str(log), maxBytes=5, backupCount=2, encoding="utf-8")
-    assert isinstance(handler, RotatingFile)
+    assert isinstance(handler, LogFileHandler)
     for number in range(3):
         handler.handle(logging.makeLogRecord({"msg": f"{number}"}))
         handler.flush()
@@ -377,7 +376,7 @@ def test_broken_journal_does_no_harm(log: Path, journal: bytes) -> None:
 KILLS = """
 import filelock, logging, logging.handlers, os, shutil, signal, sys, time
 from pathlib import Path
-from mplog.handlers import log_file
+from mplog.files.portion import Position
 from mplog.config.handlers import Handlers
 from readers import status_of
 
@@ -441,7 +440,7 @@ def work(directory, kill_at, after):
     announced = note[1:]
     if announced:
         device, inode, start, end = announced
-        handler.resume(log_file.Position(device, inode, start), end)
+        handler.resume(Position(device, inode, start), end)
     announced = []
     def announce(portion):
         '''As the logging process does.'''

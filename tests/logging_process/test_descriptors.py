@@ -30,9 +30,9 @@ def allow_descriptors(pid: int, count: int) -> None:
 
 def _impatient() -> logging.Handler:
     """Runs in the logging process: have it try again soon what has failed."""
-    from mplog.handlers import log_file
+    from mplog.files import rotator
 
-    log_file._RETRY_SECONDS = 0.05
+    rotator._RETRY_SECONDS = 0.05
     return logging.NullHandler()
 
 

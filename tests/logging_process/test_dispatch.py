@@ -17,6 +17,7 @@ from oracle import wait_until
 from scripts import BadHandler, BlockedHandler, Gate, lines
 
 import mplog
+from mplog.files.open_file import FileOptions
 from mplog.formats.text import DatedFormatter
 from mplog.handlers.log_file import LogFileHandler
 from mplog.logging_process.dispatch import REPORT_INTERVAL, Dispatcher
@@ -173,11 +174,7 @@ def test_handler_levels_and_filters_hold(dispatch: Dispatch) -> None:
 def test_handler_on_two_loggers_gets_a_record_twice(root: logging.Logger, tmp_path: Path, kind: type) -> None:
     """A handler that is on a logger and on one above it writes each record of the lower one twice, as in the stdlib."""
     path = tmp_path / "a.log"
-    handler: Any = (
-        Memory()
-        if kind is Memory
-        else LogFileHandler(str(path), encoding="utf-8", permissions=0o600, follow_symlinks=False)
-    )
+    handler: Any = Memory() if kind is Memory else LogFileHandler(str(path), FileOptions())
     logging.getLogger("a").addHandler(handler)
     root.addHandler(handler)
     dispatcher = Dispatcher([handler])
@@ -312,7 +309,7 @@ def test_same_files_as_in_one_process(root: logging.Logger, tmp_path: Path, way:
     def ours(path: Path) -> logging.Handler:
         if way == "stdlib handlers":
             return logging.FileHandler(path, encoding="utf-8")
-        return LogFileHandler(os.fspath(path), encoding="utf-8", permissions=0o640, follow_symlinks=False)
+        return LogFileHandler(os.fspath(path), FileOptions())
 
     def detach(handlers: list[logging.Handler]) -> None:
         for (name, _, _), handler in zip(places, handlers):
@@ -534,9 +531,7 @@ def test_blocked_sink_does_not_stop_the_workers(tmp_path: Path) -> None:
 @pytest.fixture
 def file_handler(tmp_path: Path) -> Iterator[LogFileHandler]:
     """The handler of a FileSink, as it is in the logging process."""
-    handler = LogFileHandler(
-        os.fspath(tmp_path / "app.log"), encoding="utf-8", permissions=0o640, follow_symlinks=False
-    )
+    handler = LogFileHandler(os.fspath(tmp_path / "app.log"), FileOptions())
     handler.setFormatter(logging.Formatter("%(message)s"))
     yield handler
     handler.close()

@@ -26,9 +26,10 @@ from oracle import wait_until
 from scripts import drop_privileges, environment, lines, run_script
 
 import mplog
+from mplog.files.open_file import FileOptions
 from mplog.formats.text import renderer
-from mplog.handlers import log_file
 from mplog.handlers import text as sinks
+from mplog.handlers.log_file import LogFileHandler
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.queue import fifo
 from mplog.queue.log_queue import check_object
@@ -216,7 +217,7 @@ def test_link_that_comes_between(sticky: Path, monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as patched:
             patched.setattr(os, "open", race)
             with pytest.raises(OSError):
-                handler = log_file.LogFileHandler(log, encoding="utf-8", permissions=0o640, follow_symlinks=False)
+                handler = LogFileHandler(log, FileOptions())
                 handler.close()
         assert target.read_text() == "precious\n"
         for path in (log, lock):

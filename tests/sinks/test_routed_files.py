@@ -24,8 +24,10 @@ from scripts import lines
 import mplog
 from mplog.files.archives import Archives
 from mplog.files.names import FileNames
+from mplog.files.open_file import FileOptions
 from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.routed import RoutedFileHandler
+from mplog.handlers.routes import Routes
 from mplog.sinks.file import FileSink
 from mplog.sinks.routed import RoutedFileSink
 
@@ -249,7 +251,7 @@ def test_two_servers_of_one_pattern(tmp_path: Path) -> None:
             mplog.LogServer(RoutedFileSink(tmp_path / "{job}.log")).start()
         with mplog.LogServer(mplog.FileSink(tmp_path / "a.log"), format="%(message)s"):
             pass
-        other = LogFileHandler(str(tmp_path / "a.log"), encoding="utf-8", permissions=0o640, follow_symlinks=False)
+        other = LogFileHandler(str(tmp_path / "a.log"), FileOptions())
         logging.info("lost", extra={"job": "a"})
         logging.info("kept", extra={"job": "b"})
         server.flush()
@@ -435,16 +437,14 @@ def test_closed_files_are_synced_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     handler.close()
 
 
-def test_many_names_take_little_memory(tmp_path: Path) -> None:
+def test_many_names_take_little_memory() -> None:
     """Names that are remembered have a bound, and long ones are not remembered."""
-    handler = _handler(tmp_path)
+    routes = Routes(FileNames("{job}.log", "none"))
     for number in range(12_000):
-        handler._name_of([number])
-    handler._name_of(["x" * 5000])
-    assert len(handler._by_values) <= 10_000
-    assert max(len(key[0]) for key in handler._by_values) < 1000
-    handler.close()
-    assert FileNames("{job}.log", "none").name([3]) == "3.log"
+        assert routes.name_of(_record(number, "")) == f"{number}.log"
+    routes.name_of(_record("x" * 5000, ""))
+    assert len(routes._by_values) <= 10_000
+    assert max(len(key[0]) for key in routes._by_values) < 1000
 
 
 # --- kills ---

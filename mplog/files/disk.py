@@ -1,0 +1,66 @@
+"""When what was written to a file is forced to the disk, so that it survives a power loss."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from mplog.files import regular
+from mplog.files.notices import Clock, Notices, describe
+
+#: "never", after each "batch", or the seconds after which it is done at the latest.
+Fsync = Literal["never", "batch"] | float
+
+
+class Disk:
+    """The disk of a file.
+
+    Args:
+        path: the file.
+        policy: when to force what was written.
+        notices: take what fails.
+        clock: tells the time.
+
+    Attributes:
+        due: the time of the monotonic clock at which `sync` is to be called; None for no such time.
+    """
+
+    def __init__(self, path: str, policy: Fsync, notices: Notices, clock: Clock) -> None:
+        self._path = path
+        self._policy = policy
+        self._notices = notices
+        self._clock = clock
+        self.due: float | None = None
+
+    def sync(self, fd: int) -> bool:
+        """Force what was written to the disk, whatever the policy is; where that fails, say so, and return False."""
+        try:
+            self.due = None
+            getattr(os, "fdatasync", os.fsync)(fd)
+        except OSError as error:
+            # Writing it again would double it, and not help: the system has forgotten what it could not write.
+            self._notices.say(
+                "sync", f"what was last written to {self._path} may not have reached the disk: {describe(error)}"
+            )
+            return False
+        return True
+
+    def sync_after_write(self, fd: int) -> None:
+        """Do after a write what the policy says."""
+        if self._policy == "batch":
+            self.sync(fd)
+        elif self._policy != "never" and self.due is None:
+            self.due = self._clock.monotonic() + self._policy
+
+    def sync_before_close(self, fd: int) -> None:
+        """Do what the policy says before the file is left."""
+        if self._policy != "never" and fd >= 0:
+            self.sync(fd)
+
+    def sync_name(self) -> None:
+        """Do what the policy says for the name of a file that was made or renamed."""
+        if self._policy != "never":
+            try:
+                regular.sync_directory(os.path.dirname(self._path))
+            except OSError as error:
+                self._notices.say("sync", f"the name of {self._path} may not have reached the disk: {describe(error)}")

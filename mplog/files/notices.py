@@ -1,0 +1,73 @@
+"""What the files of a log have to say in it: that one was moved, that it cannot be rotated."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+#: Seconds in which the same notice is not given again.
+_INTERVAL = 600.0
+
+
+class Clock(Protocol):
+    """Tells the time, as the module ``time`` does."""
+
+    def time(self) -> float:
+        """Return the seconds since the epoch."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+
+
+class Notices:
+    """Notices that wait to be logged. Threads may share one.
+
+    Args:
+        clock: tells the time.
+        silent_about: kinds of notices that are not given.
+    """
+
+    def __init__(self, clock: Clock = time, silent_about: Iterable[str] = ()) -> None:
+        self._clock = clock
+        self._waiting: collections.deque[str] = collections.deque()
+        self._said_at = dict.fromkeys(silent_about, math.inf)
+
+    def say(self, kind: str, notice: str) -> None:
+        """Add a notice, unless there was one of this kind within the last ten minutes."""
+        now = self._clock.monotonic()
+        if now - self._said_at.get(kind, -math.inf) >= _INTERVAL:
+            self._said_at[kind] = now
+            self.add(notice)
+
+    def add(self, notice: str) -> None:
+        """Add a notice in any case."""
+        self._waiting.append(f"mplog: {notice}")
+
+    def forget(self, kind: str) -> bool:
+        """Return whether there was a notice of this kind; the next one is given at once."""
+        return self._said_at.pop(kind, None) is not None
+
+    def take(self) -> list[str]:
+        """Return the notices that wait, each once."""
+        taken = []
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._waiting.popleft())
+        return taken
+
+
+def print_notices(notices: Iterable[str]) -> None:
+    """Print to stderr what came too late for the log."""
+    for notice in notices:
+        if sys.stderr is not None:
+            print(notice, file=sys.stderr, flush=True)
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as text, with its type."""
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,233 @@
+"""A log file that is open: the regular file that was asked for, which this process alone writes.
+
+The rule of this file: **a text is in the file whole, or not at all.** What an error has left of one is cut off, at the
+latest before anything else is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+from dataclasses import dataclass
+
+from mplog.files import regular
+from mplog.files.disk import Disk, Fsync
+from mplog.files.notices import Clock, Notices, describe
+from mplog.files.portion import Encoder, Portion, Position
+
+#: Seconds between two looks whether the path still leads to the open file.
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How a file is made and written.
+
+    Attributes:
+        encoding: its encoding.
+        permissions: of files that are created.
+        owner: user and group of files that are created, as os.chown takes them.
+        follow_symlinks: whether the path may be a symbolic link.
+        fsync: "never", "batch", or the seconds after which what was written is forced to the disk.
+        is_watched: look before each write whether the path still leads to the file, and give no notice if not.
+    """
+
+    encoding: str = "utf-8"
+    permissions: int = 0o640
+    owner: regular.Owner | None = None
+    follow_symlinks: bool = False
+    fsync: Fsync = "never"
+    is_watched: bool = False
+
+
+class OpenFile:
+    """A file that is written at its end, and opened anew when it was moved or deleted.
+
+    Args:
+        path: the file.
+        options: how it is made and written.
+        notices: take what others have done to it.
+        clock: tells the time.
+
+    Attributes:
+        path: of the file itself where the given one leads to it by a link: what is rotated is the file, not the link.
+        encoder: makes the portions to `write`.
+        disk: forces what was written to it.
+        written_at: when it was last written, in seconds since the epoch.
+        whole_texts: how many texts of the last portion are wholly in the file, also after an error.
+    """
+
+    def __init__(self, path: str, options: FileOptions, notices: Notices, clock: Clock) -> None:
+        self.path = os.path.realpath(path) if options.follow_symlinks else path
+        self.notices = notices
+        self.clock = clock
+        self.encoder = Encoder(options.encoding)
+        self.disk = Disk(self.path, options.fsync, notices, clock)
+        self.written_at = 0.0
+        self.whole_texts = 0
+        self._options = options
+        self._fd = -1
+        self._length = 0
+        #: Where the file is to be cut, because the last text could not be cut off.
+        self._cut_at: int | None = None
+        self._looked_at = -math.inf
+
+    def fileno(self) -> int:
+        """Return its descriptor; -1 where it is not open."""
+        return self._fd
+
+    def open(self) -> None:
+        """Open the path, and close what was open before.
+
+        Raises:
+            OSError: it cannot be opened; the file that was open stays so.
+        """
+        options = self._options
+        fd, is_new = regular.open_for_appending(
+            self.path, options.permissions, owner=options.owner, follow_symlinks=options.follow_symlinks
+        )
+        try:
+            status = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.disk.sync_before_close(self._fd)
+        self.replace(fd, status.st_size, status.st_mtime)
+        if is_new:
+            self.disk.sync_name()
+
+    def create(self, path: str) -> int:
+        """Make an empty file as this one would be made, and return its descriptor."""
+        return regular.create(path, self._options.permissions, owner=self._options.owner)
+
+    def replace(self, fd: int, length: int, written_at: float) -> None:
+        """Go on in another file, of that length, which was last written at that time."""
+        before, self._fd = self._fd, fd
+        if before >= 0:
+            with contextlib.suppress(OSError):
+                os.close(before)
+        self._length = length
+        self._cut_at = None
+        self._looked_at = self.clock.monotonic()
+        self.written_at = written_at if length else self.clock.time()
+        self.encoder.continue_at(length)
+
+    def close(self, *, remove_empty: bool = False) -> None:
+        """Close it.
+
+        Args:
+            remove_empty: remove it if nothing is in it.
+        """
+        if self._fd < 0:
+            return
+        self.disk.sync_before_close(self._fd)
+        with contextlib.suppress(OSError):
+            if remove_empty and not os.fstat(self._fd).st_size and not self.is_moved():
+                os.unlink(self.path)
+        os.close(self._fd)
+        self._fd = -1
+
+    def position(self) -> Position:
+        """Return how far the file is written, without what is to be cut off."""
+        status = os.fstat(self._fd)
+        length = status.st_size if self._cut_at is None else self._cut_at
+        return Position(status.st_dev, status.st_ino, length)
+
+    def is_moved(self) -> bool:
+        """Whether the path does not lead to the open file any more.
+
+        Raises:
+            OSError: that cannot be found out at the moment.
+        """
+        try:
+            found = os.stat(self.path, follow_symlinks=self._options.follow_symlinks)
+        except FileNotFoundError:
+            return True
+        return not os.path.samestat(found, os.fstat(self._fd))
+
+    def look(self) -> Position:
+        """Notice what others have done to the file, and return how far it is written.
+
+        Raises:
+            OSError: it was deleted, and cannot be opened anew.
+        """
+        status = os.fstat(self._fd)
+        if not status.st_nlink:
+            self.open()
+            self.notices.say("deleted", f"{self.path} was deleted; the log goes on in a new file")
+            status = os.fstat(self._fd)
+        elif status.st_size < self._length:
+            self.notices.say(
+                "truncated",
+                f"{self.path} was truncated from {self._length} bytes to {status.st_size}; the log goes on",
+            )
+            self.encoder.continue_at(status.st_size)
+        now = self.clock.monotonic()
+        if now - self._looked_at >= _LOOK_SECONDS or self._options.is_watched:
+            self._looked_at = now
+            with contextlib.suppress(OSError):
+                if self.is_moved():
+                    self.follow_move()
+                    status = os.fstat(self._fd)
+        self._length = status.st_size
+        return Position(status.st_dev, status.st_ino, status.st_size)
+
+    def follow_move(self) -> None:
+        """Open the path anew; where that fails, go on in the file that was moved."""
+        try:
+            self.open()
+        except OSError as error:
+            self.notices.say(
+                "not moved",
+                f"{self.path} was moved, and cannot be opened anew; the log goes on in the file that was moved: "
+                f"{describe(error)}",
+            )
+        else:
+            self.notices.say("moved", f"{self.path} was moved; the log goes on in a new file")
+
+    def write(self, portion: Portion) -> None:
+        """Write a portion, and set `whole_texts`.
+
+        Raises:
+            OSError: some texts are not in the file. What was written of another one is cut off, now or by `take_back`.
+        """
+        data = memoryview(portion.data)
+        done = self.whole_texts = 0
+        try:
+            while done < len(data):
+                count = os.write(self._fd, data[done:])
+                if not count:
+                    raise OSError(errno.EIO, "nothing was written")
+                done += count
+        except OSError:
+            whole, self.whole_texts = self.encoder.rewind(portion, done)
+            # Also where nothing seems to have been written: what a failed write has left is not defined.
+            self._length = self._cut_at = portion.start.length + whole
+            with contextlib.suppress(OSError):
+                self.take_back()
+            raise
+        self._length = portion.start.length + done
+        self.written_at = self.clock.time()
+        self.whole_texts = len(portion.texts)
+        self.disk.sync_after_write(self._fd)
+
+    def take_back(self) -> None:
+        """Cut off the text that was written in part.
+
+        Raises:
+            OSError: that is not possible at the moment.
+        """
+        if self._cut_at is not None:
+            if os.fstat(self._fd).st_size > self._cut_at:
+                os.ftruncate(self._fd, self._cut_at)
+            self._cut_at = None
+
+    def cut_back(self, start: int, end: int) -> int | None:
+        """Cut off what another process has written: see `regular.cut_back`."""
+        count = regular.cut_back(self._fd, start, end)
+        if count:
+            self._length = start
+            self.encoder.continue_at(start)
+        return count

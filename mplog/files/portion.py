@@ -1,0 +1,118 @@
+"""What of a batch goes into one file, and where: texts become bytes, as many as the file has room for."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Position(NamedTuple):
+    """How far a file is written.
+
+    Attributes:
+        device, inode: which file, under whatever name.
+        length: its bytes.
+    """
+
+    device: int
+    inode: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What of a batch goes into one file.
+
+    Attributes:
+        texts: the first texts of the batch.
+        data: those, encoded.
+        start: where they are going to stand.
+        state: of the encoder before them.
+    """
+
+    texts: list[str]
+    data: bytes
+    start: Position
+    state: Any
+
+    @property
+    def end(self) -> Position:
+        """How far the file is written after them."""
+        return self.start._replace(length=self.start.length + len(self.data))
+
+
+class Encoder:
+    """Encodes texts for a file, some encodings of which begin it with a byte order mark.
+
+    Args:
+        encoding: the encoding. What it cannot express is written as an escape.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        self._encoder = codecs.getincrementalencoder(encoding)("backslashreplace")
+
+    def continue_at(self, length: int) -> None:
+        """Go on in a file of this length: a byte order mark stands at the beginning alone."""
+        if length:
+            self._encoder.setstate(0)
+        else:
+            self._encoder.reset()
+
+    def encode(self, texts: list[str], start: Position) -> Portion:
+        """Return all the texts as one portion."""
+        state = self._encoder.getstate()
+        return Portion(texts, self._encoder.encode("".join(texts)), start, state)
+
+    def fit(
+        self, texts: list[str], start: Position, limit: int, fits: Callable[[int, str, int], bool], *, forced: int = 0
+    ) -> Portion:
+        """Return as many of the texts as fit into the file, which may be none.
+
+        Args:
+            texts: the texts.
+            start: how far the file is written.
+            limit: a length of the file up to which every text fits.
+            fits: called with the length of the file before a text, the text, and its size in bytes.
+            forced: how many texts go in even if they do not fit.
+        """
+        state = self._encoder.getstate()
+        # No text has fewer bytes than characters, so one that has too many need not be encoded to know.
+        if start.length + sum(map(len, texts)) <= limit:
+            portion = self.encode(texts, start)
+            if portion.end.length <= limit:
+                return portion
+            self._encoder.setstate(state)
+        pieces: list[bytes] = []
+        length = start.length
+        for text in texts:
+            before = self._encoder.getstate()
+            piece = self._encoder.encode(text)
+            if len(pieces) >= forced and not fits(length, text, len(piece)):
+                self._encoder.setstate(before)
+                break
+            pieces.append(piece)
+            length += len(piece)
+        return Portion(texts[: len(pieces)], b"".join(pieces), start, state)
+
+    def rewind(self, portion: Portion, done: int) -> tuple[int, int]:
+        """Go back to the end of the last whole text of a portion that was written in part.
+
+        Args:
+            portion: the portion.
+            done: how many of its bytes were written.
+
+        Returns:
+            How many bytes belong to whole texts, and how many texts these are.
+        """
+        self._encoder.setstate(portion.state)
+        whole = 0
+        for count, text in enumerate(portion.texts):
+            before = self._encoder.getstate()
+            size = len(self._encoder.encode(text))
+            if whole + size > done:
+                self._encoder.setstate(before)
+                return whole, count
+            whole += size
+        return whole, len(portion.texts)

@@ -1,0 +1,93 @@
+"""The files of a directory that are open at a time, of which there may be many more. It runs in the logging process."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+
+from mplog.files import regular
+from mplog.handlers.log_file import LogFileHandler
+
+#: Names of files that were closed without being forced to the disk, which a later `sync` does.
+_UNSYNCED = 10_000
+
+
+class OpenFiles(OrderedDict[str, LogFileHandler]):
+    """The open files by their names, the one that was written last at the end.
+
+    Args:
+        directory: of the files.
+        make: called with a path, opens a file.
+        most: how many are open at most, or twice as many while rotated files are being compressed.
+    """
+
+    def __init__(self, directory: str, make: Callable[[str], LogFileHandler], most: int) -> None:
+        super().__init__()
+        self._directory = directory
+        self._make = make
+        self._most = most
+        self._unsynced: dict[str, None] = {}
+        self._notices: list[str] = []
+
+    def open(self, name: str) -> LogFileHandler:
+        """Return the open file of that name, having closed another one if there are too many.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        file = self.get(name)
+        if file is not None:
+            self.move_to_end(name)
+            return file
+        while len(self) >= self._most:
+            moving = {each: file for each, file in self.items() if not file.stuck_by}
+            if not moving:
+                raise OSError(errno.EMFILE, f"all {self._most} open files wait for their disk")
+            idle = next((each for each, file in moving.items() if not file.is_tidying), None)
+            if idle is None and len(self) < 2 * self._most:
+                break  # to close one would wait for the compressor, and have it begin anew
+            self.close(idle or next(iter(moving)))
+        file = self[name] = self._make(os.path.join(self._directory, name))
+        return file
+
+    def close(self, name: str) -> None:
+        """Close a file.
+
+        Raises:
+            OSError: something was not written.
+        """
+        file = self.pop(name)
+        try:
+            self._notices += file.take_notices()
+            self._unsynced[name] = None
+        finally:
+            file.close()
+        if len(self._unsynced) > _UNSYNCED:
+            self.sync()
+
+    def sync(self) -> bool:
+        """Force what was written to the disk, also to files that were closed since; return whether it is there."""
+        are_there = [file.sync() for file in self.values()]
+        closed, self._unsynced = self._unsynced, {}
+        for name in closed.keys() - self.keys():
+            path = os.path.join(self._directory, name)
+            try:
+                with regular.existing(path) as fd:
+                    os.fsync(fd)
+            except OSError as error:
+                self.say(f"what was last written to {path} may not have reached the disk: {error}")
+                are_there.append(False)
+        return all(are_there)
+
+    def say(self, notice: str) -> None:
+        """Have something said in the log."""
+        self._notices.append(f"mplog: {notice}")
+
+    def take_notices(self) -> list[str]:
+        """Return what there is to say in the log, each time with what is new."""
+        taken, self._notices = self._notices, []
+        for file in self.values():
+            taken += file.take_notices()
+        return taken

@@ -1,0 +1,84 @@
+"""Which file a record goes into, by the values that name the file. It runs in the logging process."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mplog.files.names import FileNames
+from mplog.record.cache import Bounded
+from mplog.record.decoding import constant_fields
+from mplog.record.layout import DETAILS, NO_DETAILS, ORIGIN, ByOrigin, Origin
+
+#: Names that are remembered, by the values that make them, and how many characters these may have.
+_KEPT_NAMES = 10_000
+_LONGEST_KEPT = 1000
+
+_STANDARD = {*ORIGIN, *DETAILS}
+_DETAIL_PLACES = {name: place for place, name in enumerate(DETAILS)}
+
+
+class Routes:
+    """Finds the names of files, and remembers them.
+
+    Args:
+        names: the pattern.
+
+    Attributes:
+        by_origin: the names for records without extra attributes.
+    """
+
+    def __init__(self, names: FileNames) -> None:
+        self._names = names
+        self.by_origin = ByOrigin(self._file_name)
+        self._by_values: Bounded[tuple[Any, ...], str] = Bounded(_KEPT_NAMES)
+        #: The one field, where that is an extra attribute, and names by its values that are texts or integers.
+        self._field = names.fields[0] if names.fields[0] not in _STANDARD and len(names.fields) == 1 else None
+        self._by_value: Bounded[str | int, str] = Bounded(_KEPT_NAMES)
+        #: Without a field that may be extra, extra attributes change nothing.
+        self._has_extra = not _STANDARD.issuperset(names.fields)
+
+    def name_with(self, origin: Origin, extra: dict[str, Any]) -> str:
+        """Return the name for a record with extra attributes."""
+        if self._field is not None:
+            value = extra.get(self._field)
+            # Not True, which is equal to 1.
+            if type(value) is str or type(value) is int:
+                name = self._by_value.get(value)
+                if name is None:
+                    name = self._file_name(origin, extra)
+                    if isinstance(value, int) or len(value) <= _LONGEST_KEPT:
+                        self._by_value.keep(value, name)
+                return name
+        elif not self._has_extra and _STANDARD.isdisjoint(extra):
+            return self.by_origin[origin]
+        return self._file_name(origin, extra)
+
+    def name_of(self, record: logging.LogRecord) -> str:
+        """Return the name for a record that was not sent."""
+        return self._name([record.__dict__.get(field) for field in self._names.fields])
+
+    def _file_name(self, origin: Origin, extra: dict[str, Any] | None = None) -> str:
+        values = []
+        for field in self._names.fields:
+            if field in ORIGIN:
+                value = getattr(origin, field)
+            elif field in _DETAIL_PLACES:
+                value = (origin.details or NO_DETAILS)[_DETAIL_PLACES[field]]
+            else:
+                value = None
+            if value is None:
+                # What UTF-8 does not take is among the extra ones (`mplog.record.encoding`).
+                value = (extra or {}).get(field, constant_fields.get(field))
+            values.append(value)
+        return self._name(values)
+
+    def _name(self, values: list[Any]) -> str:
+        # 1, 1.0 and True are equal, and make other names.
+        key = tuple([value if type(value) is str or value is None else str(value) for value in values])
+        name = self._by_values.get(key)
+        if name is None:
+            name = self._names.name(values)
+            if sum(map(len, filter(None, key))) <= _LONGEST_KEPT:
+                self._by_values.keep(key, name)
+        return name
