@@ -1,7 +1,7 @@
-"""`Pool`, `ProcessPoolExecutor`, `Process`: the stdlib's, logging to a server.
+"""`Pool`, `ProcessPoolExecutor`, `Process`: the stdlib's, with the stdlib's signatures, logging to a server.
 
-The rule of this file: **the signature is the stdlib's.** The initializer of the server runs first, then the user's own;
-what a worker is to run may be a lambda, a closure or a function of a notebook, under any start method.
+The initializer of the server runs first, then the user's own. What a worker is to run may be a lambda, a closure or a
+function of a notebook, under any start method.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _NO_KWARGS: Mapping[str, Any] | None = None if sys.version_info >= (3, 14) else 
 
 
 class _Logging:
-    """Which server to log to, and whether it is ours to stop.
+    """The server to log to, which may have been started for this object alone.
 
     Args:
         server: a running server.
-        log: a path; a server of its own is started for it.
+        log: a path, for which a server is started.
 
     Raises:
         TypeError: neither is given, or both.
@@ -40,8 +40,8 @@ class _Logging:
     def __init__(self, server: LogServer | None, log: str | os.PathLike[str] | None) -> None:
         if (server is None) == (log is None):
             raise TypeError("give either server=, a running LogServer, or log=, a path to log to")
-        self.own = LogServer(log).start() if log is not None else None
-        self._server = server or self.own
+        self._own = LogServer(log).start() if log is not None else None
+        self._server = server or self._own
 
     def initializer(self, function: Callable[..., object] | None, arguments: Iterable[Any]) -> Initializer:
         """Return the server's initializer, followed by the user's."""
@@ -50,21 +50,21 @@ class _Logging:
         return initializer if function is None else initializer.then(function, *arguments)
 
     def note_end(self, process: Any) -> None:
-        """Have it said in the log how a process has ended that this one has waited for."""
+        """Have the log say how a process has ended for which this one has waited."""
         assert self._server is not None
         if process.exitcode:
             self._server.note_end(process.pid, process.name, process.exitcode)
 
     def stop(self) -> None:
-        """Stop the server if it is ours."""
-        if self.own is not None:
-            self.own.stop()
+        """Stop the server if it was started here."""
+        if self._own is not None:
+            self._own.stop()
 
 
 class _PoolProcesses:
-    """Make the processes of a Pool. Each but the first ones replaces one that has ended, which so is noted.
+    """Makes the processes of a Pool, and notes the ends of the processes that they replace.
 
-    Not a method of the Pool: its thread, which holds this, would keep it from being collected.
+    Not a method of the Pool: its thread would then hold the Pool, which could not be collected.
     """
 
     def __init__(self, logging: _Logging) -> None:
@@ -87,10 +87,10 @@ class Pool(multiprocessing.pool.Pool):
         processes, initializer, initargs, maxtasksperchild: as in ``multiprocessing.Pool``.
         context: a context of ``multiprocessing`` or ``multiprocess``; None (the default) takes the default one.
         server: the `LogServer` to log to.
-        log: or a path: the pool has a server of its own, which stops with it.
+        log: a path, in place of `server`: the pool has a server of its own, which stops with it.
     """
 
-    # What __del__ of the base class looks at, also where __init__ has failed.
+    # __del__ of the base class looks at this, also after __init__ has failed.
     _state = multiprocessing.pool.INIT
 
     def __init__(
@@ -124,58 +124,20 @@ class Pool(multiprocessing.pool.Pool):
         super().join()
         self._logging.stop()
 
-    def _portable(self, func: Callable[..., T]) -> Callable[..., T]:
-        return Portable(func, forked=self._forked)
 
-    # Each as in the base class, with a function that may be anything callable. apply() calls apply_async().
+def _for_any_callable(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of the stdlib's Pool that also takes a lambda or a closure as its function."""
 
-    def apply_async(
-        self,
-        func: Callable[..., T],
-        args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},
-        callback: Callable[[T], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> multiprocessing.pool.AsyncResult[T]:
-        return super().apply_async(self._portable(func), args, kwds, callback, error_callback)
+    @functools.wraps(method)
+    def call(self: Pool, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return method(self, Portable(func, forked=self._forked), *args, **kwargs)
 
-    def map(self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = None) -> list[T]:
-        return super().map(self._portable(func), iterable, chunksize)
+    return call
 
-    def map_async(
-        self,
-        func: Callable[[Any], T],
-        iterable: Iterable[Any],
-        chunksize: int | None = None,
-        callback: Callable[[list[T]], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> multiprocessing.pool.MapResult[T]:
-        return super().map_async(self._portable(func), iterable, chunksize, callback, error_callback)
 
-    def imap(
-        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = 1
-    ) -> multiprocessing.pool.IMapIterator[T]:
-        return super().imap(self._portable(func), iterable, chunksize)
-
-    def imap_unordered(
-        self, func: Callable[[Any], T], iterable: Iterable[Any], chunksize: int | None = 1
-    ) -> multiprocessing.pool.IMapIterator[T]:
-        return super().imap_unordered(self._portable(func), iterable, chunksize)
-
-    def starmap(
-        self, func: Callable[..., T], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
-    ) -> list[T]:
-        return super().starmap(self._portable(func), iterable, chunksize)
-
-    def starmap_async(
-        self,
-        func: Callable[..., T],
-        iterable: Iterable[Iterable[Any]],
-        chunksize: int | None = None,
-        callback: Callable[[list[T]], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> multiprocessing.pool.AsyncResult[list[T]]:
-        return super().starmap_async(self._portable(func), iterable, chunksize, callback, error_callback)
+# apply() calls apply_async().
+for _name in ("apply_async", "map", "map_async", "imap", "imap_unordered", "starmap", "starmap_async"):
+    setattr(Pool, _name, _for_any_callable(getattr(multiprocessing.pool.Pool, _name)))
 
 
 class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
@@ -186,7 +148,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
             context is one of ``multiprocessing``.
         max_tasks_per_child: as in the base class, from Python 3.11 on.
         server: the `LogServer` to log to.
-        log: or a path: the executor has a server of its own, which stops with it.
+        log: a path, in place of `server`: the executor has a server of its own, which stops with it.
 
     Raises:
         TypeError: the context is not one of ``multiprocessing``.
@@ -208,7 +170,6 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
                 f"ProcessPoolExecutor works with a context of multiprocessing, not with {mp_context!r}. "
                 "For multiprocess there is mplog.Pool(context=...)."
             )
-        self._left_to_itself = False
         options: dict[str, Any] = {}
         if max_tasks_per_child is not None:
             options["max_tasks_per_child"] = max_tasks_per_child
@@ -218,24 +179,25 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         except BaseException:
             self._logging.stop()
             raise
-        # Where tasks per child are limited, the base class chooses the context.
+        self._is_left_alone = False
+        # With max_tasks_per_child, the base class chooses the context.
         context: Any = self._mp_context
         self._forked = context.get_start_method() == "fork"
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
-        """As in the base class, with a function that may be anything callable."""
+        """As in the base class; `fn` may be any callable."""
         return super().submit(Portable(fn, forked=self._forked), *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As in the base class. A server of its own stops, too, unless `wait` is off: then it ends with the program."""
+        """As in the base class. A server of its own stops, too; with ``wait=False``, it ends with the program."""
         processes = list((self._processes or {}).values())
         super().shutdown(wait, cancel_futures=cancel_futures)
         if wait:
             for process in processes:
                 self._logging.note_end(process)
-        # Behind shutdown(wait=False), the base class never waits, and the workers may still log.
-        self._left_to_itself |= not wait
-        if not self._left_to_itself:
+        # After shutdown(wait=False), the base class never waits, and the workers may still log.
+        self._is_left_alone |= not wait
+        if not self._is_left_alone:
             self._logging.stop()
 
 
@@ -266,7 +228,7 @@ class _ProcessMixin:
         forked = (context or self._library).get_start_method() == "fork"
         portable = None if target is None else Portable(target, forked=forked)
         super().__init__(group, portable, name, args, kwargs or {}, daemon=daemon)  # type: ignore[call-arg]
-        # Last, so that a server of its own is not left running where an argument is wrong.
+        # Last, so that a wrong argument leaves no server running.
         self._logging = _Logging(server, log)
         self._initializer = self._logging.initializer(None, ())
 
@@ -277,7 +239,7 @@ class _ProcessMixin:
                     f"{type(self).__name__} is a process of another library than {context!r}. For multiprocessing, "
                     "derive it from mplog.Process; for multiprocess, from mplog.MultiprocessProcess."
                 )
-            # Not a __new__, which would hide the signature.
+            # Not by __new__, which would hide the signature.
             self.__class__ = _multiprocess_class()
         self._start_method = context.Process._start_method
         self._Popen = context.Process._Popen
@@ -300,19 +262,16 @@ class _ProcessMixin:
             raise
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the process to end; a server of its own then stops."""
+        """Wait for the end of the process; a server of its own then stops."""
         super().join(timeout)  # type: ignore[misc]
-        if self.exitcode is not None:  # type: ignore[attr-defined]
-            self._note_end()
-            self._stop_own_server()
-
-    def _note_end(self) -> None:
-        if self._logging is not None and not self._end_is_noted:
-            self._end_is_noted = True
-            self._logging.note_end(self)
+        if self.exitcode is not None and self._logging is not None:  # type: ignore[attr-defined]
+            if not self._end_is_noted:
+                self._end_is_noted = True
+                self._logging.note_end(self)
+            self._logging.stop()
 
     def close(self) -> None:
-        """Release what the object holds of a process that has ended; a server of its own stops."""
+        """Release the resources of a process that has ended; a server of its own stops."""
         super().close()  # type: ignore[misc]
         self._stop_own_server()
 
@@ -329,7 +288,7 @@ class Process(_ProcessMixin, multiprocessing.Process):
         context: a context of ``multiprocessing`` or ``multiprocess``; None (the default) takes the default one. With
             one of ``multiprocess``, the object is a ``multiprocess.Process``.
         server: the `LogServer` to log to.
-        log: or a path: the process has a server of its own, which stops when it is joined.
+        log: a path, in place of `server`: the process has a server of its own, which stops when it is joined.
     """
 
 
