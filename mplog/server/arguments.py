@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -115,6 +116,7 @@ class Arguments:
         Raises:
             MplogError: the server cannot start.
         """
+        _check_not_importing_main()
         if self.logger_class is Logger and logging.getLoggerClass() not in (logging.Logger, Logger):
             raise ServerStateError(
                 f"logger_class=mplog.Logger would take the place of {logging.getLoggerClass()!r}, which the "
@@ -217,3 +219,14 @@ def _check_plain_queue(queue: Any, *, needs_log_queue: bool) -> None:
             f"overflow and sync_level need a LogQueue: {queue!r} waits when it is full, and cannot tell what is on "
             "disk. Leave queue out, or these."
         )
+
+
+def _check_not_importing_main() -> None:
+    # As multiprocessing and multiprocess do when they refuse to start a process at this point.
+    for library in ("multiprocessing.process", "multiprocess.process"):
+        module = sys.modules.get(library)
+        if module is not None and getattr(module.current_process(), "_inheriting", False):
+            raise StartError(
+                "LogServer.start() was reached in a worker that is just importing the main module, as every spawned "
+                'worker does. Put what starts the server and the workers under  if __name__ == "__main__":'
+            )

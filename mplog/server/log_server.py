@@ -7,9 +7,9 @@
               |  root logger: one QueueHandler, until stop()
     workers   ---- LogQueue ----->    logging process
 
-The rule of this file: **the server never stands between a worker and the log.** It starts the logging process and asks
-it things; records do not pass through here. So there is no thread here (but for a plain queue, which needs one), and
-when this process dies the logging process goes on with what the others send.
+The server never stands between a worker and the log: it starts the logging process and asks it things, and records do
+not pass through here. So there is no thread here, except with a plain queue, which needs one; and if this process dies,
+the logging process goes on writing what the workers send.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, ServerStateError, StartError
+from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, ServerStateError
 from mplog.logging_process.messages import ChildEnded, Patience
 from mplog.monitoring.statistics import Stats
 from mplog.queue.log_queue import LogQueue
@@ -50,39 +50,38 @@ class LogServer:
     ...     with Pool(4, initializer=server.initializer) as pool:
     ...         pool.map(work, tasks)
 
-    While it runs, the root logger of this process has one handler, which sends to the logging process, too; `stop`
-    puts the logging of this process back as it was. A server that is never stopped writes everything before the
-    program ends.
+    While the server runs, the root logger of this process has one handler, which also sends to the logging process.
+    `stop` puts the logging of this process back as it was. If the program never calls `stop`, everything is written
+    before it ends.
 
     Args:
         sinks: where to write: `Sink` objects; a path is short for a `FileSink`. At least one, or a `config`.
         level: the root logger's level while the server runs, here and in the workers; None (the default) leaves it as
             it is.
-        format: a ``%``-style format or a ``logging.Formatter`` for the sinks that have none of their own; None (the
+        format: a ``%``-style format or a ``logging.Formatter``, for sinks that have none of their own; None (the
             default) is ``%(asctime)s %(levelname)-8s %(processName)s %(name)s | %(message)s``.
         config: in place of sinks, level and format: a dictionary as ``logging.config.dictConfig`` takes it, or the
-            path of a ``.toml`` or ``.json`` file that holds one. Its handlers, with their formatters and filters, are
-            made in the logging process; the levels, filters and ``propagate`` of its loggers hold here and in the
-            workers.
-        fields: fields that every record gets, such as ``{"service": "shop"}``, for formats (``%(service)s``) and
-            ``JSONFormatter``; a record's own field of that name takes precedence. Or `Fields`, which can also have
-            fields worked out for each record, and keep secrets out of all of them.
+            path of a ``.toml`` or ``.json`` file that holds one. Its handlers, formatters and their filters are made
+            in the logging process; the levels, filters and ``propagate`` of its loggers hold here and in the workers.
+        fields: fields of every record, such as ``{"service": "shop"}``, for formats (``%(service)s``) and
+            ``JSONFormatter``; a record's own field of that name takes precedence. `Fields` can also compute fields for
+            each record, and keep secrets out of all of them.
         queue: a `LogQueue` of your own; or a plain ``Queue`` of ``multiprocessing`` or ``multiprocess``, which works
-            everywhere but loses what a worker has not sent when it dies, and may wedge when one is killed. None (the
-            default) makes a `LogQueue`.
-        logger_class: ``mplog.Logger`` makes all loggers of this process and of the workers loggers of that class, those
-            too that modules have got already. ``logging.Logger`` (the default) leaves them as they are.
+            everywhere, but loses what a worker has not sent when the worker dies, and may wedge when one is killed.
+            None (the default) makes a `LogQueue`.
+        logger_class: ``mplog.Logger`` changes all loggers of this process and of the workers to that class, also
+            loggers that modules have got already. ``logging.Logger`` (the default) leaves them as they are.
         overflow: what becomes of a record while the buffers and the queue are full: ``"block"`` (the default; nothing
-            is lost, and calls wait), ``"drop_newest"``, ``"drop_oldest"``, ``"fallback"``, or an `Overflow` with more
-            to say, such as ``Overflow.drop_below("WARNING", at=0.8)``. What is dropped is counted, and the log says so;
-            errors are kept as long as anything can be.
-        sync_level: calls at this level and above return when their record is on disk; `Sync` to give a timeout, too.
+            is lost, and calls wait), ``"drop_newest"``, ``"drop_oldest"``, ``"fallback"``, or an `Overflow` such as
+            ``Overflow.drop_below("WARNING", at=0.8)``. Dropped records are counted, and the log says so; errors are
+            kept as long as anything can be.
+        sync_level: calls at this level and above return when their record is on disk; a `Sync` also has a timeout.
             None (the default) is none.
-        buffer_size: bytes of each of the two buffers between the queue and the sinks. The default, 8 MiB, takes some
-            40,000 records while a disk stands still; memory that is never filled is never taken.
+        buffer_size: bytes of each of the two buffers between the queue and the sinks. The default, 8 MiB, holds some
+            40,000 records while a disk stands still. Memory that is never filled is never taken.
 
     Raises:
-        ValueError, TypeError: an argument is wrong; `ConfigurationError` where it is something in `config`.
+        ValueError, TypeError: an argument is wrong; `ConfigurationError` if it is something in `config`.
     """
 
     def __init__(
@@ -137,16 +136,16 @@ class LogServer:
     ) -> LogServer:
         """Return a server that takes over the handlers that this program has set up, on all of its loggers.
 
-        While it runs, they work in the logging process, for this process and its workers: with the same formatters,
-        filters and levels, and on the same files. Loggers keep their levels and filters, which workers get, too.
-        `stop` gives the loggers their handlers back.
+        While the server runs, the handlers work in the logging process, for this process and its workers, with the
+        same formatters, filters and levels, and on the same files. Loggers keep their levels and filters, which workers
+        get, too. `stop` gives the loggers their handlers back.
 
         Args:
             fields, queue, logger_class, overflow, sync_level, buffer_size: see `LogServer`.
 
         Raises:
-            ConfigurationError: a handler cannot be moved, since it is neither one of the standard library's nor
-                Django's, or there is none at all; ``place`` names its logger.
+            ConfigurationError: there is no handler, or one that is neither the standard library's nor Django's and
+                so cannot be moved; ``place`` names its logger.
         """
         from mplog.config.adopt import describe_handlers
 
@@ -171,16 +170,15 @@ class LogServer:
             The server itself.
 
         Raises:
-            StartError: the logging process could not start; `SinkError` where a sink cannot be opened, and
-                `LogFileLockedError` where another logging process writes its file.
-            ServerStateError: it runs already.
+            StartError: the logging process could not start; `SinkError` if a sink cannot be opened, and
+                `LogFileLockedError` if another logging process writes its file.
+            ServerStateError: the server runs already.
         """
         with self._lock:
             if self._started is not None:
                 raise ServerStateError(
                     f"{self!r} was started before, by pid {self._started.owner}. Make a LogServer for each use."
                 )
-            _check_not_importing_main()
             self._started = Started(self._arguments, START_TIMEOUT, self._patience)
             try:
                 self._started.takeover.apply(self._arguments.level, self._arguments.logger_class)
@@ -203,7 +201,7 @@ class LogServer:
 
     @property
     def queue(self) -> Any:
-        """The queue, which is a `LogQueue` or the plain queue that was given.
+        """The queue: a `LogQueue`, or the plain queue that was given.
 
         Raises:
             ServerStateError: the server is not running.
@@ -253,7 +251,7 @@ class LogServer:
         started = self._require_running()
         if started.owner != os.getpid():
             raise ServerStateError(
-                f"{self!r} belongs to pid {started.owner}, which started it; only that one can ask it."
+                f"{self!r} belongs to pid {started.owner}, which started it; only that process can ask it."
             )
         return started
 
@@ -271,11 +269,11 @@ class LogServer:
     # --- changing ---
 
     def set_level(self, logger: str, level: int | str) -> None:
-        """Set the level of a logger, here and in the workers, those that run already too.
+        """Set the level of a logger, here and in the workers, also in those that run already.
 
-        A running worker notices when it next sends a record of any logger; with ``logger_class=mplog.Logger``, with its
-        next logging call, also at a level that is off. Workers of a plain queue notice only when they are started
-        later. `stop` puts the level back.
+        A running worker notices when it next sends a record of any logger; with ``logger_class=mplog.Logger``, at its
+        next logging call, also at a level that is off. With a plain queue, only workers that start later notice. `stop`
+        puts the level back.
 
         Args:
             logger: its name; ``""`` or ``"root"`` for the root logger.
@@ -295,23 +293,23 @@ class LogServer:
     def flush(self, timeout: float = STOP_TIMEOUT) -> None:
         """Wait until every record whose logging call has returned, in any process, is written.
 
-        With a plain queue, only what the queue has delivered so far: nobody can tell what its threads still hold.
+        With a plain queue, only what the queue has delivered so far: its threads may still hold records.
 
         Args:
             timeout: seconds to wait at most.
 
         Raises:
-            DrainTimeoutError: the time is over.
+            DrainTimeoutError: the time is over; ``pending`` says how much is left.
             LoggingProcessDiedError: the logging process has ended.
             ServerStateError: the server is not running, or another process started it.
         """
         self._require_own().ask("flush", timeout)
 
     def stats(self, timeout: float = STOP_TIMEOUT) -> Stats:
-        """Return what the logging process has counted, at this moment or, when the server is stopped, in the end.
+        """Return what the logging process has counted: until now, or until the server stopped.
 
-        With a `LogQueue` this reads shared memory, and so waits for nobody: what was logged in the last instant may be
-        missing, until the next `flush`.
+        With a `LogQueue`, this reads shared memory and does not wait. Records of the last instant may be missing until
+        the next `flush`.
 
         Args:
             timeout: seconds to wait at most.
@@ -332,9 +330,9 @@ class LogServer:
     def stop(self, timeout: float = STOP_TIMEOUT) -> Stats:
         """Write what is still in the queue, close the sinks and end the logging process.
 
-        Records that other processes log while this runs are either written or, once the queue is closed, refused
-        there. May be called at any time, again, and by several threads. In a process that did not start the server it
-        does nothing.
+        Records that other processes log meanwhile are either written or, once the queue is closed, refused in those
+        processes. `stop` may be called at any time, again, and by several threads. In a process that did not start the
+        server, it does nothing.
 
         Args:
             timeout: seconds to wait at most.
@@ -343,7 +341,7 @@ class LogServer:
             What was counted; ``failed`` says what could not be written.
 
         Raises:
-            DrainTimeoutError: the time is over; the logging process goes on, and ends when all is written.
+            DrainTimeoutError: the time is over; the logging process goes on, and ends when everything is written.
             LoggingProcessDiedError: the logging process has died before.
         """
         started = self._started or self._stopping
@@ -404,14 +402,3 @@ class LogServer:
             if sys.stderr is not None:
                 print(f"mplog: at the end of the program, {error}", file=sys.stderr)
         started.control.leave()
-
-
-def _check_not_importing_main() -> None:
-    # What multiprocessing and multiprocess look at when they refuse to start a process at this point.
-    for library in ("multiprocessing.process", "multiprocess.process"):
-        module = sys.modules.get(library)
-        if module is not None and getattr(module.current_process(), "_inheriting", False):
-            raise StartError(
-                "LogServer.start() was reached in a worker that is just importing the main module, as every spawned "
-                'worker does. Put what starts the server and the workers under  if __name__ == "__main__":'
-            )

@@ -1,7 +1,7 @@
 """A plain queue of ``multiprocessing`` or ``multiprocess`` in place of a `LogQueue`.
 
-The rule of this file: **it works everywhere and promises less.** Such a queue can only be inherited, so a thread in the
-process that made it takes the records out and passes them on to the logging process.
+It works everywhere and promises less. Such a queue can only be inherited, so a thread in the process that made it takes
+the records out and passes them on to the logging process.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from typing import Any
 
 from mplog.record.encoding import encode
 
-__all__ = ["Pump"]
-
-# Seconds between two looks whether it shall end: a sentinel in the queue could not be relied on, since at the end of a
-# program multiprocessing closes the queue before the last child has ended.
+#: Seconds between two looks whether to end. A sentinel in the queue would not do: at the end of a program,
+#: multiprocessing closes the queue before the last child has ended.
 _INTERVAL = 0.2
 _BATCH = 1000
-# The logging process counts it in place of what is no record, and must not unpickle.
+#: Stands for an object that is no record. The logging process counts it; it must not unpickle the object.
 _GARBAGE = b""
 
 
 class Pump(threading.Thread):
-    """Pass on what comes out of a queue, until told to stop and the queue is empty.
+    """Passes on what comes out of a queue, until told to stop and the queue is empty.
 
     Args:
         source: the queue.
@@ -54,7 +52,7 @@ class Pump(threading.Thread):
             try:
                 self._deliver(batch)
             except Exception:
-                return  # the logging process has ended; whoever asks the server learns of it
+                return  # the logging process has ended, as the next call of the server tells
 
     def _take(self) -> list[bytes]:
         batch: list[bytes] = []
@@ -65,11 +63,11 @@ class Pump(threading.Thread):
             if not batch:
                 raise
         except Exception:
-            batch.append(_GARBAGE)  # it does not unpickle
+            batch.append(_GARBAGE)  # an object that does not unpickle
         return batch
 
     def stop(self, timeout: float) -> bool:
-        """Pass on the rest; return whether that was done within `timeout` seconds."""
+        """Pass on the rest; return whether all of it was passed on within `timeout` seconds."""
         self._stopping.set()
         self.join(timeout)
         return not self.is_alive()
@@ -82,10 +80,10 @@ def _encoded(item: object) -> bytes:
 
 
 def _with_own_reader(source: Any) -> Any:
-    """Return the queue with a reading end of its own.
+    """Return the queue with another reading end.
 
-    A process that has put something into the queue closes the queue's reading end at the end of the program, before
-    the last child has ended, which would then wait for ever (``reader_close`` in ``multiprocessing.queues``).
+    At its end, a program that has put something into the queue closes the queue's reading end before its last child has
+    ended; that child would then wait for ever (``reader_close`` in ``multiprocessing.queues``).
     """
     reader = getattr(source, "_reader", None)
     if reader is None:

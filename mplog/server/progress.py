@@ -1,8 +1,7 @@
 """What a person sees while a program ends slowly: how much of the log is left to write.
 
-The rule of this file: **it is there for a person who waits, and for nobody else.** Nothing is shown unless stderr is a
-terminal, and before it has lasted a second. There is no thread: whoever waits calls `Progress.tick` meanwhile. Nothing
-that goes wrong here stops what it shows.
+It is there for a person who waits: nothing is shown unless stderr is a terminal, and in the first second. There is no
+thread: the code that waits calls `Progress.tick`. An error here never disturbs the end of the server.
 """
 
 from __future__ import annotations
@@ -20,22 +19,20 @@ from mplog.monitoring.running import Snapshot
 from mplog.record.plain import printable
 from mplog.server.backlog import Backlog
 
-__all__ = ["MPLOG_PROGRESS", "TICK_SECONDS", "Progress", "is_wanted"]
-
 #: The environment variable that switches it off: ``MPLOG_PROGRESS=0``.
 MPLOG_PROGRESS = "MPLOG_PROGRESS"
 
-#: How often whoever waits calls `Progress.tick`, in seconds: as often as somebody reads a number that changes.
+#: Seconds between two calls of `Progress.tick`: as often as a person reads a number that changes.
 TICK_SECONDS = 0.2
-#: What is over before that, in seconds, nobody has to be told about.
+#: Seconds before anything is shown.
 _PATIENCE = 1.0
-#: Characters of the bar: with the longest text, it fits into 80 columns.
+#: Characters of the bar: with the longest text, the line fits into 80 columns.
 _BAR = 12
 _MEBIBYTE = 2**20
 
 
 def is_wanted(stream: TextIO | None) -> bool:
-    """Return whether somebody watches."""
+    """Return whether the stream is a terminal that a person watches."""
     if os.environ.get(MPLOG_PROGRESS, "").lower() in ("0", "off", "no", "false") or os.environ.get("TERM") == "dumb":
         return False
     try:
@@ -60,7 +57,7 @@ class Progress:
 
     @property
     def ticker(self) -> Callable[[], None] | None:
-        """What is to be called every `TICK_SECONDS`; None where nobody watches."""
+        """What to call every `TICK_SECONDS`; None if nobody watches."""
         return self.tick if is_wanted(self._stream) else None
 
     def __enter__(self) -> Progress:
@@ -75,7 +72,7 @@ class Progress:
             self._display = None
 
     def tick(self) -> None:
-        """Show how far it is, if it has lasted for a while."""
+        """Show how much is left, if it has taken a while."""
         seconds = time.monotonic() - self._began
         with contextlib.suppress(Exception):  # a broken terminal is no reason to lose a record
             snapshot, left = self._backlog.look()
@@ -95,7 +92,7 @@ def _describe(snapshot: Snapshot | None, left: int, total: int) -> str:
         if left:
             return f"writing the log: {left / _MEBIBYTE:.1f} of {total / _MEBIBYTE:.1f} MiB left"
         for directory in sorted({os.path.dirname(path) for path, _ in snapshot.files}):
-            # Where the compressor puts its work (mplog.files.archives).
+            # Files that the compressor writes (mplog.files.archives).
             for part in glob.glob(os.path.join(glob.escape(directory), ".*.part")):
                 return f"compressing {printable(os.path.splitext(os.path.basename(part)[1:-5])[0])}"
     return "closing the log"
@@ -104,12 +101,12 @@ def _describe(snapshot: Snapshot | None, left: int, total: int) -> str:
 def _open(stream: TextIO) -> _Plain | _Rich:
     try:
         return _Rich(stream)
-    except Exception:  # not installed; or, at the end of the interpreter, not to be loaded any more
+    except Exception:  # not installed, or too late to be imported: the interpreter ends
         return _Plain(stream)
 
 
 class _Plain:
-    """One line, written over itself."""
+    """One line, which is overwritten."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -121,7 +118,7 @@ class _Plain:
         except (OSError, ValueError):
             columns = 80
         line = f"mplog: {text}{part}, {seconds:.0f} s"
-        # A line that is wrapped cannot be written over; 0 columns is a terminal that does not know.
+        # A line that wraps cannot be overwritten. A terminal that does not know its width says 0.
         self._stream.write(f"\r{line[: (columns or 80) - 1]}\x1b[K")
         self._stream.flush()
 
@@ -134,7 +131,7 @@ class _Rich:
     """A bar, by rich.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: rich is not installed.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -147,7 +144,7 @@ class _Rich:
             *columns,
             TextColumn("{task.fields[seconds]:.0f} s"),
             console=Console(file=stream),
-            # No thread of its own, and nobody else's output taken over.
+            # No thread, and no redirected output.
             auto_refresh=False,
             transient=True,
             redirect_stdout=False,

@@ -6,9 +6,9 @@
            -> producers stopped -> LogServer.stop() -> what was not written, said on stderr
            -> what the signal would have done
 
-The rule of this file: **the signal does what it would have done, only later.** A handler that the program has is called
-at once, and decides; a signal that is ignored stays ignored; one that ends the process still ends it, by that signal.
-In a forked child everything is as if there were no hook.
+The signal does what it would have done, only later. A handler of the program's own is called at once, and decides; a
+signal that is ignored stays ignored; a signal that ends the process still ends it. A forked child has the signal
+handlers that there were before.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ from mplog.errors import MplogError, ServerStateError
 from mplog.monitoring.account import missing
 from mplog.server.log_server import LogServer
 
-__all__ = ["GracefulShutdown"]
-
-#: Seconds in all. Docker kills ten seconds behind its SIGTERM, and others wait for longer.
+#: Seconds in all. Docker kills ten seconds after its SIGTERM, and others wait for longer.
 TIMEOUT = 8.0
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -47,32 +45,32 @@ class GracefulShutdown:
 
     Without it, SIGTERM ends a Python program on the spot, and leaves its workers to themselves. With it, SIGTERM raises
     SystemExit in the main thread, and SIGINT KeyboardInterrupt as ever, so that the program leaves its ``with`` blocks.
-    When it leaves this one,
+    When the program leaves this block,
 
-    1. `producers` are stopped, and all children of ``multiprocessing`` and ``multiprocess`` with them: terminated, and
-       killed after half of `timeout`. What they have logged is in the queue, and not lost.
-    2. The server is stopped: everything in the queue is written. Whatever is not, is said on stderr.
-    3. The signal does what it would have done without this: the exit status tells that the program was terminated by
-       it, and KeyboardInterrupt goes on its way.
+    1. `producers` are stopped, and all children of ``multiprocessing`` and ``multiprocess``: terminated, and killed
+       after half of `timeout`. What they have logged is in the queue, and not lost.
+    2. The server is stopped: everything in the queue is written. If something is not, stderr says so.
+    3. The signal does what it would have done: the exit status tells that it has terminated the program, and a
+       KeyboardInterrupt propagates.
 
-    The signal counts once: what comes within `timeout` seconds behind it, as when somebody presses Ctrl-C three times,
-    changes nothing. A program that leaves the block without a signal finds nothing done.
+    The signal counts once: more signals within `timeout` seconds, as when a user presses Ctrl-C three times, change
+    nothing. If no signal came, leaving the block does nothing.
 
-    A handler of the program's own is called as before. Where it returns, the program goes on; where it raises, the
-    program leaves the block as above. So frameworks that handle signals themselves (uvicorn, gunicorn, Celery, asyncio)
-    need no more than ``with LogServer(...)`` around them. A signal that is ignored (nohup) stays so. Python runs a
-    handler between two of its own instructions, so one call into C is waited for; also where the signal comes in the
-    instant before the main thread begins to wait, for a lock say, which CPython itself does not notice. And a ``Pool``
-    whose workers the same signal has ended, as one to the whole process group does, may wait for ever on a busy
-    machine, with CPython alone too: then somebody has to kill the program, and what was logged is written all the same.
+    A handler of the program's own is called as before. If it returns, the program goes on; if it raises, the program
+    leaves the block as above. So frameworks that handle signals themselves (uvicorn, gunicorn, Celery, asyncio) need
+    only ``with LogServer(...)`` around them. A signal that is ignored (nohup) stays ignored. Python runs handlers
+    between two of its own instructions, so a call into C must return first; CPython also misses a signal that comes
+    just before the main thread begins to wait for a lock. After a signal to the whole process group, which also ends
+    the workers of a ``Pool``, the ``Pool`` may wait for ever on a busy machine, as with CPython alone: the program must
+    then be killed, and what was logged is written all the same.
 
     Args:
         server: the server.
         producers: what logs and is neither a child of ``multiprocessing`` or ``multiprocess`` nor stopped by a ``with``
-            block in this one: pools and executors, which would replace the children that are terminated, and
-            ``subprocess.Popen`` objects; anything with a ``terminate()`` or a ``shutdown()``.
+            block in this one: ``subprocess.Popen`` objects, and pools and executors, which would replace the children
+            that are terminated. Anything with a ``terminate()`` or a ``shutdown()``.
         signals: which signals; SIGTERM and SIGINT by default.
-        timeout: seconds that it may take in all; 8 by default, since Docker kills after 10.
+        timeout: seconds that all of this may take; 8 by default, since Docker kills after 10.
 
     Raises:
         TypeError: one of the producers can neither be terminated nor shut down.
@@ -107,7 +105,7 @@ class GracefulShutdown:
         """Begin to wait for the signals.
 
         Raises:
-            ServerStateError: this is not the main thread, where Python handles signals; or it is in use already.
+            ServerStateError: this is not the main thread, where Python handles signals; or the object is in use.
         """
         if threading.current_thread() is not threading.main_thread():
             raise ServerStateError(
@@ -121,7 +119,7 @@ class GracefulShutdown:
         _active.append(self)
         for number in self._signals:
             before = signal.getsignal(number)
-            # None is a handler that is not Python's: it can be neither called nor put back.
+            # None: a handler that is not Python's, which can be neither called nor put back.
             if before is not None and before != signal.SIG_IGN:
                 self._previous[number] = before
                 signal.signal(number, self._on_signal)
@@ -129,7 +127,7 @@ class GracefulShutdown:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous.get(number, signal.SIG_DFL)
-        # What is raised in a hook goes nowhere, so the signal comes again behind it.
+        # Exceptions in a fork hook are swallowed, so the signal is sent again, to arrive after the hook.
         if frame is not None and frame.f_code in _FORK_HOOKS and self._owner == os.getpid():
             _thread.interrupt_main(number)  # type: ignore[arg-type]
         elif self._is_closing:
@@ -165,7 +163,7 @@ class GracefulShutdown:
                 sys.excepthook(kind, value, where)  # type: ignore[arg-type]
             _die(deadly[0])
         for number in self._held:
-            # Of the same request, unless there was none before, or somebody else has something to do about it.
+            # The same request as the first signal, unless there was none, or the program has a handler of its own.
             if not is_told or self._previous[number] not in (signal.SIG_DFL, signal.default_int_handler):
                 signal.raise_signal(number)
 
@@ -173,8 +171,6 @@ class GracefulShutdown:
         for number, before in self._previous.items():
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, before)
-
-    # --- the order ---
 
     def _stop(self) -> None:
         """Stop the producers, then the server, each in its time."""
@@ -193,13 +189,11 @@ class GracefulShutdown:
 
 #: Those that are in use in this process, the innermost last.
 _active: list[GracefulShutdown] = []
-
-
 _masks = threading.local()
 
 
 def _before_fork() -> None:
-    # What a child is sent before it has run at all, CPython forgets (_PySignal_AfterFork), unless it is blocked.
+    # CPython forgets a signal to a child that has not run yet (_PySignal_AfterFork), unless the signal is blocked.
     numbers = {number for hook in _active for number in hook._previous}
     _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if numbers else None
 
@@ -221,7 +215,7 @@ _FORK_HOOKS = frozenset(hook.__code__ for hook in (_before_fork, _after_fork_in_
 
 @functools.lru_cache(maxsize=1)
 def _restore_in_forks() -> None:
-    """Have a forked child begin with the handlers that there were before."""
+    """Have forked children begin with the signal handlers that there were before."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(
             before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
@@ -229,8 +223,8 @@ def _restore_in_forks() -> None:
 
 
 def _stop_producers(producers: tuple[Any, ...], deadline: float) -> None:
-    """Stop the producers and all children; return at the deadline, whatever they do."""
-    # In threads, since the terminate() of a Pool waits for its workers without a limit.
+    """Stop the producers and all children, killing the children that live at the deadline."""
+    # In threads: Pool.terminate() waits for its workers without a limit.
     threads = [threading.Thread(target=_stop_one, args=(producer,), daemon=True) for producer in producers]
     for thread in threads:
         thread.start()
@@ -265,7 +259,7 @@ def _children() -> list[Any]:
 
 
 def _die(number: int) -> None:
-    """End this process by the signal. As process 1 of a container, which no signal ends so, return."""
+    """End this process by the signal. In process 1 of a container, which no signal ends, return."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -125,7 +125,7 @@ def test_import_does_nothing(tmp_path: Path) -> None:
         """
         import atexit, logging.handlers, multiprocessing.util, os, signal, subprocess, sys, tempfile, threading
         import multiprocessing.managers, multiprocessing.pool, concurrent.futures.process, asyncio
-        import cloudpickle, filelock, msgspec
+        import cloudpickle, filelock, msgspec, multiprocess.util
 
         def state():
             return (
