@@ -1,24 +1,10 @@
 """What can go wrong, as exceptions.
 
-Every message says what happened, the likely cause and what to do. The evidence is kept as attributes, and every
-error pickles, because most of them are found in the logging process and raised in the program that started it.
+Every message says what happened, the likely cause and what to do. The evidence is kept in attributes. Every error
+pickles, because the logging process finds most of them and the program that started it raises them.
 """
 
 from __future__ import annotations
-
-__all__ = [
-    "ConfigurationError",
-    "DrainTimeoutError",
-    "LogFileLockedError",
-    "LoggingProcessDiedError",
-    "MessageTooLongError",
-    "MplogError",
-    "NoReaderError",
-    "QueueNotFoundError",
-    "ServerStateError",
-    "SinkError",
-    "StartError",
-]
 
 
 class MplogError(Exception):
@@ -26,15 +12,15 @@ class MplogError(Exception):
 
 
 class NoReaderError(MplogError, BrokenPipeError):
-    """Nobody reads the queue any more: the logging process has ended."""
+    """No process reads the queue any more: the logging process has ended."""
 
 
 class QueueNotFoundError(MplogError, FileNotFoundError):
-    """There is no queue where one was expected: its server has stopped, or the path is wrong."""
+    """There is no queue at the path: its server has stopped, or the path is wrong."""
 
 
 class MessageTooLongError(MplogError, ValueError):
-    """An object that is not a log record is longer than a queue carries.
+    """An object that is no log record is too long for a queue.
 
     Attributes:
         length: its pickled length in bytes.
@@ -78,12 +64,12 @@ class SinkError(StartError):
 
 
 class LogFileLockedError(StartError, OSError):
-    """Another logging process writes the file already.
+    """Another logging process already writes the file.
 
     Attributes:
         path: the log file.
         pid: the process that owns it; None where its owner left no note.
-        since: when it took it, as ``YYYY-MM-DD HH:MM:SS`` in local time; None where its owner left no note.
+        since: when that process took it, as ``YYYY-MM-DD HH:MM:SS`` in local time; None where its owner left no note.
     """
 
     def __init__(self, message: str, *, path: str = "", pid: int | None = None, since: str | None = None) -> None:
@@ -98,7 +84,7 @@ class ServerStateError(MplogError, RuntimeError):
 
 
 class LoggingProcessDiedError(MplogError, RuntimeError):
-    """The logging process ended although nobody had asked it to.
+    """The logging process ended without being asked to.
 
     Attributes:
         pid: its process id.

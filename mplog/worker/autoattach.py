@@ -1,13 +1,13 @@
-"""A program that joins a server without a change to its code: what ``mplog run --python`` sets up in it.
+"""A program joins a server without a change to its code: what ``mplog run --python`` sets up in it.
 
 ::
 
     import logging --> on_import: levels of the server, a handler that waits, on the root logger
     first record   --> the handler joins the server, and a QueueHandler takes its place
 
-The rule of this file: **the program's own logging stays as it is.** Ours is one handler more. Where the program calls
-``basicConfig()``, ``dictConfig()`` or ``fileConfig()``, it is taken off meanwhile, so that they find what they would
-have found, and is put back behind what they have set up.
+The program's own logging stays as it is: our handler is one more. While the program calls ``basicConfig()``,
+``dictConfig()`` or ``fileConfig()``, our handler is taken off, so that they find the same as without it; afterwards it
+is put back.
 """
 
 from __future__ import annotations
@@ -24,15 +24,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mplog.worker.queue_handler import QueueHandler
 
-__all__ = ["on_import"]
-
 
 def on_import(name: str) -> None:
-    """Do what is to be done now that a module of the stdlib has been imported.
-
-    Args:
-        name: ``logging`` or ``logging.config``.
-    """
+    """Set up logging, now that ``logging`` or ``logging.config`` has been imported."""
     if name == "logging":
         _wait()
         _wrap(logging, "basicConfig")
@@ -42,7 +36,7 @@ def on_import(name: str) -> None:
         _wrap(module, "fileConfig")
 
 
-#: The handlers of ours that wait or send, and the loggers that they are on.
+#: Our handler, which waits or sends, and the loggers that it is on.
 _ours: list[logging.Handler] = []
 _loggers: list[logging.Logger] = []
 
@@ -53,10 +47,10 @@ def _wait() -> None:
     if not directory or _ours:
         return
     try:
-        # Without msgspec, which most programs that import logging never need.
+        # Not with msgspec, which most programs that import logging never need.
         with open(os.path.join(directory, "logging"), "rb") as file:
             if os.fstat(file.fileno()).st_uid != os.geteuid():
-                return  # the directory of a server that was killed, made anew by somebody else
+                return  # another user has made the directory of a killed server anew
             state = json.load(file)
         senders, level, levels, disable = state["layout"]["senders"], state["level"], state["levels"], state["disable"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -76,11 +70,7 @@ def _wait() -> None:
 
 
 class _Waiting(logging.Handler):
-    """Joins the server when the first record comes.
-
-    Args:
-        directory: of the server's queue.
-    """
+    """Joins the server whose queue has this directory when the first record comes."""
 
     def __init__(self, directory: str) -> None:
         super().__init__()
@@ -91,14 +81,14 @@ class _Waiting(logging.Handler):
         self._joined: logging.Handler | None = None
 
     def createLock(self) -> None:
-        """Have no lock that others take, as QueueHandler has none."""
+        """Have no lock, as QueueHandler has none."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> Any:
         """Join, and pass the record on."""
         with self._joining:
             if self._is_joining:
-                self._held.append(record)  # of a signal handler, or of a module that is being imported for it
+                self._held.append(record)  # from a signal handler, or from a module that joining imports
                 return True
             self.join()
         self._pass_on(record)
@@ -110,7 +100,7 @@ class _Waiting(logging.Handler):
         if self._joined is not None:
             from mplog.worker.state import brought_filters
 
-            # The logger's own have seen it, and may keep account of what they have seen.
+            # The logger's own filters have seen the record already, and may count what they see.
             brought = logging.Filterer()
             brought.filters = brought_filters(record.name)
             kept: Any = brought.filter(record)
@@ -120,9 +110,9 @@ class _Waiting(logging.Handler):
             last.handle(record)
 
     def join(self) -> None:
-        """Put a QueueHandler in the place of this handler; where the server has ended, nothing."""
+        """Put a QueueHandler in the place of this handler; if the server has ended, only take this handler off."""
         with self._joining:
-            # The program may have a server of its own meanwhile, which has taken this handler off.
+            # The program may have started a server of its own, which has taken this handler off.
             if self._is_joining or not any(self in logger.handlers for logger in _loggers):
                 return
             self._is_joining = True
@@ -134,7 +124,7 @@ class _Waiting(logging.Handler):
             finally:
                 _ours[:] = [] if self._joined is None else [self._joined]
                 for logger in _loggers:
-                    # One assignment: another thread that logs in the meantime sees the old list or the new one.
+                    # One assignment: another thread that logs at this moment sees the old list or the new one.
                     logger.handlers = [new for each in logger.handlers for new in (_ours if each is self else [each])]
                 self._is_joining = False
             held, self._held = self._held, []
@@ -143,7 +133,7 @@ class _Waiting(logging.Handler):
 
 
 def _join(directory: str) -> QueueHandler:
-    """Return a handler for the server, on no logger yet, and set up the loggers as it wants them."""
+    """Return a handler for the server, on no logger yet, and set up the loggers as the server has them."""
     from msgspec.structs import replace
 
     from mplog.queue.log_queue import LogQueue
@@ -156,7 +146,7 @@ def _join(directory: str) -> QueueHandler:
     queue.details, queue.overflow, queue.sync = state.details, state.overflow, state.sync
     queue.preparation = state.layout.preparation
     handler = make_handler(queue, state.layout)
-    # The levels were set when logging was imported; what the program has changed since stays.
+    # The levels were set when logging was imported; changes that the program has made since stay.
     now = {name: logging.getLogger(name).level for name in state.levels}
     root = logging.getLogger()
     replace(state, level=root.level, levels=now, disable=int(root.manager.disable)).apply(handler)
@@ -165,7 +155,7 @@ def _join(directory: str) -> QueueHandler:
 
 
 def _wrap(module: Any, name: str) -> None:
-    """Have a function that sets up logging leave our handler where it is."""
+    """Replace a function that sets up logging by one that leaves our handler where it is."""
     configure: Callable[..., Any] = getattr(module, name)
 
     @functools.wraps(configure)

@@ -1,8 +1,7 @@
 """The keys of a ``QueueHandler`` in a ``dictConfig``, on every Python: ``queue``, ``listener``, ``handlers``.
 
-The rule of this file: **a dictionary means the same whichever Python reads it.** Since Python 3.12 dictConfig() makes
-the queue and the listener itself, and passes them on; before, and where a dictionary names the handler as ``()``, they
-come as they stand in it, and are made here.
+Since Python 3.12, dictConfig() makes the queue and the listener itself, and passes them on. In older Pythons, and for
+a handler that a dictionary names as ``()``, they come as they stand in the dictionary, and are made here.
 """
 
 from __future__ import annotations
@@ -13,17 +12,15 @@ import logging.handlers
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["make_listener", "make_queue"]
-
 
 def make_queue(queue: Any) -> Any:
-    """Return the queue that is meant: itself, or what a factory makes.
+    """Return a queue.
 
     Args:
         queue: a queue; the name of a function that returns one; or ``{"()": factory, ...}``.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: `queue` is none of these.
     """
     configurator: Any = logging.config.BaseConfigurator({})
     if isinstance(queue, str):
@@ -39,17 +36,17 @@ def make_queue(queue: Any) -> Any:
 
 
 def make_listener(queue: Any, handlers: Iterable[Any], listener: Any, *, respect_handler_level: bool) -> Any:
-    """Return a ``QueueListener`` for the handlers, which its user starts and stops.
+    """Return a ``QueueListener`` for the handlers.
 
     Args:
-        queue: what it reads.
-        handlers: handlers; or, in a dictConfig, their names there.
+        queue: the queue that it reads.
+        handlers: handlers; or, in a dictConfig, their names.
         listener: the class, or its name; None for ``logging.handlers.QueueListener``.
         respect_handler_level: see ``logging.handlers.QueueListener``.
 
     Raises:
         TypeError: `listener` is no class of listeners.
-        ValueError: there is no handler of such a name.
+        ValueError: there is no handler of that name.
     """
     kind = logging.config.BaseConfigurator({}).resolve(listener) if isinstance(listener, str) else listener
     kind = kind or logging.handlers.QueueListener
@@ -61,7 +58,7 @@ def make_listener(queue: Any, handlers: Iterable[Any], listener: Any, *, respect
 
 
 class _Handlers:
-    """Handlers, of which those of a dictConfig may be set up later."""
+    """Handlers. Those that are named may be set up later by dictConfig()."""
 
     def __init__(self, handlers: Iterable[Any]) -> None:
         configurator: Any = getattr(handlers, "configurator", None)

@@ -4,8 +4,8 @@
 
     logger.info(...) -> LogRecord -> handle -> filter -> emit -> prepare (record -> bytes) -> enqueue -> LogQueue
 
-The rule of this file: **a logging call is one write and leaves nothing behind**: no lock, no thread, no buffer. So it
-may be made in a signal handler, after any fork, in ``__del__`` and while the interpreter ends.
+The rule of this file: **a logging call is one write and leaves nothing behind**: no lock, no thread, no buffer. So a
+program may log in a signal handler, after any fork, in ``__del__`` and while the interpreter ends.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from mplog.worker.levels import look, watched
 if TYPE_CHECKING:
     from mplog.record.fields import Preparation
 
-__all__ = ["QueueHandler"]
-
 
 def _make_queue(queue: Any) -> Any:
     from mplog.worker.listener import make_queue
@@ -41,23 +39,22 @@ def _make_queue(queue: Any) -> Any:
 class QueueHandler(logging.handlers.QueueHandler):
     """Send log records into a queue, prepared so that they always travel.
 
-    To change what it does, override `handle`, `prepare` or `enqueue` in a subclass.
+    To change what the handler does, override `handle`, `prepare` or `enqueue` in a subclass.
 
-    A formatter set here is not used: records are formatted where they are written. Levels and filters are.
+    A formatter set here is not used: records are formatted where they are written. Levels and filters are used.
 
-    When the logging process has ended, records of level WARNING and above go to ``sys.stderr``, as they do in the
-    stdlib for a program without any logging configuration, behind one line that says so.
+    After the end of the logging process, one line says so, and records of level WARNING and above go to
+    ``sys.stderr``, as in the stdlib without any logging configuration.
 
-    What the queue does when it is full (`LogQueue.overflow`), which records are written through (`LogQueue.sync`), and
-    what is done to records before they leave the process (`LogQueue.preparation`) is taken from it when the handler is
-    made.
+    When the handler is made, it takes over from the queue which records are written through (`LogQueue.sync`) and what
+    is done to records before they leave the process (`LogQueue.preparation`).
 
     Args:
-        queue: a `LogQueue`, or a plain ``multiprocessing.Queue``, which then carries the encoded records as bytes; or
-            a queue of the module ``queue``, for a listener in the same process, which gets records. In a
-            dictConfig also what makes one, as the stdlib has it. None (the default) makes a ``queue.Queue``.
+        queue: a `LogQueue`; or a plain ``multiprocessing.Queue``, which then carries the encoded records as bytes; or
+            a queue of the module ``queue``, for a listener in the same process, which gets records. In a dictConfig,
+            also a factory, as in the stdlib. None (the default) makes a ``queue.Queue``.
         handlers, listener, respect_handler_level: as in the stdlib's dictConfig from Python 3.12 on: what the
-            ``QueueListener`` in the attribute ``listener`` is made of. It is for the program to start and stop.
+            ``QueueListener`` in the attribute ``listener`` is made of. The program starts and stops it.
     """
 
     def __init__(
@@ -74,19 +71,19 @@ class QueueHandler(logging.handlers.QueueHandler):
         self._put = queue.record_putter if isinstance(queue, LogQueue) else queue.put
         if isinstance(queue, (Queue, SimpleQueue)):
             self._put = lambda payload: queue.put(decode(payload))
-        # Straight to the point where a subclass does not stand in between: fewer calls for each record.
+        # Fewer calls for each record, if no subclass overrides them.
         kind = type(self)
         is_direct = isinstance(queue, LogQueue) and (kind.emit, kind.prepare) == (
             QueueHandler.emit,
             QueueHandler.prepare,
         )
-        #: Records of this level and above are written through, unless a subclass has its own way to enqueue them.
+        #: Records of this level and above are written through, unless a subclass overrides `enqueue`.
         self.sync_level: float = math.inf
         if isinstance(queue, LogQueue) and queue.sync is not None and kind.enqueue is QueueHandler.enqueue:
             self.sync_level = queue.sync.level
-        #: Whether nothing stands between any record and a `LogQueue`.
+        #: Whether each record goes straight into a `LogQueue`.
         self.is_direct = is_direct and self.sync_level == math.inf
-        #: Below which level nothing stands between a record and a `LogQueue`.
+        #: Below this level, each record goes straight into a `LogQueue`.
         self.direct_below = self.sync_level if is_direct else -math.inf
         #: Sends a record that is encoded already.
         self.send_encoded = self._put if kind.enqueue is QueueHandler.enqueue else self.enqueue
@@ -95,7 +92,7 @@ class QueueHandler(logging.handlers.QueueHandler):
             self.prepare_with(queue.preparation)
 
     def createLock(self) -> None:
-        """Have no lock: one that another thread holds at a fork, or this one in a signal handler, is a deadlock."""
+        """Have no lock: one that is held at a fork, or when a signal comes, would deadlock the next logging call."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> Any:
@@ -116,7 +113,7 @@ class QueueHandler(logging.handlers.QueueHandler):
         try:
             passed = self.filter(record)
         except Exception:
-            # The stdlib raises it in the application; a record too many is the smaller harm.
+            # The stdlib raises it in the program; a record too many is the smaller harm.
             self.handleError(self._prepared(record))
         except (SystemExit, GeneratorExit) as error:
             unless_signal(error)
@@ -126,7 +123,7 @@ class QueueHandler(logging.handlers.QueueHandler):
         return passed
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the record. What goes wrong never reaches the program that logs."""
+        """Send the record. No error reaches the program that logs."""
         try:
             payload = self.prepare(record)
             if self._preparation is not None:
@@ -142,46 +139,42 @@ class QueueHandler(logging.handlers.QueueHandler):
             self._fail(record, error)
 
     def prepare_with(self, preparation: bytes) -> None:
-        """Have records go through enrichers and redactors.
-
-        Args:
-            preparation: from `mplog.record.fields.note_preparation`.
-        """
+        """Pass records through enrichers and redactors, from `mplog.record.fields.note_preparation`."""
         from mplog.record.fields import load_preparation
 
         self._preparation = load_preparation(preparation)
         self.is_direct, self.direct_below = False, -math.inf
 
     def _tell_failures(self) -> None:
-        """Say in the log, once, which enrichers and redactors do not work."""
+        """Log, once, which enrichers and redactors do not work."""
         assert self._preparation is not None
         for message in self._preparation.take_failures():
             record = logging.LogRecord("mplog", logging.WARNING, __file__, 0, f"mplog: {message}", None, None)
             self.emit(record)
 
     def _prepared(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Return what may be shown of the record."""
+        """Return the record without its secrets."""
         return record if self._preparation is None else self._preparation.prepared(record)
 
     def _fail(self, record: logging.LogRecord, error: Exception) -> None:
-        """Do what is left to do; runs in the except clause."""
+        """Report the error; runs in the except clause."""
         if isinstance(error, NoReaderError):
             self.fall_back(self._prepared(record), error)
         elif isinstance(error, RecursionError):
-            # As the stdlib's StreamHandler does: there is no room left even to report it. Where a __repr__ logs itself
-            # for ever, the call that began it sends a placeholder.
+            # As the stdlib's StreamHandler does: the stack has no room to report it. If a __repr__ logs itself for
+            # ever, the first call sends a placeholder.
             raise error
         else:
             self.handleError(self._prepared(record))
 
     def prepare(self, record: logging.LogRecord) -> bytes:
-        """Return the record as plain data. Override it to change a record before it leaves the process."""
+        """Return the record as plain data. Override this to change records before they leave the process."""
         if isinstance(self.queue, LogQueue):
             return encode(record, next(self.queue.sequence), self.queue.details)
         return encode(record)
 
     def enqueue(self, payload: bytes) -> None:  # type: ignore[override]
-        """Put an encoded record into the queue; while that is full, do as its overflow policy says."""
+        """Put an encoded record into the queue. While the queue is full, its overflow policy decides."""
         self._put(payload)
 
     def close(self) -> None:
@@ -189,7 +182,7 @@ class QueueHandler(logging.handlers.QueueHandler):
         logging.Handler.close(self)
 
     def fall_back(self, record: logging.LogRecord, error: NoReaderError) -> None:
-        """Do what the stdlib does where nothing is configured: warnings to stderr, and the reason, once per process."""
+        """Write a warning to stderr, as the stdlib does without configuration, and once per process the reason."""
         try:
             pid = os.getpid()
             if self._told_in_pid != pid and sys.stderr is not None:

@@ -1,11 +1,11 @@
-"""`write`: bytes of a worker's own, into a sink of their own.
+"""`write`: bytes that a worker sends into a sink of their own.
 
 ::
 
     write(b"...", to="trades") -> frame(s) of kind BYTES -> LogQueue -> logging process -> RawSink, WriterSink
 
-The rule of this file: **bytes are data**: nothing looks into them, formats them or ends them with a newline, and no
-overflow policy drops them. When the call has returned, they are out of the process.
+Nothing looks into the bytes, formats them or ends them with a newline, and no overflow policy drops them. When the call
+has returned, they are out of the process.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from mplog.worker.attach import MPLOG_QUEUE, queue_directory
 from mplog.worker.queue_handler import QueueHandler
 from mplog.worker.state import all_loggers
 
-__all__ = ["write"]
-
-#: By directory: queues of programs whose loggers have no QueueHandler.
+#: Queues of programs whose loggers have no QueueHandler, by directory.
 _opened: dict[str, LogQueue] = {}
 
 
