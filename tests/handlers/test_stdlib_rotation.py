@@ -8,6 +8,7 @@ import errno
 import logging
 import logging.handlers
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -271,6 +272,21 @@ def test_link_that_would_be_renamed_is_left_to_the_stdlib(log: Path) -> None:
     handler = Handlers(restarted=False).make(ROTATING, {}, filename=str(log), maxBytes=9, backupCount=1)
     assert type(handler) is ROTATING
     handler.close()
+
+
+def test_fifo_is_left_to_the_stdlib(log: Path) -> None:
+    """Whether it can be written to, Python's own handler decides; it is not renamed."""
+    os.mkfifo(log)
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    handler = Handlers(restarted=False).make(ROTATING, {}, filename=str(log), maxBytes=2, backupCount=1)
+    assert type(handler) is ROTATING
+    if sys.version_info >= (3, 14):
+        for number in range(2):
+            handler.handle(logging.makeLogRecord({"msg": str(number)}))
+        assert os.read(reader, 10) == b"0\n1\n"
+    handler.close()
+    os.close(reader)
+    assert os.listdir(log.parent) == ["app.log"]
 
 
 def test_handlers_of_one_file_share_it_where_they_are_alike(log: Path) -> None:
