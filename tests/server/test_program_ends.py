@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS
+from conftest import PAIRS, skip_without_dill
 from oracle import acknowledged, verdict, wait_until
 from scripts import environment, lines, process_has_ended, run, run_script, write_script
 
@@ -278,6 +278,8 @@ sys.exit(worker.exitcode)
 @pytest.mark.parametrize(("start_method", "library"), PAIRS)
 def test_script_without_a_main_guard(tmp_path: Path, start_method: str, library: str) -> None:
     """Without a main guard, fork works; a spawned worker ends with the advice to write one, and the log is unhurt."""
+    if library == "multiprocess":
+        skip_without_dill()
     result = run_script(tmp_path, UNGUARDED.format(library=library, method=start_method))
     if start_method == "fork":
         assert (result.returncode, result.stderr) == (0, "")
