@@ -1,7 +1,7 @@
 """The plugin of pytest: the fixture ``mplog_records``, and one log of a whole run (``--mplog=run.log``).
 
-The rule of this file: **who asks for nothing pays nothing.** It imports nothing of mplog before the fixture or the
-option is used, and has no hook that runs for each test.
+The rule of this file: **a run that does not use the plugin pays nothing.** It imports nothing else of mplog before the
+fixture or the option is used, and has no hook that runs for each test.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from mplog.pytest_plugin.records import Records
 
-__all__ = ["mplog_records"]
-
-#: Where pytest's own plugin for logging, whose format it is, is switched off.
+#: The format of pytest's own logging plugin, where that plugin is switched off.
 _TEXT_FORMAT = "%(levelname)-8s %(name)s:%(filename)s:%(lineno)d %(message)s"
 
 
@@ -31,12 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--mplog-level",
         metavar="LEVEL",
-        help="with --mplog: the root logger's level, where that is higher; by default it is left as it is",
+        help="with --mplog: the level of the root logger, if its own is higher; by default, its own is kept",
     )
     group.addoption(
         "--mplog-output",
         action="store_true",
-        help="with --mplog: log what is captured of stdout and stderr of tests, too",
+        help="with --mplog: also log what tests write to stdout and stderr",
     )
     parser.addini("mplog", "as --mplog; a relative path is taken from the directory of the configuration file")
     parser.addini("mplog_level", "as --mplog-level")

@@ -1,13 +1,13 @@
-"""What a test process and its children log, sent to a server beside what else becomes of it.
+"""Sending what a test process and its children log to a server, in addition to what else is done with it.
 
 ::
 
     fork                    the child has its parent's handlers
-    spawn, forkserver       what the child unpickles before anything else attaches it (`followed`)
+    spawn, forkserver       the first thing that the child unpickles attaches it (`followed`)
     any other program       MPLOG_QUEUE in its environment, and `mplog.attach` in its code
 
-The rule of this file: **it only ever adds.** In this process, handlers, levels and streams of pytest and of the code
-under test stay as they are; a child by spawn gets the levels that one by fork would have.
+The rule of this file: **it only adds.** In this process, handlers, levels and streams of pytest and of the code under
+test stay as they are. A spawned child gets the levels that a forked one would have.
 """
 
 from __future__ import annotations
@@ -32,17 +32,7 @@ from mplog.worker.state import LoggingState, all_loggers
 if TYPE_CHECKING:
     from mplog.server.log_server import LogServer
 
-__all__ = [
-    "LineEncoder",
-    "TestHandler",
-    "add_everywhere",
-    "decode_line",
-    "followed",
-    "remove_everywhere",
-    "start_beside",
-]
-
-#: The libraries whose ``spawn.get_preparation_data`` is what a child by spawn or forkserver is told first.
+#: The libraries whose ``spawn.get_preparation_data`` makes what a spawned child unpickles first.
 _LIBRARIES = ("multiprocessing", "multiprocess")
 
 
@@ -51,8 +41,8 @@ class TestHandler(QueueHandler):
 
     Args:
         queue: the queue of the server.
-        fields: fields of each record, which may be changed at any time. A record's own takes precedence.
-        process_name: what the main process is called in records; "" leaves it.
+        fields: of each record; they may be changed at any time. A record's own fields take precedence.
+        process_name: the name of the main process in records; "" keeps its own.
     """
 
     __test__ = False
@@ -64,7 +54,7 @@ class TestHandler(QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> bytes:
         if self.fields or self.process_name:
-            record = copy.copy(record)  # other handlers are to see it as it was
+            record = copy.copy(record)  # other handlers must see it unchanged
             for name, value in self.fields.items():
                 record.__dict__.setdefault(name, value)
             if self.process_name and record.processName == "MainProcess":
@@ -93,7 +83,7 @@ def start_beside(server: LogServer) -> LogServer:
 
 
 def add_everywhere(handler: logging.Handler) -> None:
-    """Add a handler to the root logger, and to those whose records do not reach it; what has it keeps it."""
+    """Add a handler to the root logger, and to all loggers whose records do not reach it."""
     for name, logger in all_loggers().items():
         if not name or not logger.propagate:
             logger.addHandler(handler)
@@ -105,16 +95,16 @@ def remove_everywhere(handler: logging.Handler) -> None:
         logger.removeHandler(handler)
 
 
-#: Those that children get; the one of the innermost `followed` is the last.
+#: The handlers that children get; that of the innermost `followed` is the last.
 _followed: list[TestHandler] = []
 
 
 @contextlib.contextmanager
 def followed(handler: TestHandler) -> Iterator[None]:
-    """Have this process and its children send what they log meanwhile.
+    """While in the ``with`` block, send what this process and its children log.
 
     Args:
-        handler: for this process; children get one like it.
+        handler: for this process; children get a copy.
     """
     before = os.environ.get(MPLOG_QUEUE)
     add_everywhere(handler)
@@ -135,14 +125,14 @@ def followed(handler: TestHandler) -> Iterator[None]:
 def _patch_spawn() -> None:
     for library in _LIBRARIES:
         if library not in sys.modules:
-            continue  # who does not use it does not need it
+            continue  # the program does not use it
         module: Any = importlib.import_module(f"{library}.spawn")
         if not hasattr(module.get_preparation_data, "__wrapped__"):
             module.get_preparation_data = _with_attachment(module.get_preparation_data)
 
 
 def _with_attachment(get_preparation_data: Any) -> Any:
-    """Return the function with one item more in what it returns while anything is followed."""
+    """Return the function with one more item in its result while there are handlers for children."""
 
     def wrapper(name: str) -> dict[str, Any]:
         data: dict[str, Any] = get_preparation_data(name)
@@ -153,7 +143,7 @@ def _with_attachment(get_preparation_data: Any) -> Any:
 
 
 class _Attachment:
-    """What attaches the process that unpickles it."""
+    """Attaches the process that unpickles it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         recipes = [(handler.queue, handler.fields, handler.process_name) for handler in _followed]

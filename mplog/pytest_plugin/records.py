@@ -1,11 +1,11 @@
-"""`Records`: what the fixture ``mplog_records`` is.
+"""`Records`: the value of the fixture ``mplog_records``.
 
 ::
 
     test process, its children -> LogQueue -> logging process -> a file -> read here, when a test asks
 
-The rule of this file: **what was logged before a test asks is in the answer.** The file is read behind a flush. There
-is no thread in the test process: it may fork.
+The rule of this file: **what was logged before a test asks is in the answer.** The file is read after a flush. The test
+process has no thread for this, because it may fork.
 """
 
 from __future__ import annotations
@@ -19,22 +19,19 @@ from mplog.pytest_plugin.children import LineEncoder, TestHandler, decode_line, 
 from mplog.server.log_server import LogServer
 from mplog.sinks.file import FileSink
 
-__all__ = ["Records"]
-
 
 class Records:
-    """The records of a test, its children's included: as ``caplog``, with those of other processes.
+    """The records of a test and of its children, as ``caplog`` has those of one process.
 
-    In the order of the logging calls, from the set-up of the fixture on. Each look waits until what has been logged is
-    there; it takes some milliseconds.
+    They are in the order of the logging calls. Each access waits some milliseconds, until everything is there that has
+    been logged so far.
 
     Args:
-        path: a file that is not there yet.
+        path: a file that does not exist yet.
         formatter: for `text`.
 
     Attributes:
-        server: the `LogServer` to which they go, for what has to be told where: ``server.initializer``,
-            ``server.queue``.
+        server: the `LogServer` that receives them; its ``initializer`` and ``queue`` attach other processes.
     """
 
     def __init__(self, path: str | os.PathLike[str], formatter: logging.Formatter) -> None:
@@ -48,7 +45,7 @@ class Records:
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
-        """Take up what is logged meanwhile; then put the levels back, and stop the server."""
+        """Receive what is logged in the ``with`` block; then restore the levels, and stop the server."""
         try:
             with followed(TestHandler(self.server.queue)):
                 yield
@@ -60,39 +57,39 @@ class Records:
 
     @property
     def records(self) -> list[logging.LogRecord]:
-        """The records, as logging made them; their messages are formatted, their arguments and ``exc_info`` gone."""
+        """The records as logging made them, except that messages are formatted, and ``args`` and ``exc_info`` None."""
         self.server.flush()
         with open(self._path, "rb") as file:
             file.seek(self._position)
-            # Up to the last line that is whole: others may be logging at this moment.
+            # Up to the last whole line: other processes may be logging at this moment.
             whole, newline, _ = file.read().rpartition(b"\n")
         self._position += len(whole + newline)
         records = [decode_line(line) for line in whole.splitlines()]
-        # Not what the logging process itself has to say: how a process ended, for instance.
+        # Without the lines of the logging process itself, such as those on processes that have died.
         self._records += [record for record in records if (record.name, record.processName) != ("mplog", "mplog")]
         return self._records
 
     @property
     def record_tuples(self) -> list[tuple[str, int, str]]:
-        """``(logger, level, message)`` of each."""
+        """``(logger, level, message)`` of each record."""
         return [(record.name, record.levelno, record.getMessage()) for record in self.records]
 
     @property
     def messages(self) -> list[str]:
-        """Their messages alone."""
+        """The messages of the records."""
         return [record.getMessage() for record in self.records]
 
     @property
     def text(self) -> str:
-        """All of them as text, as pytest's ``log_format`` has it, with tracebacks."""
+        """The records as text in pytest's ``log_format``, with tracebacks."""
         return "".join(f"{self._formatter.format(record)}\n" for record in self.records)
 
     def clear(self) -> None:
-        """Forget what was logged so far."""
+        """Forget the records so far."""
         self.records.clear()
 
     def set_level(self, level: int | str, logger: str | None = None) -> None:
-        """Set a logger's level until the end of the test, here and in children, those that run already too.
+        """Set a logger's level until the end of the test, here and in children, also in those that run already.
 
         Args:
             level: by number or name.
@@ -105,7 +102,7 @@ class Records:
 
     @contextlib.contextmanager
     def at_level(self, level: int | str, logger: str | None = None) -> Iterator[None]:
-        """Set a logger's level inside of a ``with`` block.
+        """Set a logger's level for a ``with`` block.
 
         Args:
             level, logger: as in `set_level`.
@@ -122,7 +119,7 @@ class Records:
 
     @staticmethod
     def _enable(name: str, level: int | str) -> None:
-        """As caplog does, lift what ``logging.disable()`` has set where it hides the level."""
+        """Lower what ``logging.disable()`` has set if it hides the level, as caplog does."""
         number = logging.Handler(level).level
         if logging.root.manager.disable >= number:
             logging.disable(max(number - 10, logging.NOTSET))

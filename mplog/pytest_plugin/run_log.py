@@ -7,8 +7,8 @@
       v                                               |
     xdist workers, and the children of tests ----- LogQueue
 
-The rule of this file: **a line is written by the process that knows it first**: what a test logs, and how it ends, by
-the one that runs it; a crash by the one that sees it.
+The rule of this file: **the process that knows something first logs it.** The process that runs a test logs how it
+ends; the controller logs a crash.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from mplog.pytest_plugin.children import TestHandler, add_everywhere, followed, 
 from mplog.queue.log_queue import LogQueue
 from mplog.server.log_server import LogServer
 
-__all__ = ["DEFAULT_FORMAT", "QUEUE", "RunLog"]
-
-#: When, which xdist worker, which test; and then as in any other log.
+#: The time, the xdist worker and the test, and then as in any other log.
 DEFAULT_FORMAT = "%(asctime)s %(worker)s %(nodeid)s %(levelname)s %(processName)s %(name)s | %(message)s"
 
-#: What an xdist worker is told the directory of the queue under.
+#: The key under which an xdist worker is told the directory of the queue.
 QUEUE = "mplog_queue"
 
 _NO_TEST = "-"
@@ -39,7 +37,7 @@ def _start_server(path: str, format: str) -> LogServer:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"run": {"format": format}},
-        # As pytest's own log file, it begins anew with each run.
+        # Each run starts an empty file, as pytest's own log file does.
         "handlers": {
             "run": {
                 "class": "logging.FileHandler",
@@ -60,10 +58,10 @@ class RunLog:
     Args:
         config: of pytest.
         target: the path of the log; in an xdist worker, the directory of the queue.
-        worker: the name of the xdist worker that this is; "" for the process that starts the run.
-        level: for the root logger, where its own is higher; None leaves it to pytest and the program.
+        worker: the name of this xdist worker; "" in the process that starts the run.
+        level: for the root logger, if its own is higher; None keeps that of pytest and the program.
         format: of the lines.
-        output: whether what tests write to stdout and stderr is logged, too, behind each of their phases.
+        output: also log what tests write to stdout and stderr, after each of their phases.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class RunLog:
         self._exit = contextlib.ExitStack()
 
     def start(self) -> None:
-        """Take up what is logged from here on."""
+        """Log everything from here on."""
         self._exit.enter_context(followed(self._handler))
         root = logging.getLogger()
         if self._level is not None and root.level > self._level:
@@ -88,24 +86,20 @@ class RunLog:
             self._log(logging.INFO, "pytest %s started", " ".join(map(str, self._config.invocation_params.args)))
 
     def stop(self) -> None:
-        """Write what is left, and close the log."""
+        """Write the rest, and close the log."""
         self._exit.close()
         if self._server is not None:
             self._server.stop()
 
     def _log(self, level: int, message: str, *args: object, logger: str = "pytest", **fields: str) -> None:
-        """Log a line, whatever the levels are, and for this log alone."""
+        """Log a line to this log only, whatever the levels are."""
         record = logging.LogRecord(logger, level, __file__, 0, message, args, None)
         record.__dict__.update(fields)
         self._handler.handle(record)
 
     def _runs_tests(self) -> bool:
-        """Whether this process does; the controller of xdist is told what its workers do, by the same hooks."""
+        """Return whether this process runs tests. The same hooks tell the controller of xdist what its workers do."""
         return not self._config.pluginmanager.hasplugin("dsession")
-
-    def _be_everywhere(self) -> None:
-        """Be there, too, where loggers were set up anew since."""
-        add_everywhere(self._handler)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -115,15 +109,9 @@ class RunLog:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
-        self._be_everywhere()
+        add_everywhere(self._handler)  # also where a program has set up its loggers again
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_call(self) -> None:
-        self._be_everywhere()
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_teardown(self) -> None:
-        self._be_everywhere()
+    pytest_runtest_call = pytest_runtest_teardown = pytest_runtest_setup
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -171,7 +159,7 @@ class RunLog:
 
 
 def _describe(report: pytest.TestReport) -> tuple[str, str]:
-    """Return how a phase of a test has ended, and why, where there is a reason."""
+    """Return how a phase of a test has ended, and why, if there is a reason."""
     if hasattr(report, "wasxfail"):
         return ("xfailed" if report.skipped else "xpassed"), str(report.wasxfail)
     what = report.outcome if report.when == "call" or report.skipped else f"{report.outcome} in its {report.when}"
