@@ -137,7 +137,7 @@ PROGRAMS = {first.removeprefix("# "): text for first, (_, text) in read_blocks(D
 
 
 def written(directory: Path, name: str) -> Counter[str]:
-    """Run a program of the page, and return the lines of its log, without the time and the number of the process."""
+    """Run a program of the page, and return the lines of its log, without the time, the start method and the number."""
     directory.mkdir()
     (directory / name).write_text(PROGRAMS[name])
     done = subprocess.run(
@@ -148,7 +148,7 @@ def written(directory: Path, name: str) -> Counter[str]:
     assert files
     text = "".join(path.read_text() for path in files)
     text = re.sub(r"^[-\d]+ [:\d]+,\d+ ", "", text, flags=re.M)
-    return Counter(re.sub(r"(Process|PoolWorker)-\d+", r"\1", text).splitlines())
+    return Counter(re.sub(r"(?:Fork|ForkServer)?(Process|PoolWorker)-\d+", r"\1", text).splitlines())
 
 
 #: How many lines each way writes.
