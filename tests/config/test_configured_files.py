@@ -202,7 +202,7 @@ class Poisoned(logging.Handler):
 
 
 def test_what_is_given_up_is_written_by_the_next_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When logging processes die in vain, the rest is kept beside the first file, for whoever has the same one."""
+    """When the logging process is given up, the rest is kept beside the first file, for the next server of it."""
     patience = Patience(at_once=2, first_pause=0.01, longest_pause=0.02, restarts=4, seconds=0.2)
     monkeypatch.setattr(mplog.LogServer, "_patience", patience)
     log = tmp_path / "app.log"
@@ -236,9 +236,9 @@ def test_restarted_process_empties_nothing(tmp_path: Path) -> None:
         killed = server.pid
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: server.pid != killed, "it is restarted")
-        logging.info("behind")
+        logging.info("after")
         server.flush()
-    assert [line for line in lines(log) if "mplog:" not in line] == ["before", "behind"]
+    assert [line for line in lines(log) if "mplog:" not in line] == ["before", "after"]
     assert restarts(log)
 
 
@@ -250,9 +250,9 @@ def test_file_is_watched(tmp_path: Path) -> None:
         logging.info("before")
         server.flush()
         log.rename(tmp_path / "app.log.1")
-        logging.info("behind")
+        logging.info("after")
         server.flush()
-    assert (lines(tmp_path / "app.log.1"), lines(log)) == (["before"], ["behind"])
+    assert (lines(tmp_path / "app.log.1"), lines(log)) == (["before"], ["after"])
 
 
 def test_adopted_handlers_rotate_alike(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_sink_is_followed_through_references(tmp_path: Path) -> None:
 
 
 def test_sink_belongs_to_one_logging_process(tmp_path: Path) -> None:
-    """The file of a sink is locked, and free again behind the server."""
+    """The file of a sink is locked, and free again after the server has stopped."""
     config = config_with({"sink": {"class": "mplog.FileSink", "path": str(tmp_path / "app.log")}})
     with mplog.LogServer(config=config), pytest.raises(mplog.LogFileLockedError):
         mplog.LogServer(tmp_path / "app.log").start()

@@ -93,7 +93,7 @@ def test_log_that_is_moved_has_each_record_once(
 def test_log_that_is_copied_and_truncated_has_no_hole(
     make_server: Callable[[Path], mplog.LogServer], log: Path
 ) -> None:
-    """With copytruncate, what was written before is in the copy, and what comes behind begins the file anew."""
+    """With copytruncate, what was written before is in the copy, and what comes after is in the emptied file."""
     with make_server(log) as server:
         for number in range(1, 4):
             logging.info("record %d", number)
@@ -107,7 +107,7 @@ def test_log_that_is_copied_and_truncated_has_no_hole(
 
 
 def test_log_that_is_compressed_later_loses_nothing(log: Path, tmp_path: Path) -> None:
-    """With compress and delaycompress, the file that has just been moved is left to whoever writes it."""
+    """With compress and delaycompress, the file that has just been moved may still be written."""
     with sink(log) as server:
         for number in range(1, 4):
             logging.info("record %d", number)

@@ -281,7 +281,7 @@ programs = st.lists(calls | calls | calls | changes, min_size=1, max_size=8)
 
 
 def make_filter(kind: str) -> Any:
-    """Return a filter of a logger: by function or object; some change the record, for all that comes behind."""
+    """Return a filter of a logger: by function or object; some change the record for everything that follows."""
 
     def adds(record: logging.LogRecord) -> bool:
         record.extra = "added"
@@ -390,7 +390,7 @@ def compare_records(logs: Logs, program: list[dict[str, Any]]) -> None:
 @several
 @given(program=programs)
 def test_the_same_program_writes_the_same_bytes(logs: Logs, program: list[dict[str, Any]]) -> None:
-    """A program that runs once with mplog and once with the stdlib writes the same, but for times."""
+    """A program that runs once with mplog and once with the stdlib writes the same, except for times."""
     compare_runs(logs, program)
 
 

@@ -79,7 +79,7 @@ def failed(kind: type[Exception] = KeyError) -> logging.LogRecord:
 
 
 def test_default_fields() -> None:
-    """By default a line says when, how grave, who, what and in which process, in this order."""
+    """By default a line has the time, level, logger, message and process, in this order."""
     line = written(make(processName="Worker-1", process=5))
     assert list(line.items()) == [
         ("time", "2023-11-14T22:13:20.250000Z"),

@@ -227,7 +227,7 @@ def test_methods_of_its_own_are_called(name: str) -> None:
 
 
 def test_attribute_called_renderer_means_nothing() -> None:
-    """A formatter of somebody else's with an attribute `renderer` is one like any other."""
+    """A foreign formatter with an attribute `renderer` is treated like any other."""
     formatter = logging.Formatter("%(message)s")
     formatter.renderer = lambda *arguments: 1 / 0  # type: ignore[attr-defined]
     assert compare(formatter, [make()]) == ["hello\n"]

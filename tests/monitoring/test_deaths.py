@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="only Linux from 5.3 on can watch processes that are not one's children"
 )
 
-#: What nobody sends on purpose, or every day.
+#: Signals that are not sent on purpose, or every day.
 UNEXPECTED = ["KILL", "SEGV", "ABRT", "BUS", "FPE", "ILL", "SYS", "XCPU", "USR1", "QUIT", "PIPE", "ALRM", "RTMIN"]
 ROUTINE = ["exit:0", "exit:143", "exit:130", "signal:15", "signal:2", "signal:1"]
 
@@ -87,7 +87,7 @@ def limited_descriptors(soft: int) -> Iterator[None]:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """No garbage collection, which closes what other tests have left behind while this one counts descriptors."""
+    """No garbage collection: it would close files of other tests while this one counts descriptors."""
     gc.disable()
     yield
     gc.enable()
@@ -160,7 +160,7 @@ def test_a_routine_end_is_not_told(family: Family, watch: Watch, reap: bool) -> 
 
 
 def test_nothing_wakes_up_for_a_living_process(family: Family, watch: Watch) -> None:
-    """The descriptor becomes readable when somebody dies, and at no other time."""
+    """The descriptor becomes readable when a process dies, and at no other time."""
     pid = family.fork("exit:7")
     watch.watch(pid, "worker")
     assert not is_readable(watch, 0.1)
@@ -180,7 +180,7 @@ def test_the_latest_name_is_told(family: Family, watch: Watch) -> None:
 
 
 def test_children_and_strangers_are_watched(family: Family, watch: Watch, queue: mplog.LogQueue) -> None:
-    """The owner itself, its child, its grandchild, and one whose parents have gone: who has the queue open, sends."""
+    """Every process that has the queue open is watched: the owner, a child, a grandchild, and an orphan."""
     orphan = subprocess.run(
         [sys.executable, "-S", "-c", ORPHAN, queue.path], stdout=subprocess.PIPE, text=True, timeout=60, check=True
     )
@@ -234,7 +234,7 @@ def test_the_rest_is_waited_for_at_the_end(family: Family, watch: Watch) -> None
     assert len(watch) == 1
 
 
-# --- who is not a sender ---
+# --- processes that are no senders ---
 
 
 def test_a_process_without_the_queue_is_not_watched(family: Family, watch: Watch) -> None:
@@ -295,7 +295,7 @@ def test_a_process_that_dies_while_it_is_looked_at_is_told(
 
 
 def test_users_of_a_plain_queue_descend_from_the_owner(family: Family) -> None:
-    """Where there is no FIFO, the owner's descendants are watched, and nobody else."""
+    """Where there is no FIFO, only the owner's descendants are watched."""
     pid = family.fork("exit:5", with_fifo=False)
     for owner, expected in [(os.getpid(), 1), (NO_PID, 0)]:
         watch = Watch(None, owner)
@@ -318,7 +318,7 @@ def test_a_refused_process_is_tried_again_later(family: Family, watch: Watch, mo
 
 
 def test_what_is_remembered_has_a_bound(watch: Watch) -> None:
-    """A flood of pids that are nobody's fills no memory."""
+    """A flood of pids without a process does not fill the memory."""
     for pid in range(NO_PID, NO_PID + 3 * deaths._REMEMBERED):
         watch.watch(pid, "worker")
     assert len(watch._refused) == len(watch._unexplained) == deaths._REMEMBERED
@@ -348,7 +348,7 @@ def test_the_owner_tells_what_the_kernel_has_forgotten(family: Family, watch: Wa
 
 
 def test_a_death_is_told_once(family: Family, watch: Watch) -> None:
-    """Whoever comes first, the pidfd or the owner, the other has nothing to add."""
+    """If the pidfd tells of a death first, the owner adds nothing, and the other way round."""
     first, second = family.fork("exit:3"), family.fork("exit:3")
     watch.watch(first, "worker")
     watch.watch(second, "worker")
@@ -363,7 +363,7 @@ def test_a_death_is_told_once(family: Family, watch: Watch) -> None:
 
 
 def test_the_last_records_of_a_dead_process_do_not_tell_it_again(family: Family, watch: Watch) -> None:
-    """Records that are read behind the death of their process, while its parent has not waited, change nothing."""
+    """Records that are read after the death of their process, before its parent has waited, change nothing."""
     pid = family.fork("signal:9")
     watch.watch(pid, "worker")
     family.go(pid)
@@ -376,8 +376,8 @@ def test_the_last_records_of_a_dead_process_do_not_tell_it_again(family: Family,
     assert watch.told(pid, "worker", -signal.SIGKILL) is None
 
 
-def test_the_owner_tells_of_who_was_never_seen(family: Family, watch: Watch) -> None:
-    """A child that was dead and waited for before its first record was read, or has sent none, is told by the owner."""
+def test_the_owner_tells_of_a_process_that_was_never_seen(family: Family, watch: Watch) -> None:
+    """The owner tells of a child that has sent no record, or was waited for before its first record was read."""
     pid = family.fork("signal:11")
     family.go(pid, reap=True)
     watch.watch(pid, "as in its records")
@@ -500,7 +500,7 @@ INSIDE = """
 def test_a_pid_of_another_namespace_is_not_taken_for_ours(
     tmp_path: Path, queue: mplog.LogQueue, family: Family, watch: Watch
 ) -> None:
-    """A container that shares the queue sends the pids that it has inside: who has that number here is no sender."""
+    """A container that shares the queue sends its own pids: a process with such a pid out here is no sender."""
     ours = family.fork("signal:9", with_fifo=False)
     program = INSIDE.replace("{pid} - 1", repr(str(ours - 1))).replace("{directory}", repr(queue.directory))
     assert run_in_pid_namespace(tmp_path, program) == ours
@@ -549,7 +549,7 @@ def test_half_of_the_descriptors_are_left_for_the_log(family: Family, watch: Wat
 def test_no_descriptor_left_is_no_error(
     family: Family, watch: Watch, no_collector: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no descriptor is to be had at any of the steps, nobody is watched, and none is lost."""
+    """Where any of the steps finds no free descriptor, no process is watched, and no descriptor is lost."""
     monkeypatch.setattr(watch, "_limit_now", lambda: 500)
     monkeypatch.setattr(deaths, "_RETRY_SECONDS", 0.0)
     pid = family.fork("exit:3")

@@ -70,7 +70,7 @@ def test_each_unexpected_end_is_said(stdlib_context: Any, server: mplog.LogServe
         (line,) = [line for line in lines if f"(pid {pid})" in line]
         assert line.startswith(f"mplog: worker of {how} (pid {pid}) {words}")
         assert "after 1 record; the last one at 2" in line
-        # Behind what it had logged.
+        # After what it had logged.
         messages = jobs.messages_in(log)
         assert [f"producer={how} " in message for message in messages[: messages.index(line)]].count(True) == 1
 
@@ -118,7 +118,7 @@ def log_some() -> None:
 
 
 def kill_one_of(pool: Any, log: Path, records: str) -> str:
-    """Have a worker be killed, while the pool goes on; return the line that says so, behind its so many records."""
+    """Have a worker be killed while the pool goes on; return the line that says so, with its number of records."""
     pool.apply_async(log_and_be_killed)
     line = wait_until_said(log, "was killed by SIGKILL")
     pool.apply(jobs.note, ("and on",))
@@ -207,7 +207,7 @@ def log_and_wait(initializer: Any, ready: Any, how: str) -> None:
 # A fork server waits for its children at once, and keeps to itself how they ended.
 @pytest.mark.parametrize(
     ("start_method", "when"),
-    [(method, "behind the restart") for method in START_METHODS]
+    [(method, "after the restart") for method in START_METHODS]
     + [(method, "before the restart") for method in START_METHODS if method != "forkserver"],
 )
 def test_a_silent_worker_is_watched_over_a_restart(
@@ -233,7 +233,7 @@ def test_a_silent_worker_is_watched_over_a_restart(
         wait_until(lambda: all(process_has_ended(worker.pid) for worker in workers.values()), "they have ended")
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: server.pid != first, "it is restarted")
-    if when == "behind the restart":
+    if when == "after the restart":
         for worker in workers.values():
             os.kill(worker.pid, signal.SIGUSR1)
     line = wait_until_said(log, "was killed by SIGKILL (")

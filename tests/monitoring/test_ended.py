@@ -1,4 +1,4 @@
-"""What is counted of processes that have ended is taken together, exactly (promise 5; faults 5 and 18)."""
+"""Processes that have ended are counted together, exactly (promise 5; faults 5 and 18)."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def files(directory: str) -> list[str]:
 
 
 class Logging:
-    """What a logging process does of it, and can be killed in.
+    """The part of a logging process that counts losses. It can be killed between any two steps.
 
     Attributes:
-        lines: what is in the log, as (pid, count); of what is not committed, nothing stays.
+        lines: what is in the log, as (pid, count); lines that are not committed are gone after a kill.
     """
 
     def __init__(self, directory: str, living: set[int], before: Logging | None = None) -> None:
@@ -111,7 +111,7 @@ class Logging:
 
 
 def test_files_of_the_dead_go_and_their_counts_stay(directory: str, living: set[int], is_pid: Any) -> None:
-    """What those have lost that have ended is counted on, by process, when their files are gone; others keep theirs."""
+    """What ended processes have lost is still counted by process when their files are gone; others keep their files."""
     logging_process = Logging(directory, living)
     living.update((11, 12))
     for pid in (11, 12):
@@ -141,8 +141,8 @@ def test_files_of_the_dead_go_and_their_counts_stay(directory: str, living: set[
 
 @pytest.mark.parametrize("seed", range(6))
 def test_folding_is_exact_through_kills(directory: str, living: set[int], is_pid: Any, seed: int) -> None:
-    """Wherever the logging process is killed, each loss is counted once and told once, also of a pid that comes again,
-    and at the end nothing is left of the files."""
+    """Wherever the logging process is killed, each loss is counted once and said once, also for a pid that is used
+    again, and in the end no file is left."""
     dice = random.Random(seed)
     lost, missing = Counter[int](), Counter[int]()
     logging_process = Logging(directory, living)
@@ -225,7 +225,7 @@ def test_a_file_that_is_removed_while_it_is_read_counts_once(
 def test_very_many_processes_take_bounded_room(
     directory: str, living: set[int], is_pid: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of more processes than are told apart, one after the other, the sums stay exact, and the file does not grow."""
+    """After more processes than are told apart, the sums are exact, and the file does not grow."""
     monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_PROCESSES", 200)
     monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_ENDED", 50)
     logging_process, sizes = Logging(directory, living), []
@@ -249,7 +249,7 @@ def test_very_many_processes_take_bounded_room(
 
 
 def test_what_was_dropped_out_of_the_buffers_is_folded(directory: str, living: set[int]) -> None:
-    """Also of a process of which not one record has come through, and not before it is told."""
+    """Also for a process of which not one record has come through, and not before it is said."""
     logging_process = Logging(directory, living)
     tallies, counts = logging_process.tallies, {(INFO, Reason.OLDEST): 3}
     living.add(8)
@@ -267,7 +267,7 @@ def test_what_was_dropped_out_of_the_buffers_is_folded(directory: str, living: s
 
 
 def test_a_pid_that_comes_again_hides_no_gap(directory: str, living: set[int]) -> None:
-    """Numbers of a process are its own, also where one of the same pid has sent more before it."""
+    """The numbers of a process are its own, even if an earlier process with its pid has sent more."""
     logging_process = Logging(directory, living)
     logging_process.receive(7, list(range(1, 101)))
     for _ in range(2):
@@ -279,7 +279,7 @@ def test_a_pid_that_comes_again_hides_no_gap(directory: str, living: set[int]) -
 
 
 def test_a_pid_that_comes_again_at_once_is_not_taken_for_dead(directory: str, living: set[int]) -> None:
-    """Where another has the pid before the dead one is folded, that waits, and nothing of either goes missing."""
+    """If a new process has the pid before the dead one is folded, both are folded later, and nothing is missing."""
     logging_process = Logging(directory, living)
     logging_process.receive(7, list(range(1, 101)))
     logging_process.round()  # finds that it has ended
@@ -298,7 +298,7 @@ def test_a_pid_that_comes_again_at_once_is_not_taken_for_dead(directory: str, li
 
 
 def test_one_that_was_taken_for_dead_goes_on(directory: str, living: set[int]) -> None:
-    """A process of another container, whose pid means nothing here, seems to have ended; nothing of it goes missing."""
+    """A process of another container seems to have ended, since its pid means nothing here; nothing is missing."""
     logging_process = Logging(directory, living)
     logging_process.receive(7, [1, 2, 4])
     for _ in range(2):
@@ -315,7 +315,7 @@ def test_one_that_was_taken_for_dead_goes_on(directory: str, living: set[int]) -
 def test_one_that_was_passed_over_is_followed_from_there(
     directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where too many send at a time, what came of one before there was room for it does not count as missing."""
+    """If too many processes log at a time, numbers that came before there was room for a process are not missing."""
     monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_PROCESSES", 1)
     logging_process = Logging(directory, living)
     living.update((7, 8))
@@ -330,7 +330,7 @@ def test_one_that_was_passed_over_is_followed_from_there(
 
 
 def assert_file_stays(logging_process: Logging, directory: str) -> None:
-    """What a process that has ended has lost is counted, and neither folded nor waiting for that."""
+    """Assert that what an ended process has lost is counted, and neither folded nor waiting for that."""
     Losses(directory).count(INFO, Reason.SHED, "w")
     for _ in range(3):
         logging_process.round()
@@ -343,7 +343,7 @@ def assert_file_stays(logging_process: Logging, directory: str) -> None:
 def test_the_file_of_one_in_another_container_stays(
     directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file whose pid is one of another PID namespace is not taken away, whoever has that pid here."""
+    """A file whose pid is one of another PID namespace is not removed, whether that pid is in use here or not."""
     logging_process = Logging(directory, living)
     monkeypatch.setattr(losses, "pid_namespace", lambda: 1)
     assert_file_stays(logging_process, directory)
@@ -373,7 +373,7 @@ def lose(queue: mplog.LogQueue, initializer: Any, count: int, name: str) -> None
 def test_a_server_folds_what_short_workers_have_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str | None
 ) -> None:
-    """Files of workers that have ended go while the server runs, killed or not; the log and the counts stay exact."""
+    """Files of ended workers are removed while the server runs, killed or not; the log and the counts stay exact."""
     monkeypatch.undo()
     if point:
         monkeypatch.setenv(VARIABLE, point)

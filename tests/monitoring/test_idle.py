@@ -1,4 +1,4 @@
-"""Who has nothing to do does nothing: an idle server wakes up for nobody (the promise of an idle logging process)."""
+"""An idle server never wakes up (the promise of an idle logging process)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def settle(pids: list[int]) -> None:
 
 
 def assert_idle(pids: list[int]) -> None:
-    """See nobody of them wake up for some seconds."""
+    """Assert that none of them wakes up for some seconds."""
     settle(pids)
     before = [switches(pid) for pid in pids]
     time.sleep(SECONDS)  # what is to be seen is that nothing happens
@@ -62,7 +62,7 @@ def log_and_wait(initializer: Any, ready: Any, go: Any) -> None:
 
 def test_an_idle_server_never_wakes_up(tmp_path: Path) -> None:
     """Neither a thread of the logging process nor its supervisor, with workers that live, some that have ended, and
-    losses told; behind a restart as well."""
+    losses told; after a restart as well."""
     context = multiprocessing.get_context("fork")
     ready, go = context.Event(), context.Event()
     sink = mplog.FileSink(tmp_path / "app.log", rotate="1 MB")
@@ -88,7 +88,7 @@ def test_an_idle_server_never_wakes_up(tmp_path: Path) -> None:
 
 
 def test_an_idle_server_of_a_plain_queue_never_wakes_up(tmp_path: Path) -> None:
-    """Nor does the logging process behind a queue of the standard library."""
+    """Nor does the logging process that reads a queue of the standard library."""
     queue = multiprocessing.get_context("fork").Queue()
     with mplog.LogServer(tmp_path / "app.log", level="INFO", queue=queue) as server:
         logging.info("here")

@@ -75,7 +75,7 @@ def test_metrics_are_what_was_counted(
         sent = 0
         os.kill(server.pid, signal.SIGSTOP)
         try:
-            while not (fill := scrape(registry)["mplog_queue_fill_ratio",]):  # a scrape asks nobody
+            while not (fill := scrape(registry)["mplog_queue_fill_ratio",]):  # a scrape asks no process
                 logging.info("x" * 1000)
                 sent += 1
         finally:

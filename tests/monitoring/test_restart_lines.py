@@ -6,7 +6,7 @@ from mplog.monitoring.restart_lines import Restarts, not_noted
 
 
 def test_many_that_die_before_they_are_ready_are_counted_once() -> None:
-    """Each new one is told of all that died so far, and finds those that were noted, also where not all are said."""
+    """Each logging process is told of all that died before, and knows which were noted, even if not all are said."""
     stories: list[str] = []
     untold: list[str] = []
     counted = 0
@@ -20,8 +20,8 @@ def test_many_that_die_before_they_are_ready_are_counted_once() -> None:
     assert [line.split()[2] for line in untold] == [str(pid) for pid in range(5, 15)]
 
 
-def test_those_that_nobody_has_noted_are_new() -> None:
-    """What is noted of one says nothing of those behind it."""
+def test_those_that_are_not_noted_are_new() -> None:
+    """What is noted of one restart says nothing of later ones."""
     assert not_noted(["a", "b", "c"], []) == ["a", "b", "c"]
     assert not_noted(["a", "b", "c"], ["x", "a, restarted as 1", "b, restarted as 2"]) == ["c"]
     assert not_noted(["a"], ["a"]) == []

@@ -1,4 +1,4 @@
-"""What the logging process counts: each count belongs to a commit, whatever kills whom (promise 5; fault 5)."""
+"""What the logging process counts: each count belongs to a commit, whichever process is killed (promise 5; fault 5)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_counts_are_read_without_asking(directory: str) -> None:
-    """What is written is read from the file by anybody, with names of any kind and values of any size."""
+    """Any process can read what is written, with names of any kind and values of any size."""
     assert read_rows(directory) == {}
     tallies = Tallies(directory)
     expected = {("received", "wörker", 711, 20): 7, ("failed", "<x" * 500): 1, ("last", 2**32): 2**63 - 1, ("a",): -5}
@@ -75,7 +75,7 @@ def test_counts_are_read_without_asking(directory: str) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_was_not_committed_is_taken_back(directory: str, seed: int) -> None:
-    """Whoever opens the file with the number of a commit finds the counts of that commit, however often."""
+    """Opening the file with the number of a commit gives the counts of that commit, however often."""
     dice, committed, serial = random.Random(seed), Counter[Any](), 0
     for _ in range(60):
         tallies = Tallies(directory, serial)
@@ -132,7 +132,7 @@ def test_a_kill_within_a_write_changes_nothing(directory: str) -> None:
 
 
 def test_what_is_over_leaves_its_room(directory: str) -> None:
-    """Many processes that are watched, one after the other, take no more room than those that are at a time."""
+    """Many processes that are watched one after the other take no more room than one."""
     tallies = Tallies(directory)
     for pid in range(5000):
         tallies.add((Tallies.WATCHED, pid, f"worker {pid:4d}"))
@@ -147,7 +147,7 @@ def test_what_is_over_leaves_its_room(directory: str) -> None:
 
 
 def test_room_is_made_in_a_change(directory: str) -> None:
-    """Who reads meanwhile sees that a row is being made, which may have been another's."""
+    """A reader notices that a row is being made, which may have been that of another key."""
     file, seen = CountFile(directory, 0), []
     make = file._make_row
 
@@ -162,7 +162,7 @@ def test_room_is_made_in_a_change(directory: str) -> None:
 
 
 def test_one_that_comes_again_is_not_forgotten(directory: str) -> None:
-    """A count of that kind that was 0 for a moment is what it is set to."""
+    """A count that was 0 for a moment is what it is set to."""
     tallies = Tallies(directory)
     key = (Tallies.WATCHED, 1, "w")
     for value in (1, 0, 1):
@@ -184,14 +184,14 @@ def count_without_room(directory: str) -> None:
 
 
 def test_a_full_disk_ends_no_counting(directory: str) -> None:
-    """What there is no room for in the file counts in the process."""
+    """Counts for which the file has no room are kept in the process."""
     in_fork(count_without_room, directory)
     in_fork(lambda: Tallies(os.path.join(directory, "missing")).write())
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 10, bytes(2**16), os.urandom(2**16), b"mplogst1" + b"\xff" * 2**16])
 def test_garbage_in_the_file_is_no_count(directory: str, content: bytes) -> None:
-    """A file that is none gives no counts, and no exception."""
+    """A file that is not one of counts gives no counts, and no exception."""
     Path(directory, "statistics").write_bytes(content)
     assert read_rows(directory) == {}
     Tallies(directory).write()
@@ -230,7 +230,7 @@ def test_numbers_that_are_missing_are_counted() -> None:
 
 
 def test_processes_off_the_wire_make_no_counters_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From some number of processes on, those that come are counted together."""
+    """From some number of processes on, further processes are counted together."""
     monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_PROCESSES", 100)
     tallies = Tallies(None)
     numbers = Numbers(tallies)
@@ -243,7 +243,7 @@ def test_processes_off_the_wire_make_no_counters_without_bound(monkeypatch: pyte
 
 
 def test_levels_off_the_wire_make_no_counters_without_bound(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From some number of levels on, those that come are counted as level 0, also behind a restart."""
+    """From some number of levels on, further levels are counted as level 0, also after a restart."""
     monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_LEVELS", 100)
     tallies = Tallies(directory)
     for level in range(1, 201):

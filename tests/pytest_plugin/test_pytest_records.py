@@ -137,7 +137,7 @@ def test_more_than_any_buffer_holds(runs: Runs) -> None:
 
 
 def test_line_that_is_being_written_waits_for_the_next_look(tmp_path: Path) -> None:
-    """A look while others log may find half a line behind what it has asked for."""
+    """If other processes log during a look, it may find half a line at the end."""
     records = object.__new__(Records)
     records._path, records._position, records._records = tmp_path / "records", 0, []
     records.server = SimpleNamespace(flush=lambda: None)  # type: ignore[assignment]
@@ -156,7 +156,7 @@ def test_line_that_is_being_written_waits_for_the_next_look(tmp_path: Path) -> N
 
 
 def test_it_is_used_as_caplog(runs: Runs) -> None:
-    """The same calls in a test give the same answers; what is set is put back behind the test."""
+    """The same calls in a test give the same answers; what is set is put back after the test."""
     runs(
         """
         import logging, os, pytest

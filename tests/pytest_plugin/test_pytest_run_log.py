@@ -177,7 +177,7 @@ def test_without_xdist(runs: Runs) -> None:
 
 
 def test_settings_in_the_configuration_file(runs: Runs) -> None:
-    """Path, level, format and output can stand there; each run begins the log anew; the command line prevails."""
+    """Path, level, format and output can stand there; each run empties the log first; the command line prevails."""
     runs.pytester.makeini(
         """
         [pytest]
