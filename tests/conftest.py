@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import functools
 import glob
 import logging
 import multiprocessing
@@ -11,8 +12,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,58 @@ def pytest_configure(config: pytest.Config) -> None:
         # Thousands of processes import these, some with -B, and would compile them anew each time.
         for directory in (Path(mplog.__file__).parent, Path(__file__).parent):
             compileall.compile_dir(directory, quiet=2)
+    sys.addaudithook(_refuse_processes)
+    for library in LIBRARIES.values():
+        # No audit event of Python tells of spawn, nor of a child of the fork server.
+        library.process.BaseProcess.start = _audited(library.process.BaseProcess.start)
     # What a shell starts in the background ignores SIGINT, and so would they.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What most modules of tests import, once, and not in each of the processes that are forked.
     for library in LIBRARIES.values():
         library.set_forkserver_preload(["hypothesis", "multiprocess", "psutil", "pytest"])
+
+
+#: The audit events of a new process; the last one is ours.
+STARTS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen", "Process.start"}
+
+#: Fixtures that start processes, or that say how a test starts them.
+STARTERS = {"context", "server", "small_disk", "start_method", "stdlib_context"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a fixture which starts processes."""
+    for item in items:
+        if not STARTERS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("processes")
+
+
+#: The test that runs now, where it may not start a process.
+_unmarked: pytest.Item | None = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Hold a test without the marker to starting no process."""
+    global _unmarked
+    _unmarked = None if item.get_closest_marker("processes") else item
+    try:
+        return (yield)
+    finally:
+        _unmarked = None
+
+
+def _refuse_processes(event: str, _: tuple[Any, ...]) -> None:
+    if event in STARTS and _unmarked is not None:
+        pytest.fail(f"{_unmarked.nodeid} starts a process ({event}): mark it with pytest.mark.processes")
+
+
+def _audited(start: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(start)
+    def audited(self: Any) -> None:
+        sys.audit("Process.start")
+        start(self)
+
+    return audited
 
 
 @pytest.fixture(params=START_METHODS)

@@ -52,6 +52,7 @@ def loaded_by(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.processes
 def test_import_mplog_loads_nothing_else() -> None:
     """`import mplog` alone loads none of its modules, and not even logging."""
     loaded = loaded_by("import mplog")

@@ -14,6 +14,8 @@ from terminal import Terminal
 
 from mplog.cli.demo import Account
 
+pytestmark = pytest.mark.processes
+
 
 def test_it_kills_and_counts(tmp_path: Path) -> None:
     """A worker and two logging processes are killed, nothing is lost, and the log, which is kept, has every record."""

@@ -19,6 +19,8 @@ import mplog as library
 from mplog.cli.log import _is_direct, _read_state
 from mplog.worker.state import all_loggers
 
+pytestmark = pytest.mark.processes
+
 FORMAT = "%(levelname)s %(levelno)d %(processName)s %(name)s | %(message)s"
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from commands import shell, start
 
+pytestmark = pytest.mark.processes
+
 COMMANDS = [
     ["--help"],
     ["run", "--help"],

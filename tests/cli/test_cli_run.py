@@ -23,6 +23,8 @@ from terminal import Terminal
 from mplog.cli.capture import GOES_ON, Lines
 from mplog.cli.main import main
 
+pytestmark = pytest.mark.processes
+
 # --- how it ends ---
 
 

@@ -23,6 +23,8 @@ from mplog.cli import stop_socket
 from mplog.cli.main import main
 from mplog.queue.log_queue import LogQueue
 
+pytestmark = pytest.mark.processes
+
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/net/unix"), reason="it looks into /proc")
 
 #: Logs a record, and one for what it was given.

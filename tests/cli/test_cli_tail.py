@@ -384,6 +384,7 @@ def flood(initializer: Any, number: int) -> None:
             time.sleep(0.01)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("seed", [1, 2])
 def test_tail_follows_rotations_while_logging_processes_are_killed(
     tmp_path: Path, log: Path, follow: Callable[..., Following], seed: int
@@ -415,6 +416,7 @@ def test_tail_follows_rotations_while_logging_processes_are_killed(
     assert lines == expected
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("way", ["mv", "copytruncate", "rm"])
 def test_tail_of_a_file_that_is_moved_under_a_server(
     tmp_path: Path, log: Path, follow: Callable[..., Following], way: str
@@ -468,6 +470,7 @@ def text(log: Path) -> Path:
     return log
 
 
+@pytest.mark.processes
 def test_formats_that_the_parser_knows_are_those_that_are_written(tmp_path: Path) -> None:
     """What a real server writes, as text and as JSON, is read back: level, logger, process, pid and fields."""
     formats = {
@@ -572,6 +575,7 @@ def test_the_last_records_of_a_large_file(log: Path) -> None:
     assert [line.split()[-1] for line in shown("-n", 1, "--level", "ERROR", log)] == ["20000"]
 
 
+@pytest.mark.processes
 def test_an_unknown_format(log: Path) -> None:
     """Lines count as records; a filter has nothing to go by, and says what to do; --format and --datefmt say it."""
     log.write_text("21.11.2026 10:00 <shop> ERROR: one\n  more\n21.11.2026 10:01 <shop> INFO: two\n")
@@ -586,6 +590,7 @@ def test_an_unknown_format(log: Path) -> None:
     assert shown(*known, "-n", 2, log) == log.read_text().splitlines()
 
 
+@pytest.mark.processes
 def test_what_goes_into_a_pipe_is_the_bytes(log: Path) -> None:
     """Whatever they are: no UTF-8, no end of the last line, escapes; also with a filter."""
     data = b"2026-11-21 10:00:00,001 INFO     w x | \xff\x1b[31m\r\x00 \n\xe2\x80\xa8 more \x85\nlast"
@@ -598,6 +603,7 @@ def test_what_goes_into_a_pipe_is_the_bytes(log: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, data, b"")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("how", ["gz", "zst"])
 def test_rotated_files(text: Path, tmp_path: Path, how: str) -> None:
     """A compressed file is shown like any other, and several with their names."""
@@ -616,6 +622,7 @@ def test_rotated_files(text: Path, tmp_path: Path, how: str) -> None:
     assert (done.returncode, "cannot be unpacked" in done.stderr) == (1, True)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -642,6 +649,7 @@ def test_errors(tmp_path: Path, text: Path, arguments: list[str], status: int, s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.processes
 def test_the_files_of_a_server(tmp_path: Path) -> None:
     """--server takes the one that runs, or the one that is named; of several it names them."""
     with mplog.LogServer(tmp_path / "one.log", level="INFO", format="%(message)s") as first:
@@ -668,6 +676,7 @@ def test_the_fifo_of_a_queue_is_not_opened(server: mplog.LogServer) -> None:
     assert (done.returncode, "is not a regular file" in done.stderr) == (1, True)
 
 
+@pytest.mark.processes
 def test_a_pipe_that_is_closed_early(text: Path) -> None:
     """``mplog tail -f app.log | head -1`` ends, also when nothing comes any more."""
     command = subprocess.Popen(
@@ -682,6 +691,7 @@ def test_a_pipe_that_is_closed_early(text: Path) -> None:
     command.stderr.close()
 
 
+@pytest.mark.processes
 def test_follow_with_a_filter(log: Path, follow: Callable[..., Following]) -> None:
     """Lines that come are filtered, and those of a traceback go with their record."""
     with mplog.LogServer(log, level="INFO") as server:
@@ -705,6 +715,7 @@ def test_follow_with_a_filter(log: Path, follow: Callable[..., Following]) -> No
     assert shown[-1].endswith("the end")
 
 
+@pytest.mark.processes
 def test_following_costs_little(text: Path, follow: Callable[..., Following]) -> None:
     """A second without news costs less than a twentieth of a processor."""
     following = follow(text)
@@ -715,6 +726,7 @@ def test_following_costs_little(text: Path, follow: Callable[..., Following]) ->
     assert sum(process.cpu_times()[:2]) - before <= 0.05
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "changes", "is_colored"),
     [
@@ -740,6 +752,7 @@ def test_no_color_in_a_pipe(text: Path) -> None:
     assert any("\x1b" in line for line in shown("--color", "always", text))
 
 
+@pytest.mark.processes
 def test_what_was_logged_cannot_steer_the_terminal(log: Path) -> None:
     """On a terminal, what is no printable character is shown as an escape."""
     log.write_text("2026-11-21 10:00:00,001 INFO     w x | \x1b]0;title\x07 \x9b2J \u202e é\tß\n")
@@ -777,6 +790,7 @@ def huge(log: Path) -> Path:
     return log
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("arguments", [["-n", "3"], ["-n", "1", "--level", "ERROR"], ["-n", "all", "--logger", "x"]])
 def test_huge_line_takes_no_memory(huge: Path, tmp_path: Path, arguments: list[str]) -> None:
     """The bytes of a line of 100 MB come out whole in a pipe, the filters hold, and memory is bounded."""
@@ -800,6 +814,7 @@ def test_huge_line_takes_no_memory(huge: Path, tmp_path: Path, arguments: list[s
     assert (tmp_path / "shown").read_bytes() == b"".join(expected)
 
 
+@pytest.mark.processes
 def test_huge_line_on_a_terminal(huge: Path) -> None:
     """It is cut, and its true length is said; what follows is shown."""
     with Terminal([sys.executable, *TAIL, str(huge)], 200) as terminal:
@@ -809,6 +824,7 @@ def test_huge_line_on_a_terminal(huge: Path) -> None:
         assert terminal.output.count(b"x") < 2**16 + 100
 
 
+@pytest.mark.processes
 def test_help_has_examples_and_exit_statuses() -> None:
     """``mplog tail --help`` says what it is for, how it is used, and what its exit statuses mean."""
     done = tail("--help")

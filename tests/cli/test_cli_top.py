@@ -29,6 +29,8 @@ import mplog
 from mplog.cli.main import main
 from mplog.monitoring.running import find_servers
 
+pytestmark = pytest.mark.processes
+
 TOP = ["-m", "mplog", "top"]
 
 

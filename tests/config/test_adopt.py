@@ -25,6 +25,8 @@ import mplog
 from mplog.config.adopt import describe_handlers
 from mplog.worker.state import all_loggers
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(autouse=True)
 def bare() -> None:

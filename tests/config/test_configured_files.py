@@ -23,6 +23,8 @@ import mplog
 from mplog.logging_process.messages import Patience
 from mplog.queue.kill_points import VARIABLE
 
+pytestmark = pytest.mark.processes
+
 Config = dict[str, Any]
 
 

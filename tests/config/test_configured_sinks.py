@@ -22,6 +22,8 @@ import mplog
 from mplog.config.arguments import arguments_of
 from mplog.config.check import NOT_IN_SINKS
 
+pytestmark = pytest.mark.processes
+
 Config = dict[str, Any]
 
 #: What a whole program is configured by: TOML, in which there is nothing but plain keys.

@@ -16,6 +16,8 @@ from scripts import drop_privileges, lines, run_script, write_script
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 Config = dict[str, Any]
 
 

@@ -19,9 +19,12 @@ import mplog
 
 LOGROTATE = shutil.which("logrotate") or shutil.which("logrotate", path="/usr/sbin:/sbin:/usr/local/sbin")
 
-pytestmark = pytest.mark.skipif(
-    LOGROTATE is None, reason="there is no logrotate, which pip cannot install: apt-get install logrotate"
-)
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(
+        LOGROTATE is None, reason="there is no logrotate, which pip cannot install: apt-get install logrotate"
+    ),
+]
 
 
 def logrotate(log: Path, *options: str) -> None:

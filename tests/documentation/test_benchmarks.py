@@ -16,6 +16,8 @@ sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import compare, isolated, report
 from benchmarks.contenders import CONTENDERS, MPLOG
 
+pytestmark = pytest.mark.processes
+
 OURS = [contender.__name__ for contender in MPLOG]
 TINY = compare.Effort(
     rounds=1,

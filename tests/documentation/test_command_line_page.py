@@ -11,6 +11,8 @@ import pytest
 from commands import shell
 from docutils import nodes
 
+pytestmark = pytest.mark.processes
+
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.rst"
 
 DOCUMENT = docutils.core.publish_doctree(

@@ -155,6 +155,7 @@ def written(directory: Path, name: str) -> Counter[str]:
 WAYS = {"cookbook": 12, "multiprocessing_logging": 9, "concurrent_log_handler": 8, "loguru": 8}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("way", WAYS)
 def test_both_programs_write_the_same(tmp_path: Path, way: str) -> None:
     """What is shown as the way to do it now writes the lines that the program before has written."""
@@ -172,6 +173,7 @@ def test_both_programs_write_the_same(tmp_path: Path, way: str) -> None:
     assert most >= WAYS[way] - 1
 
 
+@pytest.mark.processes
 def test_every_program_is_run(tmp_path: Path) -> None:
     """All four ways are there, and what stands beside them runs, too."""
     assert PROGRAMS.keys() == {

@@ -11,6 +11,8 @@ import pytest
 from pages import DOCS, counted, read_blocks, run_program
 from scripts import run_script
 
+pytestmark = pytest.mark.processes
+
 #: What recipes go without: names that they use, and do not define; docs/workers.rst says so.
 GIVEN = """
 import concurrent.futures, logging, logging.handlers, multiprocessing, subprocess, sys

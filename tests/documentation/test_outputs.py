@@ -20,6 +20,8 @@ import pytest
 from oracle import wait_until
 from scripts import lines, run_script
 
+pytestmark = pytest.mark.processes
+
 PAGE = (Path(__file__).parents[2] / "docs" / "outputs.rst").read_text()
 
 

@@ -12,6 +12,8 @@ import pytest
 from docutils import nodes
 from plugin_runs import Runs
 
+pytestmark = pytest.mark.processes
+
 pytest_plugins = "pytester"
 
 PAGE = Path(__file__).parents[2] / "docs" / "pytest.rst"

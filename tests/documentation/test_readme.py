@@ -40,6 +40,7 @@ def test_every_block_is_run() -> None:
     assert set(TESTS.values()) <= globals().keys()
 
 
+@pytest.mark.processes
 def test_program_writes_what_is_shown(tmp_path: Path) -> None:
     """The first program prints and logs what the README shows, but for times, and which worker did what."""
     (tmp_path / "square.py").write_text(BLOCKS["# square.py"][1], encoding="utf-8")

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from pages import DOCS, normalized, read_blocks
 from scripts import environment
+
+pytestmark = pytest.mark.processes
 
 BLOCKS = read_blocks(DOCS / "tutorial.rst")
 #: What is run by hand: it makes an environment and installs.

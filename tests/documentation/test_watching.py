@@ -14,6 +14,8 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from scripts import Gate, environment, run, write_script
 
+pytestmark = pytest.mark.processes
+
 PAGE = Path(__file__).parents[2] / "docs" / "watching.rst"
 DOCTREE = publish_doctree(PAGE.read_text(encoding="utf-8"), settings_overrides={"syntax_highlight": "none"})
 

@@ -398,6 +398,7 @@ print(kills)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("compress", ["", "gz"])
 @pytest.mark.parametrize(
     ("records", "step"), [(9, 3), pytest.param(40, 1, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
@@ -412,6 +413,7 @@ def test_logging_process_killed_at_any_step_of_a_rotation(
     assert int(result.stdout) > 10 * records // step
 
 
+@pytest.mark.processes
 def test_server_compresses_and_keeps(log: Path) -> None:
     """All of it through a LogServer: the words are those of FileSink."""
     sink = mplog.FileSink(log, rotate="1 kB", keep="3 files", compress="gz", archive="app-{index}.log")

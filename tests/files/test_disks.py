@@ -20,6 +20,8 @@ from scripts import drop_privileges, elapsed, fill_disk, lines, run_script
 import mplog
 from mplog.queue.kill_points import VARIABLE
 
+pytestmark = pytest.mark.processes
+
 
 def _produce(initializer: Any, directory: str, lines: int) -> None:
     """Runs in a worker."""

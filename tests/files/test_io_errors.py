@@ -18,6 +18,8 @@ from scripts import lines
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 #: What fails, and how.
 CALLS = {
     "write": errno.ENOSPC,

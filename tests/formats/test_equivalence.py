@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 # --- handlers ---
 
 

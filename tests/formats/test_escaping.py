@@ -322,6 +322,7 @@ def rotating(path: str) -> logging.Handler:
     return logging.handlers.RotatingFileHandler(path, encoding="utf-8")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["file", "handler", "filtered"])
 def test_no_worker_can_forge_a_line(tmp_path: Path, kind: str) -> None:
     """Through a sink with escape=True, every record is one in the file, and its message can be read back."""
@@ -346,6 +347,7 @@ def test_no_worker_can_forge_a_line(tmp_path: Path, kind: str) -> None:
     assert caught[-2:] == ["\tValueError: ok", "\t2026-11-20 18:03:46,567 CRITICAL root | all is lost"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", NASTY)
 def test_nasty_texts_are_byte_for_byte_without_the_option(tmp_path: Path, name: str) -> None:
     """Without the option, a nasty text raises nothing, and is written as logging writes it."""

@@ -14,6 +14,8 @@ from scripts import lines
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 
 class _Blocking(logging.FileHandler):
     """Does not return from its first record until there is a file of that name."""

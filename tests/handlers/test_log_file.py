@@ -480,6 +480,7 @@ def test_names_of_owners() -> None:
     assert regular_file.read_owner(None) is None
 
 
+@pytest.mark.processes
 def test_owner_that_is_not_permitted_is_an_error(tmp_path: Path) -> None:
     """Who may not give files away is told so by start(), and no file is left behind."""
     result = run_script(
@@ -639,6 +640,7 @@ def test_file_size_limit_of_the_process(log: Path, open_handler: Opener) -> None
     assert log.read_text() == "".join(texts)
 
 
+@pytest.mark.processes
 def test_directory_that_becomes_read_only(tmp_path: Path) -> None:
     """Without permission for new files the log is written on, and said; with it again, it is rotated."""
     (tmp_path / "logs").mkdir()

@@ -198,6 +198,7 @@ for number, encoding in enumerate([None, "locale", "utf-8"]):
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("utf8", [None, "0", "1"])
 def test_encoding_is_the_stdlib_s(tmp_path: Path, utf8: str | None) -> None:
     """None and "locale" are what they are to open(), with and without the UTF-8 mode, in a locale without UTF-8."""
@@ -513,6 +514,7 @@ print(kills)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["RotatingFileHandler", "TimedRotatingFileHandler"])
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 def test_killed_at_any_step_leaves_what_the_stdlib_would_have_written(

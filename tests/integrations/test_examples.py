@@ -13,6 +13,8 @@ from pathlib import Path
 import docutils.core
 import pytest
 
+pytestmark = pytest.mark.processes
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 #: What the default format writes, with the process's name, the level, the logger and the message as groups.

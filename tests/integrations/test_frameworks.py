@@ -23,6 +23,8 @@ from docutils import nodes
 from oracle import wait_until
 from scripts import environment
 
+pytestmark = pytest.mark.processes
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 GUNICORN = ["-m", "gunicorn", "--bind", "127.0.0.1:0", "--log-level", "info"]

@@ -17,6 +17,8 @@ from oracle import wait_until
 from scripts import environment, run, run_script
 from test_examples import EXAMPLES, messages, read
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "integrations.rst").read_text(encoding="utf-8")
 BLOCKS = [block.astext() for block in publish_doctree(TEXT).findall(literal_block)]

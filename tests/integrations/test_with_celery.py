@@ -14,6 +14,8 @@ from managed import end, entries, running, said
 from oracle import wait_until
 from scripts import environment
 
+pytestmark = pytest.mark.processes
+
 #: As a script: with ``python -m``, Celery could not start itself anew.
 CELERY = str(Path(sys.executable).with_name("celery"))
 WORKER = [sys.executable, CELERY, "-A", "celery_prefork", "worker", "-c", "2"]

@@ -13,6 +13,8 @@ from managed import Clients, end, entries, running, said
 from oracle import wait_until
 from scripts import process_has_ended
 
+pytestmark = pytest.mark.processes
+
 COMMAND = [sys.executable, "-m", "gunicorn", "-c", "gunicorn_workers.py", "-b", "127.0.0.1:0"]
 
 

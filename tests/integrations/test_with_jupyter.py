@@ -11,6 +11,8 @@ import pytest
 from scripts import environment
 from test_examples import EXAMPLES, read
 
+pytestmark = pytest.mark.processes
+
 
 def run_notebook(cells: list[str], directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the cells in a kernel, to their end; return what they printed."""

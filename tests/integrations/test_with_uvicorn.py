@@ -7,9 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 from managed import Clients, end, entries, running, said
 from oracle import wait_until
 from test_examples import EXAMPLES
+
+pytestmark = pytest.mark.processes
 
 
 def test_every_record_of_every_worker_is_there(tmp_path: Path) -> None:

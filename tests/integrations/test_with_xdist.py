@@ -7,8 +7,11 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 from scripts import environment, run
 from test_examples import EXAMPLES, read
+
+pytestmark = pytest.mark.processes
 
 #: Beside the tests of the example, some of which one kills its worker.
 DEADLY = '''

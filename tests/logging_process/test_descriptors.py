@@ -19,6 +19,8 @@ from scripts import environment, lines, write_script
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 resource: Any = pytest.importorskip("resource")
 
 

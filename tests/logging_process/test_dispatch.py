@@ -381,6 +381,7 @@ def test_bad_handler_is_isolated_and_reported(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.processes
 def test_handler_that_logs_itself_is_isolated(tmp_path: Path) -> None:
     """A handler that logs with each record it gets recurses, as in one process; the others lose nothing by it."""
     sinks = [mplog.FileSink(tmp_path / "app.log", format="%(message)s"), mplog.HandlerSink(lambda: BadHandler("log"))]
@@ -479,6 +480,7 @@ def test_close_closes_every_handler(dispatch: Dispatch, what: str, capsys: pytes
     delattr(bad, what)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("what", ["raise", "exit", "interrupt"])
 def test_bad_formatter_or_filter_is_isolated(tmp_path: Path, what: str) -> None:
     """A formatter or filter that raises, or wants to end the process, costs its own sink the record, nobody else."""
@@ -509,6 +511,7 @@ def test_bad_formatter_or_filter_is_isolated(tmp_path: Path, what: str) -> None:
         assert sum("could not be written" in line for line in written) == 2
 
 
+@pytest.mark.processes
 def test_blocked_sink_does_not_stop_the_workers(tmp_path: Path) -> None:
     """While one sink blocks, those who log go on as long as the queue has room, and all is written afterwards."""
     gate = Gate(tmp_path / "gate")
@@ -575,6 +578,7 @@ def test_full_disk_tears_nothing(
     assert "No space left on device" in lines(tmp_path / "app.log")[-1]
 
 
+@pytest.mark.processes
 def test_file_size_limit_tears_nothing(tmp_path: Path) -> None:
     """At the limit of the file size of a real process, the file ends with a whole line, and the rest is counted."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -592,6 +596,7 @@ def test_file_size_limit_tears_nothing(tmp_path: Path) -> None:
     assert sum(stats.failed.values()) == 500
 
 
+@pytest.mark.processes
 def test_reports_come_while_nobody_logs(tmp_path: Path) -> None:
     """What could not be written is said soon, though no further record arrives."""
     sinks = [mplog.FileSink(tmp_path / "app.log"), mplog.HandlerSink(lambda: BadHandler("raise"))]

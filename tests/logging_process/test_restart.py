@@ -27,6 +27,8 @@ from mplog.logging_process.messages import Launch, NewProcess, Patience
 from mplog.queue import fifo
 from mplog.queue.kill_points import POINTS, VARIABLE
 
+pytestmark = pytest.mark.processes
+
 _SIZES = (20, 100, 1000, 3000, 20_000)
 
 

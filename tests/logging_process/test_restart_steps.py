@@ -22,6 +22,8 @@ from mplog.queue import kill_points as faults
 from mplog.queue.kill_points import VARIABLE
 from mplog.queue.losses import Reason
 
+pytestmark = pytest.mark.processes
+
 #: What changes something on the disk.
 CALLS = ("open", "write", "rename", "link", "unlink", "ftruncate", "utime", "fchmod")
 

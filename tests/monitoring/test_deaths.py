@@ -28,9 +28,12 @@ from mplog.monitoring import deaths, process
 from mplog.monitoring.death_lines import Death, describe
 from mplog.monitoring.deaths import Watch
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "pidfd_open"), reason="only Linux from 5.3 on can watch processes that are not one's children"
-)
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(
+        not hasattr(os, "pidfd_open"), reason="only Linux from 5.3 on can watch processes that are not one's children"
+    ),
+]
 
 #: Signals that are not sent on purpose, or every day.
 UNEXPECTED = ["KILL", "SEGV", "ABRT", "BUS", "FPE", "ILL", "SYS", "XCPU", "USR1", "QUIT", "PIPE", "ALRM", "RTMIN"]

@@ -19,7 +19,10 @@ from scripts import process_has_ended, run_script
 import mplog
 from mplog.monitoring import tallies
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux from 5.3 on tells of deaths")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux from 5.3 on tells of deaths"),
+]
 
 #: Of the ends that jobs.log_and_end knows, what is said of them.
 SAID = {

@@ -369,6 +369,7 @@ def lose(queue: mplog.LogQueue, initializer: Any, count: int, name: str) -> None
     logging.info("two of %s", name)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("point", [None, "before remove:1", "before commit:6", "after commit:6", "in state:9"])
 def test_a_server_folds_what_short_workers_have_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str | None

@@ -17,7 +17,10 @@ from readers import in_fork
 
 import mplog
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc counts context switches")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(sys.platform != "linux", reason="/proc counts context switches"),
+]
 
 #: Longer than the longest that it looks ahead while there is unfinished business.
 SECONDS = 2.0

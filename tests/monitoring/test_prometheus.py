@@ -19,6 +19,8 @@ import mplog
 from mplog.logging_process.messages import Patience
 from mplog.prometheus import MplogCollector
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def registry() -> prometheus_client.CollectorRegistry:

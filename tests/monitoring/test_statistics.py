@@ -183,6 +183,7 @@ def count_without_room(directory: str) -> None:
     assert 500 < len(read_rows(directory)) < 2999
 
 
+@pytest.mark.processes
 def test_a_full_disk_ends_no_counting(directory: str) -> None:
     """Counts for which the file has no room are kept in the process."""
     in_fork(count_without_room, directory)
@@ -300,6 +301,7 @@ _POLICIES = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kills", [0, 2], ids=["alive", "killed"])
 @pytest.mark.parametrize("policy", _POLICIES)
 def test_loss_lines_add_up_to_the_gaps(tmp_path: Path, gate: Gate, policy: str, kills: int) -> None:
@@ -356,6 +358,7 @@ def test_loss_lines_add_up_to_the_gaps(tmp_path: Path, gate: Gate, policy: str, 
     assert stats.peak_fill >= 0.5
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("point", ["after say", "before commit", "after commit", "before write", "in state"])
 @pytest.mark.parametrize("moment", [1, 2, 3, 5])
 def test_what_is_said_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, moment: int) -> None:
@@ -379,6 +382,7 @@ def test_what_is_said_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert stats.received == len(lines(log)) - len([line for line in lines(log) if line.startswith("mplog:")])
 
 
+@pytest.mark.processes
 def test_counts_are_exact_over_kills(tmp_path: Path) -> None:
     """However often the logging process is killed at random, after flush() every record has been counted once."""
     dice = random.Random(5)
@@ -400,6 +404,7 @@ def test_counts_are_exact_over_kills(tmp_path: Path) -> None:
     assert server.stats().received == sent
 
 
+@pytest.mark.processes
 def test_a_handler_that_fails_is_counted_over_a_kill(tmp_path: Path) -> None:
     """What a handler could not write before a restart is among what it could not in the end."""
 

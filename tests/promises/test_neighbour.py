@@ -39,6 +39,8 @@ from mplog.record.encoding import encode
 from mplog.record.frame import OBJECT, RECORD, FrameReader
 from mplog.record.layout import Entry
 
+pytestmark = pytest.mark.processes
+
 NOBODY = 65534
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

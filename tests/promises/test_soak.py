@@ -26,6 +26,8 @@ from scripts import elapsed, fill_disk
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 _SIZES = (20, 100, 1000, 3000, 20_000)
 _WORKERS = 3
 #: Of so many records one is logged for the file on the small disk.

@@ -12,6 +12,8 @@ from plugin_runs import Runs
 from mplog.pytest_plugin.children import LineEncoder
 from mplog.pytest_plugin.records import Records
 
+pytestmark = pytest.mark.processes
+
 pytest_plugins = "pytester"
 
 

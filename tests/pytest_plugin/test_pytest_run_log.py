@@ -8,6 +8,8 @@ import signal
 import pytest
 from plugin_runs import Runs
 
+pytestmark = pytest.mark.processes
+
 pytest_plugins = "pytester"
 
 #: A line in the default format.

@@ -896,17 +896,20 @@ def kill(
     return result
 
 
+@pytest.mark.processes
 def test_a_process_killed_at_random_loses_doubles_and_tears_nothing(tmp_path: Path) -> None:
     """Sixty processes in a row are killed at random moments, and every frame is in the file, once, in order."""
     kill(tmp_path, [None] * 60, seed=1)
 
 
+@pytest.mark.processes
 def test_a_process_killed_while_it_replaces_loses_doubles_and_tears_nothing(tmp_path: Path) -> None:
     """Frames that are shortened in the intake buffer are there once, as they were or shortened."""
     result = kill(tmp_path, [None] * 40, seed=4, replaces=True)
     assert result["shortened"] > 40
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "point", [point for point in faults.POINTS if not point.endswith(("write", "say", "remove", "recovery"))]
 )
@@ -919,6 +922,7 @@ def test_a_process_killed_at_a_point_loses_doubles_and_tears_nothing(tmp_path: P
         assert (result["found_made"], result["found_not_made"]) == (0, 8)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("point", ["before read", "after read"])
 def test_a_process_killed_in_its_recovery_loses_doubles_and_tears_nothing(tmp_path: Path, point: str) -> None:
     """Two more processes die while they find out whether the read was made, and the third goes on."""

@@ -153,6 +153,7 @@ def append_many(path: str, counter: Counter, name: str) -> None:
         counter.set(number)
 
 
+@pytest.mark.processes
 def test_writers_that_are_killed_leave_whole_messages(path: str, tmp_path: Path) -> None:
     """Of processes killed while they append at random, each finished message is there, in order, none is torn."""
     dice, counters = random.Random(3), dict[str, Counter]()
@@ -230,6 +231,7 @@ def append_on_a_full_disk(path: str) -> None:
     assert file.append(message("z" * 100))
 
 
+@pytest.mark.processes
 def test_a_full_disk_tears_nothing(path: str) -> None:
     """A write that fails in the middle is taken back, is an error, and the next finds the file as it was."""
     in_fork(append_on_a_full_disk, path)
@@ -278,6 +280,7 @@ def test_a_holder_that_is_stopped_costs_a_bounded_time(path: str) -> None:
     assert rest(reader) == ["one"]
 
 
+@pytest.mark.processes
 def test_a_fork_does_not_keep_the_lock(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that another thread has forked in the middle of an append does not hold up others while it lives."""
     write_all, children = emergency._write_all, []
@@ -435,6 +438,7 @@ def test_a_handler_that_appends_to_another_file_does(path: str, interrupt: Any) 
     assert (rest(EmergencyReader(path)), rest(EmergencyReader(path + "2"))) == (["one"], ["two"])
 
 
+@pytest.mark.processes
 def test_a_child_that_a_handler_forks_appends_for_itself(path: str, interrupt: Any) -> None:
     """It does not leave it to the call that was interrupted, which is not its own; it waits until that is done."""
     file, pids = EmergencyFile(path, SIZE), list[int]()

@@ -32,6 +32,7 @@ def run(point: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "point, printed", [("after read", ""), ("after read:1", ""), ("before read:2", "1\n"), ("after read:3", "1\n2\n")]
 )
@@ -41,6 +42,7 @@ def test_an_armed_point_kills_the_process_when_it_is_reached(point: str, printed
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, printed)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("point", ["", "after read:4", "in state"])
 def test_what_is_not_reached_does_nothing(point: str) -> None:
     """A program in which the armed point is not reached, or not so often, runs to its end."""

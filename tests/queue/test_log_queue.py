@@ -435,6 +435,7 @@ def test_travels_at_any_time(context: Any, queue: LogQueue) -> None:
     sender.close()
 
 
+@pytest.mark.processes
 def test_travels_through_another_queue(queue: LogQueue) -> None:
     """A queue may be put into a queue."""
     answers = LogQueue()
@@ -450,6 +451,7 @@ answers.put((queue.get(timeout=60), "x" * 10_000))
 """
 
 
+@pytest.mark.processes
 def test_travels_into_a_plain_subprocess(queue: LogQueue) -> None:
     """A queue pickles into a Python that was started by other means."""
     answers = LogQueue()
@@ -459,6 +461,7 @@ def test_travels_into_a_plain_subprocess(queue: LogQueue) -> None:
     assert answers.get(timeout=60) == ("question", "x" * 10_000)
 
 
+@pytest.mark.processes
 def test_is_one_object_in_a_process(queue: LogQueue) -> None:
     """However often a queue arrives in a process, it is one object there, until that is closed."""
     assert pickle.loads(pickle.dumps(queue)) is queue
@@ -563,6 +566,7 @@ def check_big(queue: LogQueue, kind: str, size: int) -> None:
     assert queue.broken == 0
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["object", "record"])
 def test_hundred_megabytes(queue: LogQueue, kind: str) -> None:
     """An object, or a record, of 100 MB arrives whole, and does not block another process."""
@@ -619,6 +623,7 @@ def in_the_middle(queue: LogQueue, process: Any) -> None:
     )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["object", "record"])
 def test_writer_killed_in_a_long_message_costs_that_one(small: LogQueue, kind: str) -> None:
     """A writer that is killed in the middle of a long message loses that message, which is counted, and no other."""
@@ -637,6 +642,7 @@ def test_writer_killed_in_a_long_message_costs_that_one(small: LogQueue, kind: s
     assert small._reader_here().frames.incomplete() == []
 
 
+@pytest.mark.processes
 def test_stopped_writer_is_waited_for(small: LogQueue) -> None:
     """A writer that is stopped in the middle of a long message is not dead: the message arrives when it goes on."""
     with child(put_long, small, "object") as process:
@@ -688,6 +694,7 @@ def test_exceptions_keep_no_view_of_a_buffer(small: LogQueue, size: int) -> None
     assert [view for view in views if not isinstance(view.obj, bytes)] == []
 
 
+@pytest.mark.processes
 def test_ctrl_c_in_the_middle_of_a_long_message(small: LogQueue) -> None:
     """Ctrl-C in the middle of a long message gives up that message; what follows arrives."""
     ready = FORK.Event()
@@ -752,6 +759,7 @@ def test_put_in_a_signal_handler(small: LogQueue, seconds: float) -> None:
     assert sorted(got["handler"]) == list(range(counts["handler"]))
 
 
+@pytest.mark.processes
 def test_fork_while_threads_put(queue: LogQueue) -> None:
     """A fork in the middle of the puts of several threads can put, and harms nobody."""
     stop = threading.Event()
@@ -852,6 +860,7 @@ def test_consumers_take_turns(stdlib_context: Any, queue: LogQueue) -> None:
     assert sorted(got) == [(number, "x" * (number % 3000)) for number in range(500)]
 
 
+@pytest.mark.processes
 def test_consumer_killed_while_it_waits(queue: LogQueue) -> None:
     """A consumer that is killed in a get() that waits leaves the queue usable, and takes nothing along."""
     answers = LogQueue()
@@ -865,6 +874,7 @@ def test_consumer_killed_while_it_waits(queue: LogQueue) -> None:
     assert queue.get(timeout=60) == "second"
 
 
+@pytest.mark.processes
 def test_consumers_killed_at_random(queue: LogQueue) -> None:
     """A consumer that is killed while it reads costs at most the object it was taking; the queue goes on."""
     answers = LogQueue()
@@ -907,6 +917,7 @@ def hold(path: str, sender: Any) -> None:
     signal.pause()
 
 
+@pytest.mark.processes
 def test_stopped_consumer_does_not_stop_a_timeout(queue: LogQueue) -> None:
     """While another process is stopped in the middle of taking an object, a timeout still holds."""
     receiver, sender = FORK.Pipe(False)
@@ -940,6 +951,7 @@ class Interrupt(BaseException):
     """What the signal handler of a test raises."""
 
 
+@pytest.mark.processes
 def test_interrupted_get_leaves_the_queue_usable(queue: LogQueue) -> None:
     """Signals that raise at any moment of get() leave no lock held, and cost at most the object it was taking."""
     interrupted = 0
@@ -1024,6 +1036,7 @@ def test_signal_handler_that_gets(queue: LogQueue) -> None:
     assert caught == [1]
 
 
+@pytest.mark.processes
 def test_fork_of_a_waiting_reader_can_read(queue: LogQueue) -> None:
     """A fork that is made while a thread waits in get() reads by itself, with no lock of the thread's."""
     waiting = Thread(queue.get)
@@ -1055,6 +1068,7 @@ def close_all_and_go_on(queue: LogQueue, answers: LogQueue, directory: str) -> N
     assert len(set(files)) == 100
 
 
+@pytest.mark.processes
 def test_closed_descriptors_are_opened_again(queue: LogQueue, tmp_path: Path) -> None:
     """A process that closes all descriptors goes on putting and getting, and writes into no file of its own."""
     answers = LogQueue()
@@ -1090,6 +1104,7 @@ def write_garbage(queue: LogQueue, data: bytes) -> None:
     subprocess.run([sys.executable, "-S", "-c", STRANGER, queue.path, data.hex()], check=True, timeout=60)
 
 
+@pytest.mark.processes
 def test_garbage_by_another_process_is_skipped_and_counted(queue: LogQueue) -> None:
     """Bytes that another process of the user writes into the FIFO are skipped and counted; what we put arrives."""
     write_garbage(queue, GARBAGE[4])
@@ -1237,6 +1252,7 @@ def test_owner_that_is_a_child_removes_its_directory(context: Any, how: str) -> 
     sender.close()
 
 
+@pytest.mark.processes
 def test_fork_of_the_owner_leaves_the_directory(library: Any, queue: LogQueue) -> None:
     """A child of the owner, and a plain fork, end without removing what they have inherited."""
     with child(lambda: queue.put(1), context=library.get_context("fork")) as process:

@@ -94,6 +94,7 @@ def test_threads_and_signal_handlers_count_exactly(directory: str) -> None:
     assert counted.lost == 40_000 + calls
 
 
+@pytest.mark.processes
 def test_a_fork_counts_for_itself(queue: mplog.LogQueue) -> None:
     """A child begins at nothing, in a file of its own, and what its parent has counted stays."""
     queue.losses.count(INFO, Reason.SHED, "parent")
@@ -105,6 +106,7 @@ def test_a_fork_counts_for_itself(queue: mplog.LogQueue) -> None:
     ]
 
 
+@pytest.mark.processes
 def test_counts_survive_sigkill(queue: mplog.LogQueue) -> None:
     """What was counted before a SIGKILL is there after it."""
     pid = os.fork()

@@ -110,6 +110,7 @@ def test_a_policy_that_means_nothing_is_refused(make: Any, message: str) -> None
         Overflow.of(7)  # type: ignore[arg-type]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("policy", [Overflow.drop_below("ERROR", at=0.5, timeout=3), Overflow.fallback(1)])
 def test_a_policy_travels_with_the_queue(queue: mplog.LogQueue, policy: Overflow) -> None:
     """It pickles, it goes with the queue into another process, and attach() finds it."""
@@ -406,6 +407,7 @@ def log_without_descriptors(queue: mplog.LogQueue) -> None:
     log.info("with descriptors again")
 
 
+@pytest.mark.processes
 def test_without_descriptors_records_are_dropped_and_counted_all_the_same(queue: mplog.LogQueue) -> None:
     """A process that has run out of descriptors drops as the policy says, and what it has counted is there later."""
     use(queue, "drop_newest")

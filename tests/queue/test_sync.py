@@ -104,6 +104,7 @@ def test_workers_wait_each_for_its_own(reader: Reader, stdlib_context: Any, tmp_
         assert worker.exitcode == 0
 
 
+@pytest.mark.processes
 def test_attach_finds_the_level(queue: mplog.LogQueue) -> None:
     """A process that joins by the directory writes through, too."""
     msgspec.structs.replace(LoggingState.capture(), sync=queue.sync).save(queue.directory)
@@ -165,6 +166,7 @@ def test_a_call_in_an_event_loop_waits_unless_the_policy_says_otherwise(queue: m
     assert queue.losses.counts == {(logging.ERROR, Reason.UNSYNCED): 1}
 
 
+@pytest.mark.processes
 def test_a_worker_killed_while_it_waits_leaves_nothing(reader: Reader) -> None:
     """The acknowledgement finds nobody, takes its FIFO away, and others get theirs."""
     pid = os.fork()
@@ -196,6 +198,7 @@ def log_without_descriptors(queue: mplog.LogQueue) -> None:
     assert queue.losses.counts == {(logging.ERROR, Reason.UNSYNCED): 1}
 
 
+@pytest.mark.processes
 def test_without_descriptors_the_record_is_sent_all_the_same(reader: Reader) -> None:
     """Nothing to wait with means not to wait, which is counted."""
     in_fork(log_without_descriptors, reader.queue)

@@ -270,6 +270,7 @@ def test_an_async_generator_that_is_collected_elsewhere(log: tuple[logging.Logge
     assert [fields(record) for record in collect()] == [{"own": 1}]
 
 
+@pytest.mark.processes
 def test_a_process_that_binds_nothing_does_nothing() -> None:
     """Without a context, the encoder does not look for one."""
     program = """
@@ -343,6 +344,7 @@ def test_the_pools_of_mplog_carry_it_too(stdlib_context: Any, json_server: mplog
     assert noted(json_log) == [*CARRIED, ("task 3", None, None)]
 
 
+@pytest.mark.processes
 def test_an_event_loop_hands_its_context_to_an_executor(json_server: mplog.LogServer, json_log: Path) -> None:
     """`run_in_executor` with `carry_context` logs under the fields of the task that has called it."""
 
@@ -361,6 +363,7 @@ def test_an_event_loop_hands_its_context_to_an_executor(json_server: mplog.LogSe
     assert noted(json_log) == [("own 1", 10, 1), ("own 2", 20, 2), ("task 1", 10, None), ("task 2", 20, None)]
 
 
+@pytest.mark.processes
 def test_a_format_shows_a_bound_field(log: tuple[logging.Logger, Collect], tmp_path: Path) -> None:
     """`%(job)s` stands in a text log as well; where nothing is bound, the formatter's default does."""
     format = logging.Formatter("%(job)s %(message)s", defaults={"job": "-"})

@@ -48,6 +48,7 @@ _HOSTILE = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", _HOSTILE)
 def test_a_record_of_nothing_but_small_values_is_refused(kind: str) -> None:
     """One that would take far more memory than it has bytes is no record, before anything of it is decoded."""

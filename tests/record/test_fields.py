@@ -174,6 +174,7 @@ def test_all_records_of_a_server_have_them(context: Any, tmp_path: Path) -> None
     assert second["service"] == "own"
 
 
+@pytest.mark.processes
 def test_a_restarted_logging_process_has_them(tmp_path: Path) -> None:
     """When the logging process has been killed, what the next one writes has the constant fields as well."""
     path = tmp_path / "app.log"
@@ -187,6 +188,7 @@ def test_a_restarted_logging_process_has_them(tmp_path: Path) -> None:
     assert all(line.startswith("shop ") for line in written)
 
 
+@pytest.mark.processes
 def test_they_go_with_a_configuration(tmp_path: Path) -> None:
     """`fields` combines with `config`, where handlers of every kind see them, and with `from_logging`."""
     config = {
@@ -527,6 +529,7 @@ def test_a_cut_record_stays_one() -> None:
     assert type(Preparation((dict,), ())(Cut(encode(make())))) is Cut
 
 
+@pytest.mark.processes
 def test_nothing_gets_to_stderr_past_a_redactor(tmp_path: Path) -> None:
     """What the logging process can no longer write, and what logging itself complains about, is redacted, too."""
     done = run_script(
@@ -628,6 +631,7 @@ def test_a_queue_that_travels_by_itself_redacts(stdlib_context: Any, tmp_path: P
     check_secrets(path, [pid], 1)
 
 
+@pytest.mark.processes
 def test_workers_of_a_plain_queue_redact(tmp_path: Path) -> None:
     """So do those whose records go through a queue of multiprocessing."""
     path = tmp_path / "app.jsonl"
@@ -650,6 +654,7 @@ def use_and_log(initializer: Any) -> None:
     mplog.getLogger("fast").info("password=%s", SECRET, token=SECRET)
 
 
+@pytest.mark.processes
 def test_attached_programs_redact(tmp_path: Path) -> None:
     """A program that joins a server sends no secrets either, though it cannot import the server's script."""
     done = run_script(
@@ -672,6 +677,7 @@ def test_attached_programs_redact(tmp_path: Path) -> None:
     assert (tmp_path / "app.jsonl").read_text() == '{"message":"child","token":"***"}\n'
 
 
+@pytest.mark.processes
 def test_records_that_are_written_through_are_redacted(tmp_path: Path) -> None:
     """`sync_level` takes nothing past the redactors."""
     path = tmp_path / "app.jsonl"
@@ -690,6 +696,7 @@ def test_what_does_not_pickle_is_refused_at_start(tmp_path: Path) -> None:
     assert not (tmp_path / "app.log").exists()
 
 
+@pytest.mark.processes
 def test_where_they_were_made_they_are_the_same_objects(tmp_path: Path) -> None:
     """In the parent an enricher is not a copy: it sees what the program changes."""
     state = {"request": "r1"}

@@ -119,6 +119,7 @@ def test_custom_level_names_arrive() -> None:
     assert (arrived.levelno, arrived.levelname) == (35, "NOTICE")
 
 
+@pytest.mark.processes
 def test_true_process_name_of_multiprocess(library: Any) -> None:
     """A child of either library arrives under its own name, though logging knows only one of them."""
     receiver, sender = library.Pipe(False)
@@ -955,6 +956,7 @@ def decode_in_little_memory(payloads: dict[str, bytes], sender: Any) -> None:
     sender.send("fine")
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to limit the memory")
 def test_claimed_lengths_allocate_nothing() -> None:
     """A claimed length of 4 GiB is an error with little memory, too: nothing is allocated on a claim."""

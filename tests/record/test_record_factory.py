@@ -220,6 +220,7 @@ def test_a_server_uses_it_in_all_processes_and_puts_the_old_one_back(stdlib_cont
     assert log.read_text().splitlines() == ["True"]
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("factory")
 def test_a_factory_that_was_set_meanwhile_stays(log: Path) -> None:
     """A program may have set another one on top, which calls the one that was there."""
@@ -237,6 +238,7 @@ def test_a_factory_that_was_set_meanwhile_stays(log: Path) -> None:
     assert log.read_text().splitlines() == ["text by hand"]
 
 
+@pytest.mark.processes
 def test_a_class_patched_before_is_seen(tmp_path: Path) -> None:
     """Whatever was there first."""
     done = run_script(

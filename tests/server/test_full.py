@@ -23,6 +23,8 @@ from mplog.queue.sync import Sync
 from mplog.record import frame
 from mplog.record.encoding import encode
 
+pytestmark = pytest.mark.processes
+
 _SIZE = 2 * 2**20
 #: Records that do not fit into two buffers of that size and the queue.
 _COUNT = 40_000

@@ -36,6 +36,8 @@ import mplog
 from mplog.server import log_server as server_module
 from mplog.server.interpreter import start_supervisor
 
+pytestmark = pytest.mark.processes
+
 
 def blocked(gate: Gate, path: Path, **options: Any) -> mplog.LogServer:
     """A running server whose sink stands at the gate."""

@@ -19,6 +19,8 @@ from scripts import BlockedHandler, Gate, elapsed, lines, process_has_ended, run
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 
 def run_workers(context: Any, target: Any, argument: Any, count: int) -> None:
     """Run three workers, to their end."""

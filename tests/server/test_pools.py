@@ -26,6 +26,8 @@ from process_classes import Job, MultiprocessJob
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 OURS = ["server", "log"]
 
 

@@ -17,6 +17,8 @@ from conftest import PAIRS, skip_without_dill
 from oracle import acknowledged, verdict, wait_until
 from scripts import environment, lines, process_has_ended, run, run_script, write_script
 
+pytestmark = pytest.mark.processes
+
 BEGIN = """
 import atexit, logging, multiprocessing, os, signal, sys, threading
 import mplog

@@ -17,6 +17,8 @@ import mplog
 from mplog.monitoring.running import Snapshot
 from mplog.server.progress import _describe
 
+pytestmark = pytest.mark.processes
+
 #: A sink that takes its time: a millisecond for each record, some seconds in all.
 SLOW = """
     import logging, os, signal, sys, time

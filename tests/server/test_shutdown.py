@@ -21,6 +21,8 @@ from scripts import elapsed, environment, lines, process_has_ended, write_script
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 #: What every program below begins with. `produce` logs for ever, and acknowledges what it has logged.
 HEAD = """\
 import contextlib, hashlib, logging, multiprocessing, os, signal, subprocess, sys, threading, time

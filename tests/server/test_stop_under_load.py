@@ -19,6 +19,8 @@ from scripts import elapsed, kill_for_good, lines, run_script
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 
 def test_stop_under_flood_is_bounded_and_nothing_vanishes(
     context: Any, server: mplog.LogServer, log: Path, tmp_path: Path

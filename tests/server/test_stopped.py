@@ -16,6 +16,8 @@ from scripts import lines
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 _WORKERS = 2
 #: By policy: how many calls there are at least while it stands still, more than find room in the last page of a full
 #: FIFO. With ``drop_below`` errors wait for room.

@@ -26,6 +26,8 @@ from mplog.handlers.callable import CallableHandler
 from mplog.logging_process.messages import Patience
 from mplog.sinks.callable import CallableSink, Retry
 
+pytestmark = pytest.mark.processes
+
 QUICK = Retry(first=0.001, longest=0.01, limit=60)
 
 

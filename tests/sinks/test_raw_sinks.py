@@ -28,6 +28,8 @@ from mplog.queue.log_queue import decode_bytes
 from mplog.record import frame
 from mplog.record.encoding import encode
 
+pytestmark = pytest.mark.processes
+
 SIZES = [0, 1, 100, 4000, frame.PAYLOAD_SIZE - 7, frame.PAYLOAD_SIZE - 6, frame.PAYLOAD_SIZE - 5, 65_536, 3_000_000]
 
 

@@ -42,6 +42,7 @@ def contents(directory: Path) -> dict[str, list[str]]:
 # --- by logger ---
 
 
+@pytest.mark.processes
 def test_sink_of_a_logger_gets_its_subtree(tmp_path: Path) -> None:
     """What is logged at a logger or below goes into its sink, and, unless that is off, into those above."""
     with mplog.LogServer(
@@ -113,6 +114,7 @@ def test_file_per_worker_and_per_job(tmp_path: Path, context: Any) -> None:
     }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("field", ["threadName", "funcName", "module", "lineno"])
 def test_fields_that_are_sent_on_request_are_there(tmp_path: Path, field: str) -> None:
     """A pattern of thread or place has workers send these, as a format does."""
@@ -122,6 +124,7 @@ def test_fields_that_are_sent_on_request_are_there(tmp_path: Path, field: str) -
     assert list(contents(tmp_path).values()) == [["x"]]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("filters", [(), (lambda record: True,)], ids=["texts", "records"])
 def test_hostile_values_stay_in_the_directory(tmp_path: Path, filters: Sequence[Any]) -> None:
     """Whatever a record says, its file is in the directory, and shared with no other value."""
@@ -137,6 +140,7 @@ def test_hostile_values_stay_in_the_directory(tmp_path: Path, filters: Sequence[
     assert sorted(contents(tmp_path / "in").values()) == sorted([str(number)] for number in range(len(values)))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("filters", [(), (lambda record: True,)], ids=["texts", "records"])
 def test_fields_of_any_origin_name_the_file(tmp_path: Path, filters: Sequence[Any]) -> None:
     """A pattern has constant, enriched and bound fields, too; what a record brings itself takes precedence."""
@@ -154,6 +158,7 @@ def test_fields_of_any_origin_name_the_file(tmp_path: Path, filters: Sequence[An
     }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("filters", [(), (lambda record: True,)], ids=["texts", "records"])
 def test_a_constant_field_names_the_file(tmp_path: Path, filters: Sequence[Any]) -> None:
     """Also where it is all that is in the pattern, and with records that have fields of their own or none."""
@@ -165,6 +170,7 @@ def test_a_constant_field_names_the_file(tmp_path: Path, filters: Sequence[Any])
     assert contents(tmp_path) == {"shop.log": ["1", "2"], "other.log": ["3"]}
 
 
+@pytest.mark.processes
 def test_literal_braces(tmp_path: Path) -> None:
     """A FileSink takes braces as they are, a directory of a pattern too, and in a pattern they are doubled."""
     directory = tmp_path / "{logs}"
@@ -244,6 +250,7 @@ def test_sinks_that_cannot_collide_are_accepted(sinks: tuple[Any, ...]) -> None:
     _sinks(*sinks)
 
 
+@pytest.mark.processes
 def test_two_servers_of_one_pattern(tmp_path: Path) -> None:
     """The second server of a pattern is refused; a file that another server has is left to it, which is counted."""
     with mplog.LogServer(RoutedFileSink(tmp_path / "{job}.log"), level="INFO", format="%(message)s") as server:
@@ -489,6 +496,7 @@ def _merge(directory: Path, files: int, target: Path) -> None:
 
 
 # 120 are more than the note of the buffers has room for; of 12 files, 8 are opened again and again.
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("moments", "files", "max_open"),
     [

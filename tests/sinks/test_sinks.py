@@ -23,6 +23,8 @@ from scripts import drop_privileges, elapsed, environment, lines, run_script, wr
 import mplog
 from mplog.handlers.text import TextHandler
 
+pytestmark = pytest.mark.processes
+
 
 def serve(*sinks: Any, messages: tuple[Any, ...] = ("x",), **options: Any) -> mplog.Stats:
     """Log the messages through a server of these sinks."""

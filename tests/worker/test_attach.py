@@ -22,6 +22,8 @@ from scripts import kill_for_good
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 
 def run_in_worker(context: Any, function: Any, *args: Any) -> None:
     """Run a function in a process, which must end well."""

@@ -12,6 +12,8 @@ from commands import mplog
 from conftest import PAIRS, skip_without_dill
 from scripts import INSTALLED, environment, write_script
 
+pytestmark = pytest.mark.processes
+
 FORMAT = "%(levelname)s %(processName)s %(name)s | %(message)s"
 
 

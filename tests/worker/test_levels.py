@@ -14,6 +14,8 @@ import pytest
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 FORMAT = "%(levelname)s %(name)s | %(message)s"
 
 

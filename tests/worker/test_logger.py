@@ -640,6 +640,7 @@ def test_a_patched_handler_is_called(sent: Sent, monkeypatch: pytest.MonkeyPatch
         assert len(seen) == step
 
 
+@pytest.mark.processes
 def test_a_patch_that_was_there_before_is_seen(tmp_path: Path) -> None:
     """What a program has patched before it imports mplog.Logger is called, too."""
     done = run_script(
@@ -739,6 +740,7 @@ def log_once(log: logging.Logger) -> None:
     log.info("x")
 
 
+@pytest.mark.processes
 def test_a_forked_process_is_seen(sent: Sent) -> None:
     """After os.fork() and in a forked Process, a place that has logged before has the new pid and name."""
     log_once(sent.logger)
@@ -1083,6 +1085,7 @@ NOT_RUN = {
 }
 
 
+@pytest.mark.processes
 def test_the_tests_of_cpython_pass(tmp_path: Path) -> None:
     """CPython's test_logging passes with Logger in the place of logging.Logger, and records made by make_record."""
     script = tmp_path / "cpython.py"

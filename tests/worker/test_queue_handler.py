@@ -23,6 +23,8 @@ from oracle import Producer, verdict, wait_until
 
 import mplog
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def handler(server: mplog.LogServer) -> mplog.QueueHandler:
