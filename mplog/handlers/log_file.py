@@ -29,61 +29,7 @@ if TYPE_CHECKING:
     import filelock
 
 
-class FileWriter(TextHandler):
-    """A handler that writes files, and whose writing can be taken back.
-
-    Attributes:
-        announce: called with each portion before it is written.
-    """
-
-    announce: Callable[[Portion], object] | None = None
-    can_wait = True
-
-    def resume(self, committed: Position, announced: int) -> int:
-        """Take back what a killed logging process has written without noting it; return how many bytes.
-
-        Call it before anything is written, and as often as you like.
-
-        Args:
-            committed: where the file was written up to, as noted last: the `start` of the portion that had been
-                prepared, or, where none had, the `end` of the one before.
-            announced: the length up to which it may have been written since: of the `end`.
-        """
-        raise NotImplementedError
-
-    def takes_back(self, inode: int) -> bool:
-        """Whether `resume` for the file that was the log before also takes back all that is in this one."""
-        return False
-
-    def settle(self) -> None:
-        """Forget how to take back what was written: it is noted that all of it is there."""
-
-    def reopen(self) -> None:
-        """Open the files anew, as for SIGHUP: others may have moved them.
-
-        Raises:
-            OSError: one cannot be opened; the file that is open is written on.
-        """
-        raise NotImplementedError
-
-    def due(self) -> float | None:
-        """Return the time of the monotonic clock at which `work` has something to do, None for no such time."""
-        raise NotImplementedError
-
-    def work(self) -> None:
-        """Do what is due."""
-        raise NotImplementedError
-
-    def sync(self) -> bool:
-        """Force what was written to the disk; return whether it is there."""
-        raise NotImplementedError
-
-    def take_notices(self) -> list[str]:
-        """Return what there is to say in the log, each time with what is new."""
-        raise NotImplementedError
-
-
-class LogFileHandler(FileWriter):
+class LogFileHandler(TextHandler):
     """Writes to a file, holds its lock, and rotates it.
 
     `write` is all that a batch needs. To be able to take back a batch after a kill in the middle of it, do what
@@ -105,6 +51,8 @@ class LogFileHandler(FileWriter):
         LogFileLockedError: another logging process writes the file.
         OSError: the file cannot be opened, or is not a regular file.
     """
+
+    can_wait = True
 
     def __init__(
         self,

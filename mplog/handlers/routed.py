@@ -24,9 +24,10 @@ from mplog.files import regular
 from mplog.files.names import FileNames
 from mplog.files.notices import print_notices
 from mplog.files.portion import Position
-from mplog.handlers.log_file import FileWriter, LogFileHandler
+from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.open_files import OpenFiles
 from mplog.handlers.routes import Routes
+from mplog.handlers.text import TextHandler
 from mplog.record.layout import EXTRA, Entry
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
 
 
-class RoutedFileHandler(FileWriter):
+class RoutedFileHandler(TextHandler):
     """Writes each record into the file that its values name.
 
     Args:
@@ -49,6 +50,8 @@ class RoutedFileHandler(FileWriter):
         LogFileLockedError: another logging process writes files of the same pattern.
         OSError: there is no such directory.
     """
+
+    can_wait = True
 
     def __init__(self, path: str, names: FileNames, make: Callable[[str], LogFileHandler], *, max_open: int) -> None:
         super().__init__()
@@ -72,8 +75,8 @@ class RoutedFileHandler(FileWriter):
         return os.path.join(directory, "*".join(map(glob.escape, self._names.texts)))
 
     @property
-    def needs_no_details(self) -> bool:
-        return super().needs_no_details and not self._names.needs_details
+    def needs_details(self) -> bool:
+        return super().needs_details or self._names.needs_details
 
     # --- what comes in ---
 

@@ -10,15 +10,20 @@ from typing import Any
 
 from mplog.formats.batch import Renderer
 from mplog.formats.text import renderer
+from mplog.handlers.output import Output
 from mplog.record.decoding import to_record
 from mplog.record.layout import MSG, Entry
 
 
-class LocklessHandler(logging.Handler):
+class LocklessHandler(Output, logging.Handler):
     """A handler without the lock that others hold while they write. Runs in the logging process.
 
     One thread writes there; and a thread that waits must not hold a lock that a function takes which logs itself.
     """
+
+    @property
+    def handler(self) -> logging.Handler:
+        return self
 
     def createLock(self) -> None:
         """Have no lock."""
@@ -39,16 +44,10 @@ class TextHandler(LocklessHandler):
     which the logging process calls behind each batch, writes. A record that could not be written goes to `handleError`;
     but where `keeps_trying` is set, an OSError leaves it, and what follows it, to the next `flush`. Override `write`.
 
-    Attributes:
-        can_wait: whether what it writes to may take later what it does not take now, as a disk that is full does.
-        keeps_trying: whether what could not be written is kept.
-        stuck_by: the error that `write` has raised the last time; None where it has not, or nothing is kept.
     """
 
     terminator = "\n"
-    can_wait = False
-    keeps_trying = False
-    stuck_by: OSError | None = None
+    takes_entries = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,9 +82,8 @@ class TextHandler(LocklessHandler):
         return self._renderer_made[1]
 
     @property
-    def needs_no_details(self) -> bool:
-        """Whether nothing here looks at the thread or the place of a call."""
-        return not self.filters and not self._renderer.needs_details
+    def needs_details(self) -> bool:
+        return bool(self.filters) or self._renderer.needs_details
 
     def _fail(self, entry: Entry, error: Exception) -> None:
         # In the except clause of the renderer, as handleError() expects it.

@@ -1,8 +1,8 @@
 """What is about to be written into files, for the process that comes after a kill. Runs in the logging process.
 
-The rule of this file: **what is announced is in the note of the buffers** (`mplog.queue.buffers`), which changes in one
-instant with what they hold. A batch for more files than have room in there has the rest in files of the queue's
-directory, each written before the note names it.
+The rule of this file: **what is announced is in the note of the buffers**, which changes in one instant with what they
+hold. A batch for more files than have room there has the rest in files of the queue's directory, each written before
+the note names it. README.rst in this folder tells the whole protocol.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import msgspec
 
 from mplog.files.portion import Portion
 
-__all__ = ["Announced", "Announcements", "Noted"]
-
 #: How many are in the note. Each is 46 bytes at most, and the note 4,096, of which what is to be said of restarts takes
 #: up to 1,730 (`mplog.monitoring.restart_lines`), and the rest 60.
 _IN_NOTE = 48
@@ -28,7 +26,7 @@ class Announced(msgspec.Struct, array_like=True):
     Attributes:
         file: the number of the handler that writes it.
         device, inode: which file.
-        start, end: its length before and behind.
+        start, end: its length before and after.
     """
 
     file: int
@@ -58,8 +56,9 @@ class Announcements:
         self._before = noted
         self._latest: list[Announced] = []
         self._files: list[int] = []
+        #: The handlers of which something is in the files.
         self._put_away_of: set[int] = set()
-        # Not those that the note names until it changes.
+        # Not the numbers that the note names until it changes.
         self._next = max(noted.files, default=0) + 1
 
     def before(self) -> Iterator[Announced]:
@@ -80,8 +79,8 @@ class Announcements:
         Args:
             index: the number of the handler.
             portion: what it is about to write.
-            takes_back: tells whether the handler, when it takes back what was announced of it before, takes back all
-                that is in a file of this inode.
+            takes_back: returns True if undoing the handler's earlier announcements also removes everything in the file
+                with this inode.
 
         Raises:
             OSError: there is no room for it.
@@ -117,13 +116,12 @@ class Announcements:
 
     def remove(self) -> None:
         """Remove files that the note does not name."""
-        if self._next > 1:
-            for number in range(1, self._next):
-                if number not in self._files:
-                    with contextlib.suppress(OSError):
-                        os.unlink(self._path(number))
-            if not self._files:
-                self._next = 1
+        for number in range(1, self._next):
+            if number not in self._files:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path(number))
+        if not self._files:
+            self._next = 1
 
     def _path(self, number: int) -> str:
         return os.path.join(self._directory, f"announced-{number}")

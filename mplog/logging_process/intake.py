@@ -1,7 +1,7 @@
 """The intake: takes what workers send out of the FIFO, whatever the sinks are doing. Runs in the logging process.
 
-The rule of this file: **it never waits for a sink.** A thread of its own reads the FIFO into one of the two buffers
-while the other is written out, so a slow disk holds workers up only when the buffers, too, are full.
+The rule of this file: **it never waits for a sink.** Its thread reads the FIFO into one of the two buffers while the
+other is written out, so a slow disk holds workers up only when the buffers, too, are full.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from collections.abc import Callable
 from mplog.queue.buffers import END, FIFO_SIZE, NO_ROOM, BufferPair
 from mplog.queue.overflow import Fill, without_oldest
 
-__all__ = ["Intake"]
-
-#: Milliseconds that it sleeps behind a read, so that many records cost one wake-up. One that comes meanwhile waits.
+#: Milliseconds that it sleeps after a read, so that many records cost one wake-up. One that comes meanwhile waits.
 _LONGEST_NAP = 3
-#: But no longer than it takes to fill such a part of the FIFO. It takes half of its bytes of records that fill half a
-#: page and a bit, since each has a page to itself.
+#: But no longer than it takes to fill such a part of the FIFO. Records of a bit more than half a page fill it with half
+#: of its bytes, since each has a page to itself.
 _NAP_PART = 0.25
 
-#: So long is waited for the sinks before the oldest records are dropped.
+#: Seconds that it waits for the sinks before the oldest records are dropped.
 _SWAP_SECONDS = 0.05
 
 
@@ -38,7 +36,7 @@ class Intake(threading.Thread):
         fd: the reading end of the FIFO.
         notify: called when there is something to write, when there is no room for more, and at the end.
         drops_oldest: where there is no room, make some by dropping the oldest records.
-        fill: told how full the buffers are; None for nobody.
+        fill: is told how full the buffers are.
 
     Attributes:
         is_over: the last writer has closed the FIFO, and everything is in the buffers.
@@ -67,7 +65,7 @@ class Intake(threading.Thread):
         self.peak = 0.0
 
     def run(self) -> None:
-        """Take in until there is nobody left who could write, or until `stop`."""
+        """Take in until the last writer has closed the FIFO, or until `stop`."""
         try:
             self._run()
         except BaseException:
@@ -75,7 +73,7 @@ class Intake(threading.Thread):
             try:
                 traceback.print_exc()
                 sys.stderr.flush()
-            finally:  # also where nobody reads it
+            finally:  # also if stderr cannot be written
                 os._exit(os.EX_SOFTWARE)
 
     def _run(self) -> None:
@@ -107,7 +105,7 @@ class Intake(threading.Thread):
                 before, read_at = read_at, time.monotonic()
                 nap = min(_LONGEST_NAP, int(1000 * (read_at - before) * _NAP_PART * self._fifo_size / count))
                 if nap:
-                    # A writer that finds nobody waiting need not wake anybody up, and more comes with the next read.
+                    # While the intake does not wait, a writer need not wake it, and the next read brings more.
                     napping.poll(nap)
 
     def tell_fill(self) -> None:

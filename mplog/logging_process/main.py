@@ -2,11 +2,11 @@
 
 ::
 
-    configuration -> sinks -> handlers -> Dispatcher -> `loop` (a plain queue) or `fifo_loop` (a LogQueue)
+    configuration -> sinks -> handlers -> Dispatcher -> Loop, with the source of a plain queue or of a LogQueue
 
-The rule of this file: **it never runs what a worker sends.** It is told by its parent over the control connection what
-to open and what to do; that connection is trusted, the queue is not. When the parent has gone, it goes on until the
-last writer has closed the FIFO.
+The rule of this file: **it never runs what a worker sends.** The program tells it over the control connection what to
+open and what to do; that connection is trusted, the queue is not. If the program is killed, the logging process keeps
+writing until the last worker has exited.
 """
 
 from __future__ import annotations
@@ -22,22 +22,29 @@ import sys
 import traceback
 
 from mplog.errors import MplogError, SinkError, StartError
+from mplog.logging_process.accounts import Accounts
 from mplog.logging_process.dispatch import Dispatcher
-from mplog.logging_process.loop import Loop, Places
+from mplog.logging_process.loop import Loop
 from mplog.logging_process.messages import Configuration, Opened, Report
+from mplog.logging_process.program import Places, Program
+from mplog.logging_process.signals import Signals
+from mplog.logging_process.source import PlainSource
+from mplog.logging_process.workers import Workers
+from mplog.monitoring.deaths import Watch
 from mplog.monitoring.notice import publish
+from mplog.monitoring.tallies import Tallies
 from mplog.record.decoding import constant_fields
 from mplog.record.plain import safe_str
 from mplog.sinks.sink import to_formatter
 
 if sys.platform != "win32":
-    from mplog.logging_process.fifo_loop import FifoLoop
+    from mplog.logging_process.recovery import recover
 
 #: The exit status of a process that could not open its sinks, and has said why.
 NOT_STARTED = 3
 
-#: How many objects that may be part of a cycle there are more than before when the garbage collector looks for cycles.
-#: A batch makes two for each record, which go with it; looking through them costs an eighth of the whole time.
+#: After how many new objects the garbage collector looks for cycles. A batch makes two for each record, which go with
+#: it; to look through them as often as usual takes an eighth of the whole time.
 _COLLECTED_AT = 100_000
 
 
@@ -48,7 +55,8 @@ def main(places: Places) -> int:
     multiprocessing.process.current_process().name = "mplog"
     try:
         configuration = _load(places.configuration)
-        dispatcher = Dispatcher(_open_sinks(configuration, restarted=bool(places.stories)))
+        handlers = _open_sinks(configuration, restarted=bool(places.stories))
+        dispatcher = Dispatcher(handlers)
     except BaseException as error:
         with contextlib.suppress(OSError):
             places.control.send(error if isinstance(error, MplogError) else StartError(_last_line(error)))
@@ -57,21 +65,26 @@ def main(places: Places) -> int:
         print(f"mplog: {places.stories[-1]}; it cannot be restarted: {_last_line(error)}", file=sys.stderr, flush=True)
         return 1
     if places.directory is not None:
-        publish(places.directory, places.owner, places.memory, configuration.overflow.policy, dispatcher.handlers)
-    process = Loop(dispatcher, places) if places.fd < 0 else FifoLoop(dispatcher, places, configuration.overflow)
+        publish(places.directory, places.owner, places.memory, configuration.overflow.policy, handlers)
+    loop = _plain_loop(dispatcher, places) if places.fd < 0 else recover(dispatcher, places, configuration.overflow)
     if places.supervisor is not None:
         places.supervisor.send(Report.READY)
     with contextlib.suppress(OSError):  # the parent has gone, but workers may log
-        places.control.send(Opened(os.getpid(), process.needs_details))
-    process.run()
+        places.control.send(Opened(os.getpid(), dispatcher.needs_details))
+    loop.run()
     return 0
 
 
-def ignore_signals() -> None:
-    """Leave the end of the group to the parent: Ctrl-C and a closed terminal reach everybody at once.
+def _plain_loop(dispatcher: Dispatcher, places: Places) -> Loop:
+    """Return the loop for a plain queue."""
+    tallies = Tallies(None)
+    source, accounts = PlainSource(tallies, dispatcher.troubles), Accounts("", tallies, dispatcher, [], [], 0)
+    workers = Workers(Watch(None, places.owner), tallies, dispatcher.say)
+    return Loop(dispatcher, source, None, accounts, workers, Program(places.control, places.supervisor), Signals())
 
-    SIGHUP means to the logging process, as to other daemons, that files have been moved and are to be opened anew.
-    """
+
+def ignore_signals() -> None:
+    """Leave it to the program when to end: Ctrl-C and a closed terminal reach the whole group of processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -29,8 +29,8 @@ from multiprocessing.connection import Connection
 
 from mplog.errors import MplogError
 from mplog.logging_process import main as logging_process
-from mplog.logging_process.loop import Places
 from mplog.logging_process.messages import GivenUp, Launch, NewProcess, Patience, Report
+from mplog.logging_process.program import Places
 from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills
 

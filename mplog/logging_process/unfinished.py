@@ -1,7 +1,8 @@
-"""Long records that have arrived in part, kept for the next logging process. POSIX only.
+"""The parts of long records that have arrived, kept for the next logging process. POSIX only.
 
-The rule of this file: **a swap of the buffers forgets no part.** The parts of a long record may be in a buffer that is
-all written, and is filled anew; so before the swap they are in a file, named by the byte at which the other begins.
+The rule of this file: **a swap of the buffers forgets no part.** A swap has a buffer filled anew that may hold parts of
+a record whose end is in the other one; so they go into a file before the swap, named by the byte at which the other
+buffer begins.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from typing import Any
 from mplog.queue.shared_file import replace_file
 from mplog.record import frame
 
-__all__ = ["Unfinished"]
-
 #: Bytes of unfinished long records that are kept for the next process. One that is longer may be lost in a kill.
-_UNFINISHED_LIMIT = 2**26
+_LIMIT = 2**26
 
 
 class Unfinished:
-    """The parts of long records that have arrived, in a file, for when their buffer is filled anew."""
+    """The files, in the directory of the queue."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -31,7 +30,7 @@ class Unfinished:
 
     def save(self, base: int, frames: frame.FrameReader[Any]) -> None:
         """Keep what belongs before the byte of that number."""
-        data = frames.unfinished_frames(_UNFINISHED_LIMIT)
+        data = frames.unfinished_frames(_LIMIT)
         if data:
             with contextlib.suppress(OSError):  # then only a kill would lose them
                 replace_file(self._path(base), data)

@@ -267,10 +267,11 @@ class EmergencyReader:
 
     Attributes:
         finished: how many files have been read to their end, and removed.
+        path: of the emergency file.
     """
 
     def __init__(self, path: str, note: bytes = b"") -> None:
-        self._path = path
+        self.path = path
         self._given_note = note
         self.finished = 0
         self._fd = -1
@@ -336,11 +337,11 @@ class EmergencyReader:
     @property
     def files(self) -> int:
         """How many files there are to read, that which is being read included."""
-        return (self.is_open or os.path.exists(self._taken_path)) + os.path.exists(self._path)
+        return (self.is_open or os.path.exists(self._taken_path)) + os.path.exists(self.path)
 
     @property
     def _taken_path(self) -> str:
-        return self._path + _TAKEN
+        return self.path + _TAKEN
 
     def _take(self, patience: float) -> bool:
         """Open what was taken and not read to its end, or take what is there; return whether there is something."""
@@ -348,14 +349,14 @@ class EmergencyReader:
             fd = _open(self._taken_path, 0)
         except FileNotFoundError:
             try:
-                locked = _open_locked(self._path, 0, time.monotonic() + patience)
+                locked = _open_locked(self.path, 0, time.monotonic() + patience)
             except FileNotFoundError:
                 return False
             if locked is None:
                 return False  # somebody is just writing, or holds it; next time
             try:
-                _end_of(locked, self._path)
-                os.rename(self._path, self._taken_path)
+                _end_of(locked, self.path)
+                os.rename(self.path, self._taken_path)
             except BaseException:
                 _unlock(locked)
                 raise

@@ -320,7 +320,7 @@ def test_trouble_is_said_on_stderr_where_the_root_logger_has_no_handler(tmp_path
     """
     done = run_script(tmp_path, program)
     assert done.returncode == 0
-    assert "mplog: 1 records could not be written by <FileHandler /dev/full" in done.stderr
+    assert "mplog: 1 record could not be written by <FileHandler /dev/full" in done.stderr
 
 
 # --- mistakes ---

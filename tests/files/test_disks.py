@@ -132,7 +132,7 @@ def test_flush_while_a_batch_waits_for_the_disk_doubles_nothing(
         for number in range(300):
             logging.info("%0100d", number)
         os.kill(pid, signal.SIGCONT)
-        undelivered = f"{directory}/undelivered-0-*"
+        undelivered = f"{directory}/undelivered-1-*"
         wait_until(lambda: len(glob.glob(undelivered)) > 1, "it has begun with the batch")
         Path(gate).touch()
         wait_until(lambda: not glob.glob(undelivered), "the function has taken all")

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mplog.handlers.log_file import Portion, Position
+from mplog.files.portion import Portion, Position
 from mplog.logging_process.announcements import Announcements, Noted
-from mplog.logging_process.fifo_loop import _Note
+from mplog.logging_process.commit import Note
 from mplog.monitoring.restart_lines import Restarts
 from mplog.queue.buffers import NOTE_SIZE
 
@@ -40,7 +40,7 @@ def test_the_note_has_room_for_restarts_too(tmp_path: Path) -> None:
     for number in range(500):
         announcements.add(_LARGE, _portion(_LARGE - number, _LARGE - 2, 1))
         restarts = Restarts(restarts.untold, ["x" * 500], 0, {}, 0.0)
-        note = _Note(announcements.noted(), bytes(16), _LARGE, restarts.untold)
+        note = Note(announcements.noted(), bytes(16), _LARGE, restarts.untold)
         assert len(msgspec.msgpack.encode(note)) <= NOTE_SIZE
 
 

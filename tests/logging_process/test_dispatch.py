@@ -20,7 +20,8 @@ import mplog
 from mplog.files.open_file import FileOptions
 from mplog.formats.text import DatedFormatter
 from mplog.handlers.log_file import LogFileHandler
-from mplog.logging_process.dispatch import REPORT_INTERVAL, Dispatcher
+from mplog.logging_process.dispatch import Dispatcher
+from mplog.logging_process.troubles import REPORT_INTERVAL
 from mplog.record.decoding import decode_entry
 from mplog.record.encoding import encode
 from mplog.record.layout import REST, Entry
@@ -349,8 +350,8 @@ def test_record_that_does_not_decode_costs_itself_only(
     broken = ((*values[:REST], msgspec.Raw(b"\xc1"), values[-1]), origin)
     dispatcher.handle([record("1"), broken, record("2")])
     assert [line.split()[1] for line in lines(tmp_path / "app.log")] == ["1", "2"]
-    assert dispatcher.has_unsaid
-    dispatcher.report()
+    assert dispatcher.troubles.has_unsaid
+    dispatcher.troubles.report()
     assert lines(tmp_path / "app.log")[2].split()[1] == "mplog:"
 
 
@@ -367,17 +368,17 @@ def test_bad_handler_is_isolated_and_reported(
     dispatcher = dispatch(*((bad, good) if position == 0 else (good, bad)), clock=clock)
     for number in range(5):
         dispatcher.handle([record(str(number))])
-        dispatcher.report()
+        dispatcher.troubles.report()
     assert [message for message in good.messages if "mplog" not in message] == ["0", "1", "2", "3", "4"]
     said = [message for message in good.messages if "mplog" in message]
-    assert len(said) == 1 and said[0].startswith(f"mplog: 1 records could not be written by <BadHandler {what}>: ")
+    assert len(said) == 1 and said[0].startswith(f"mplog: 1 record could not be written by <BadHandler {what}>: ")
     assert dispatcher.failed == {f"<BadHandler {what}>": 5}
-    assert dispatcher.has_unsaid
+    assert dispatcher.troubles.has_unsaid
     clock.now += REPORT_INTERVAL
-    dispatcher.report()
-    dispatcher.report()
+    dispatcher.troubles.report()
+    dispatcher.troubles.report()
     assert good.messages[-1].startswith("mplog: 4 records could not be written by")
-    assert len(good.messages) == 7 and not dispatcher.has_unsaid
+    assert len(good.messages) == 7 and not dispatcher.troubles.has_unsaid
     assert capsys.readouterr() == ("", "")
 
 
@@ -399,10 +400,10 @@ def test_trouble_that_nobody_can_write_goes_to_stderr(dispatch: Dispatch, capsys
     """When all handlers fail, the report goes to stderr, and is no trouble of its own."""
     dispatcher = dispatch(BadHandler("raise"), BadHandler("handleError"))
     dispatcher.handle([record()])
-    dispatcher.report()
+    dispatcher.troubles.report()
     dispatcher.close()
     assert capsys.readouterr().err.splitlines() == [
-        f"mplog: 1 records could not be written by <BadHandler {what}>: ZeroDivisionError: as planned"
+        f"mplog: 1 record could not be written by <BadHandler {what}>: ZeroDivisionError: as planned"
         for what in ("raise", "handleError")
     ]
     assert dispatcher.failed.total() == 2
@@ -424,7 +425,7 @@ def test_stderr_that_nobody_reads_does_no_harm(
     dispatcher = dispatch(BadHandler("raise"))
     monkeypatch.setattr("sys.stderr", Closed())
     dispatcher.handle([record()])
-    dispatcher.report()
+    dispatcher.troubles.report()
     dispatcher.close()
     assert dispatcher.failed.total() == 1
 
@@ -573,7 +574,7 @@ def test_full_disk_tears_nothing(
     assert lines(tmp_path / "app.log") == [f"numbr {number}" for number in range(room // 8)]
     assert dispatcher.failed.total() == 10 - room // 8
     dispatcher.handle([record("afterwards")])
-    dispatcher.report()
+    dispatcher.troubles.report()
     assert lines(tmp_path / "app.log")[room // 8] == "afterwards"
     assert "No space left on device" in lines(tmp_path / "app.log")[-1]
 

@@ -19,8 +19,11 @@ from scripts import BlockedHandler, Gate, lines
 
 import mplog
 from mplog.queue import kill_points as faults
+from mplog.queue.emergency import EmergencyFile
 from mplog.queue.kill_points import VARIABLE
 from mplog.queue.losses import Reason
+from mplog.record import frame
+from mplog.record.encoding import encode
 
 pytestmark = pytest.mark.processes
 
@@ -211,3 +214,22 @@ def test_killed_while_it_drops_the_oldest(
     assert len(written) + stats.dropped == calls.value
     assert stats.dropped > 0
     assert stats.restarts == 1
+
+
+@pytest.mark.parametrize("point", ["before commit:3", "after commit:5"])
+def test_killed_in_the_emergency_file_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """What a killed logging process has not read of the emergency file is written before the next flush() returns."""
+    monkeypatch.setenv(VARIABLE, point)
+    emergency = EmergencyFile(str(tmp_path / "emergency"), 2**26)
+    sent = [f"{number} {'x' * 200}" for number in range(12_000)]
+    for start in range(0, len(sent), 1000):
+        payloads = [encode(logging.LogRecord("a", 20, "f", 1, line, None, None)) for line in sent[start : start + 1000]]
+        assert emergency.append(b"".join(frame.header(frame.RECORD, len(each)) + each for each in payloads))
+    overflow = mplog.Overflow.fallback().with_emergency_file(emergency.path)
+    with mplog.LogServer(tmp_path / "app.log", level="INFO", format="%(message)s", overflow=overflow) as server:
+        first = server.pid
+        server.flush(60)
+        assert server.pid != first
+        assert [line for line in lines(tmp_path / "app.log") if "mplog:" not in line] == sent

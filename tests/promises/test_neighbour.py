@@ -31,6 +31,7 @@ from mplog.formats.text import renderer
 from mplog.handlers import text as sinks
 from mplog.handlers.log_file import LogFileHandler
 from mplog.logging_process.dispatch import Dispatcher
+from mplog.logging_process.troubles import Troubles
 from mplog.queue import fifo
 from mplog.queue.log_queue import check_object
 from mplog.record import frame
@@ -365,9 +366,8 @@ def test_names_take_no_memory_without_bound(attribute: str) -> None:
 
     handler = Nowhere()
     handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(processName)s %(message)s"))
-    dispatcher = Dispatcher([])
-    dispatcher.handlers = [handler]
     logging.getLogger().handlers = [handler]
+    dispatcher = Dispatcher([handler])
     decoder = Decoder()
     handled = 0
     tracemalloc.start()
@@ -388,28 +388,26 @@ def test_troubles_take_no_memory_without_bound() -> None:
     """What is said about bad frames names their writers, made up or not, and is forgotten once it is said."""
     now = [0.0]
     said: list[str] = []
-    dispatcher = Dispatcher([], clock=lambda: now[0])
-    dispatcher.say = lambda message, *_: said.append(message)  # type: ignore[method-assign]
+    troubles = Troubles(lambda message, *_: said.append(message), lambda: now[0])
     for number in range(5000):
-        dispatcher.warn(f"long records lost: pid {number} ended")
-    assert len(dispatcher._troubles) <= 1001
-    dispatcher.report()
+        troubles.warn("long record", f"lost: pid {number} ended")
+    assert len(troubles) <= 1001
+    troubles.report()
     assert len(said) == 1001
-    assert said[-1] == "mplog: 4000 other troubles"
+    assert said[-1] == "mplog: 4000 troubles of other kinds"
     now[0] = 1000.0
     for number in range(5000, 5500):
-        dispatcher.warn(f"long records lost: pid {number} ended")
-    assert len(dispatcher._troubles) <= 501
+        troubles.warn("long record", f"lost: pid {number} ended")
+    assert len(troubles) <= 501
 
 
 def test_error_of_a_sink_forges_no_line() -> None:
     """A line of mplog's own stays one, whatever the error of a sink quotes, and does not become endless."""
     said: list[str] = []
-    dispatcher = Dispatcher([])
-    dispatcher.say = lambda message, *_: said.append(message)  # type: ignore[method-assign]
-    dispatcher.warn("records failed", ValueError("bad: ok\n2026-11-20 CRITICAL root | \x1b[2J" + "x" * 10_000))
-    dispatcher.report()
-    assert said[0].startswith(r"mplog: 1 records failed: ValueError: bad: ok\n2026-11-20 CRITICAL root | \x1b[2Jx")
+    troubles = Troubles(lambda message, *_: said.append(message), time.monotonic)
+    troubles.warn("record", "failed", ValueError("bad: ok\n2026-11-20 CRITICAL root | \x1b[2J" + "x" * 10_000))
+    troubles.report()
+    assert said[0].startswith(r"mplog: 1 record failed: ValueError: bad: ok\n2026-11-20 CRITICAL root | \x1b[2Jx")
     assert len(said[0]) < 1100
 
 
@@ -665,16 +663,16 @@ class _Counted:
 
     def __call__(self) -> logging.Handler:
         """Begin to count, as a sink's factory."""
-        from mplog.logging_process import fifo_loop
+        from mplog.logging_process import inbox
 
-        has_ended, path = fifo_loop.has_ended, self.path
+        has_ended, path = inbox.has_ended, self.path
 
         def look(pid: int) -> bool:
             with open(path, "ab") as file:
                 file.write(b".")
             return has_ended(pid)
 
-        fifo_loop.has_ended = look
+        inbox.has_ended = look
         return logging.NullHandler()
 
 

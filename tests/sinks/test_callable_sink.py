@@ -182,7 +182,7 @@ def test_the_end_waits_for_a_broken_function_once(tmp_path: Path) -> None:
     # Why it takes so long is said meanwhile.
     _, trying, *said = lines(tmp_path / "app.log")
     assert "are tried again: ValueError: as planned" in trying
-    assert len([line for line in said if "1 records could not be written by <CallableHandler" in line]) == 1
+    assert len([line for line in said if "1 record could not be written by <CallableHandler" in line]) == 1
 
 
 def test_failure_of_the_only_sink_is_said_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +195,7 @@ def test_failure_of_the_only_sink_is_said_on_stderr(capfd: pytest.CaptureFixture
         logging.info("x")
         stats = server.stop()
     (line,) = capfd.readouterr().err.splitlines()
-    assert re.fullmatch(r"mplog: 1 records could not be written by <CallableHandler .*>: ValueError: as planned", line)
+    assert re.fullmatch(r"mplog: 1 record could not be written by <CallableHandler .*>: ValueError: as planned", line)
     assert list(stats.failed.values()) == [1]
 
 

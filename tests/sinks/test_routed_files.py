@@ -268,7 +268,7 @@ def test_two_servers_of_one_pattern(tmp_path: Path) -> None:
     assert sum(stats.failed.values()) == 1
     found = contents(tmp_path)
     assert (found["a.log"], found["b.log"]) == (["there"], ["kept"])
-    assert any("1 records could not be written by <RoutedFileHandler" in line for line in lines(tmp_path / "none.log"))
+    assert any("1 record could not be written by <RoutedFileHandler" in line for line in lines(tmp_path / "none.log"))
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
 
 

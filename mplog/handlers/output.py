@@ -1,0 +1,152 @@
+"""What the logging process asks of a handler: `Output`, and `ForeignOutput` for a handler that is not mplog's."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from mplog.files.portion import Portion, Position
+from mplog.formats.text import DatedFormatter
+from mplog.record.layout import Entry
+
+
+class Output:
+    """A handler, as the logging process sees it. The defaults fit a handler that writes each record at once.
+
+    Attributes:
+        takes_entries: whether it takes batches of entries, in `handle_entries`, and writes them at ``flush()``. If all
+            handlers of a batch do, no LogRecord is made.
+        handle_batch: takes the records of a batch that have passed the filters; None to have each handled by itself.
+        raw_name: the name to which `mplog.write` sends bytes; None where it takes none.
+        can_wait: whether it may be able to write later what it cannot write now, as to a full disk.
+        keeps_trying: whether it keeps what could not be written for the next ``flush()``.
+        stuck_by: the error for which it keeps something; None where it keeps nothing.
+        announce: called with each portion of a file before that is written; None for nobody.
+        hears_errors: whether the handler has a ``handleError()`` of its own, which may look at a record.
+    """
+
+    takes_entries = False
+    handle_batch: Callable[[Sequence[Any]], object] | None = None
+    raw_name: str | None = None
+    can_wait = False
+    keeps_trying = False
+    stuck_by: OSError | None = None
+    announce: Callable[[Portion], object] | None = None
+    hears_errors = False
+
+    @property
+    def handler(self) -> logging.Handler:
+        """The handler."""
+        raise NotImplementedError
+
+    @property
+    def needs_details(self) -> bool:
+        """Whether it may look at the thread or the place of a call."""
+        return True
+
+    def handle_entries(self, batch: Sequence[Entry]) -> None:
+        """Take a batch for the next ``flush()``."""
+
+    def handle_bytes(self, batch: Sequence[bytes]) -> None:
+        """Take pieces of bytes for the next ``flush()``."""
+
+    # --- files ---
+
+    def due(self) -> float | None:
+        """Return the time of the monotonic clock at which `work` has something to do, None for no such time."""
+
+    def work(self) -> None:
+        """Do what is due."""
+
+    def reopen(self) -> None:
+        """Open the files anew: they may have been moved. On an OSError, the file that is open is written on."""
+
+    def sync(self) -> bool:
+        """Force what was written to the disk; return whether it is there."""
+        return True
+
+    def take_notices(self) -> list[str]:
+        """Return what there is to say in the log since the last call."""
+        return []
+
+    def resume(self, committed: Position, announced: int) -> int:
+        """Take back what a logging process that was killed had written and not committed; return how many bytes.
+
+        Args:
+            committed: how far the file was written.
+            announced: the length up to which it may have been written since.
+        """
+        return 0
+
+    def takes_back(self, inode: int) -> bool:
+        """Whether undoing the last announcement also removes everything in the file with this inode."""
+        return False
+
+    def settle(self) -> None:
+        """Note that everything is committed: `resume` will not be called for it."""
+
+    # --- functions that take their time ---
+
+    def go_on(self, path: str, notify: Callable[[], object]) -> None:
+        """Keep what waits in files, and take up those that the logging process before this one has left.
+
+        Args:
+            path: what their names begin with.
+            notify: called from any thread when something was delivered.
+        """
+
+    def send_now(self) -> int:
+        """Have delivered what has come so far; return what `is_delivered` takes."""
+        return 0
+
+    def is_delivered(self, mark: int) -> bool:
+        """Whether everything that had come before a `send_now` is delivered or given up."""
+        return True
+
+    def take_failures(self) -> Iterable[tuple[BaseException, int]]:
+        """Return why records could not be delivered since the last call, and how many each time."""
+        return ()
+
+    def take_retries(self) -> Iterable[BaseException]:
+        """Return why something is tried again, since the last call."""
+        return ()
+
+    def finish(self, timeout: float) -> bool:
+        """Wait so many seconds until everything is delivered or given up; return whether it is."""
+        return True
+
+
+#: Handlers that look at nothing of a record but its text, unless a program has given them a method of its own.
+_WRITERS = {
+    logging.StreamHandler,
+    logging.FileHandler,
+    logging.handlers.RotatingFileHandler,
+    logging.handlers.TimedRotatingFileHandler,
+    logging.handlers.WatchedFileHandler,
+}
+_OVERRIDABLE = {"emit", "filter", "format", "handle", "handle_batch", "shouldRollover"}
+
+
+class ForeignOutput(Output):
+    """Any ``logging.Handler``. One with a method ``handle_batch(records)`` gets its part of a batch at once."""
+
+    def __init__(self, handler: logging.Handler) -> None:
+        self._handler = handler
+        self.handle_batch = getattr(handler, "handle_batch", None)
+
+    @property
+    def handler(self) -> logging.Handler:
+        return self._handler
+
+    @property
+    def needs_details(self) -> bool:
+        handler = self._handler
+        is_writer = type(handler) in _WRITERS and not handler.filters and _OVERRIDABLE.isdisjoint(vars(handler))
+        return not is_writer or not isinstance(handler.formatter, DatedFormatter) or handler.formatter.needs_details
+
+
+def output_of(handler: logging.Handler) -> Output:
+    """Return what to ask of a handler."""
+    return handler if isinstance(handler, Output) else ForeignOutput(handler)

@@ -1,0 +1,141 @@
+"""What is counted, and what the log says of it: of losses, and of restarts. Runs in the logging process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+
+from mplog.logging_process.dispatch import Dispatcher
+from mplog.logging_process.source import Batch
+from mplog.monitoring.ended import EndedProcesses
+from mplog.monitoring.loss_reader import LossReader
+from mplog.monitoring.numbers import Numbers
+from mplog.monitoring.process import has_ended
+from mplog.monitoring.restart_lines import Restarts
+from mplog.monitoring.statistics import Stats, to_stats
+from mplog.monitoring.tallies import Tallies
+from mplog.queue.losses import read_files as read_losses
+from mplog.record.layout import Origin
+
+#: How often it looks for losses, in seconds, while records come.
+_CHECK_SECONDS = 1.0
+
+#: Characters of a handler's name that are kept with what it could not write.
+_LONGEST_HANDLER = 300
+
+
+class Accounts:
+    """What is counted, and what is to be said of it.
+
+    Args:
+        directory: of the queue, where workers count what they lose; empty for a plain queue.
+        tallies: the counts.
+        dispatcher: counts what handlers could not write, and writes lines.
+        untold: restarts of which the logging process before this one was to tell.
+        stories: how logging processes have ended since.
+        due: how far the log will have come when everything is written that has been logged by now.
+
+    Attributes:
+        tallies: the counts.
+        restarts: what is to be said of restarts.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        tallies: Tallies,
+        dispatcher: Dispatcher,
+        untold: list[str],
+        stories: Sequence[str],
+        due: int,
+    ) -> None:
+        self._directory = directory
+        self._dispatcher = dispatcher
+        self.tallies = tallies
+        self._numbers = Numbers(tallies)
+        self._losses = LossReader(directory, tallies, has_ended)
+        self._ended = EndedProcesses(tallies, self._numbers, self._losses)
+        self._check_due = 0.0
+        #: While the queue was full, records may have been lost that the log has not told of.
+        self._has_worked = False
+        self.restarts = Restarts(untold, stories, due, self._stats().unexplained, time.monotonic())
+        tallies.add(("restarts",), len(stories))
+
+    def count(self, batch: Batch, counts: Mapping[Origin, int]) -> None:
+        """Count a batch that has been handled.
+
+        Args:
+            batch: the batch.
+            counts: how many of its records come from where.
+        """
+        self.tallies.count_records(counts)
+        if batch.are_numbered:
+            self._numbers.count(batch.entries, counts)
+        self._has_worked = True
+
+    def gather(self) -> None:
+        """Take over what the dispatcher counts."""
+        for name, count in self._dispatcher.failed.items():
+            self.tallies.set(("failed", name[:_LONGEST_HANDLER]), count)
+
+    def stats(self) -> Stats:
+        """Return everything that has been counted."""
+        self.gather()
+        return self._stats()
+
+    def _stats(self) -> Stats:
+        return to_stats(self.tallies.values, read_losses(self._directory))
+
+    def see_ended(self, pids: list[int]) -> None:
+        """Note the ends of processes that were watched."""
+        self._ended.see(pids)
+        self._has_worked = self._has_worked or self._ended.is_pending
+
+    # --- what is said ---
+
+    def check(self, done: int, due: Callable[[], int], watched: Container[int]) -> None:
+        """Say what is to be said, now that the log has come so far.
+
+        Args:
+            done: how far.
+            due: returns how far it will have come when everything is written that has been logged by now.
+            watched: the processes of which `see_ended` is told.
+        """
+        now = time.monotonic()
+        if now >= self._check_due:
+            self._check_due = now + _CHECK_SECONDS
+            self._say_losses(of_all=False)
+            # What a restart is to be compared with stays as it is.
+            if not self.restarts.untold and not self._losses.is_blind:
+                self._ended.fold(done)
+            self._ended.look(watched, due)
+            self._has_worked = self._losses.has_more or self._ended.is_pending
+        self._say_restarts(done)
+
+    def check_all(self, done: int) -> None:
+        """Say everything, now that everything is written."""
+        self._say_losses(of_all=True)
+        self._say_restarts(done)
+
+    def timeout(self) -> float | None:
+        """Return after how many seconds there is something to `check`; None for nothing."""
+        if self._has_worked:
+            return max(0.0, self._check_due - time.monotonic())
+        return _CHECK_SECONDS if self.restarts.untold else None
+
+    def _say_losses(self, *, of_all: bool) -> None:
+        for losses in self._losses.new(of_all=of_all):
+            for message in losses.messages():
+                self._dispatcher.say(f"mplog: {message}", logging.ERROR)
+
+    def _say_restarts(self, done: int) -> None:
+        """Say that there was a restart, once it is known what it has cost."""
+        if self.restarts.is_due(done):
+            line = self.restarts.line(self._stats().unexplained, time.monotonic())
+            if line is not None:
+                self._dispatcher.say(line)
+
+    def remove_files(self) -> None:
+        """Remove files of losses that a commit keeps."""
+        self._losses.remove_files()

@@ -1,0 +1,228 @@
+"""Where the records come from, for a `LogQueue`. Runs in the logging process. POSIX only.
+
+::
+
+    FIFO ----> Intake -> BufferPair --> Inbox -> batches, which the loop handles and commits
+    emergency file -> EmergencyReader -----^
+
+What is taken out of the FIFO is in memory that outlives this process until a commit says that it is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+
+from mplog.logging_process.dispatch import Dispatcher
+from mplog.logging_process.inbox import Inbox
+from mplog.logging_process.intake import Intake
+from mplog.logging_process.program import Places
+from mplog.logging_process.source import Batch, Source
+from mplog.logging_process.troubles import REPORT_INTERVAL
+from mplog.logging_process.unfinished import Unfinished
+from mplog.monitoring.statistics import PEAK_UNIT
+from mplog.monitoring.tallies import Tallies
+from mplog.queue import fifo
+from mplog.queue import log_queue as queue
+from mplog.queue.buffers import BufferPair
+from mplog.queue.emergency import EmergencyReader
+from mplog.queue.overflow import Fill, Overflow
+
+#: Bytes of frames that are handled at a time: some 1,200 records. With five times as many, each costs a third more,
+#: since what is made of them no longer fits into the cache of a processor.
+_BATCH_SIZE = 2**17
+
+#: How full the buffers are when the log says so, once an interval.
+_FILL_MARK = 0.8
+
+#: How often it looks whether writers of unfinished records live, in seconds.
+_CHECK_SECONDS = 1.0
+
+
+class FifoSource(Source):
+    """Records that come through a `LogQueue`.
+
+    Args:
+        places: the FIFO.
+        overflow: what workers do while it is full.
+        pair: the buffers.
+        emergency: reads the emergency file.
+        tallies: count what does not arrive.
+        dispatcher: says so.
+        wake: called in the thread of the intake when there is something to do.
+    """
+
+    def __init__(
+        self,
+        places: Places,
+        overflow: Overflow,
+        pair: BufferPair,
+        emergency: EmergencyReader,
+        tallies: Tallies,
+        dispatcher: Dispatcher,
+        wake: Callable[[], None],
+    ) -> None:
+        assert places.directory is not None
+        self._directory = places.directory
+        self._pair = pair
+        self._emergency = emergency
+        self._tallies = tallies
+        self._dispatcher = dispatcher
+        self._read_fd = places.fd
+        # A writing end of our own: as long as the program lives, the FIFO never looks deserted.
+        self._write_fd: int | None = fifo.open_writer(queue.fifo_path(self._directory))
+        self._inbox = Inbox(self._directory, tallies, dispatcher.troubles)
+        self._unfinished = Unfinished(self._directory)
+        for data in (self._unfinished.load(pair.base), bytes(pair.written())):
+            self._inbox.replay(data)
+        # What a server before this one has left comes first; not what workers go on to append.
+        self._files_first = 0 if places.stories else emergency.files
+        self._fill_due = 0.0
+        fill = Fill(self._directory, writable=True) if overflow.policy == "drop_below" else None
+        self._intake = Intake(pair, places.fd, wake, drops_oldest=overflow.policy == "drop_oldest", fill=fill)
+
+    def start(self) -> None:
+        self._intake.start()
+
+    # --- batches ---
+
+    def take(self) -> Batch | None:
+        if self._files_first:
+            rescued = self.take_rescued(self._files_first, 0.0)
+            if rescued is not None:
+                return rescued
+            self._files_first = 0
+        content = self._pair.unwritten()
+        if not content:
+            content.release()
+            if not self._swap():
+                return self.take_rescued(self.files_due(), 0.0)
+            content = self._pair.unwritten()
+        with content:
+            data = bytes(content[:_BATCH_SIZE])
+            is_all = len(data) == len(content)
+        self._count_peak()
+        return self._inbox.open(data, drained=is_all)
+
+    def _count_peak(self) -> None:
+        peak = round(self._intake.peak * PEAK_UNIT)
+        if peak > self._tallies.values["peak",]:
+            self._tallies.set(("peak",), peak)
+
+    def _swap(self) -> bool:
+        """Go on with the other buffer, having kept the long records that are not complete."""
+        if not self._pair.state.fill:
+            return False
+        self._unfinished.save(self._pair.committed, self._inbox.frames)
+        if not self._pair.swap():
+            return False
+        self._unfinished.forget_before(self._pair.committed)
+        self._intake.has_swapped()
+        return True
+
+    def take_rescued(self, until: int, patience: float) -> Batch | None:
+        if self._emergency.finished >= until:
+            return None
+        try:
+            data = self._emergency.read(patience=patience)
+        except OSError as error:
+            self._warn_of_emergency(error)
+            return None
+        if not data:
+            return None
+        batch = self._inbox.open(data, drained=True)
+        batch.taken, batch.rescued, batch.are_numbered = 0, len(data), False
+        return batch
+
+    def settle(self, batch: Batch, is_on_disk: bool) -> None:
+        if batch.rescued:
+            try:
+                self._emergency.commit(batch.rescued)
+            except OSError as error:
+                self._warn_of_emergency(error)
+        if batch.is_awaited:
+            self._inbox.acknowledger.acknowledge(is_on_disk)
+
+    def _warn_of_emergency(self, error: OSError) -> None:
+        self._dispatcher.troubles.warn("attempt", f"to read the emergency file {self._emergency.path} failed", error)
+
+    # --- how far it is ---
+
+    def is_over(self) -> bool:
+        return self._intake.is_over and not self._pair.state.unwritten
+
+    def due(self) -> int:
+        return self._pair.due(self._read_fd)
+
+    def done(self) -> int:
+        return self._pair.committed
+
+    def files_due(self) -> int:
+        # The file that is being read, and the one after it.
+        return self._emergency.finished + self._emergency.files
+
+    # --- beside the records ---
+
+    def check(self) -> None:
+        self._inbox.check_incomplete(lambda: self.due() == self.done())
+        self._count_peak()
+        peak, self._intake.peak = self._intake.peak, 0.0
+        if peak >= _FILL_MARK and time.monotonic() >= self._fill_due:
+            self._fill_due = time.monotonic() + REPORT_INTERVAL
+            self._dispatcher.say(
+                f"mplog: the buffers were {peak:.0%} full: the log is written more slowly than it comes"
+            )
+
+    def timeout(self) -> float | None:
+        return _CHECK_SECONDS if self._inbox.frames.has_incomplete else None
+
+    # --- the end ---
+
+    def desert(self) -> bool:
+        if self._write_fd is not None:
+            os.close(self._write_fd)
+            self._write_fd = None
+        return False
+
+    def end(self, work: Callable[[], bool], release: Callable[[], None]) -> None:
+        """Close the FIFO so that a record is either read here, or refused where it is logged.
+
+        Closing the reading ends makes every further write fail. What was written in the instant before is still in
+        there, and a writing end can tell how much. Reading it takes a new reading end, which lets more come in; but
+        each round is shorter than the one before.
+        """
+
+        def drain() -> None:
+            # What is in the buffers and the FIFO now; more may be on its way without end.
+            due = self.due()
+            while self.done() < due and (work() or self._pair.intake(self._read_fd) > 0):
+                pass
+
+        path = queue.fifo_path(self._directory)
+        self._intake.stop()
+        drain()
+        release()
+        with contextlib.suppress(FileNotFoundError):  # the directory has been removed, so nobody new can come
+            if self._write_fd is None:
+                self._write_fd = fifo.open_writer(path)
+            while True:
+                os.close(self._read_fd)
+                if not fifo.pending(self._write_fd):
+                    break
+                self._read_fd = fifo.open_reader(path)
+                drain()
+        while work():
+            pass  # what has come beyond that, and is in the buffers
+        self._inbox.give_up()
+
+    def remove(self) -> None:
+        self._emergency.close()
+        queue.remove_directory(self._directory)
+
+    def let_go(self) -> None:
+        for fd in (self._read_fd, self._write_fd):
+            if fd is not None:
+                with contextlib.suppress(OSError):  # closed: it was forked at the end
+                    os.close(fd)

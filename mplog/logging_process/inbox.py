@@ -1,0 +1,138 @@
+"""From the bytes of a queue to batches: records, bytes for sinks, losses. Runs in the logging process. POSIX only."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from mplog.logging_process.source import Batch, note_broken
+from mplog.logging_process.troubles import Troubles
+from mplog.monitoring.process import has_ended
+from mplog.monitoring.tallies import Tallies
+from mplog.queue import log_queue as queue
+from mplog.queue import losses
+from mplog.queue.sync import Acknowledger
+from mplog.record import frame
+from mplog.record.decoding import Decoder
+from mplog.record.layout import Entry
+
+#: How often it looks whether the writers of unfinished records live, in seconds, and at how many of them.
+_CHECK_SECONDS = 1.0
+_CHECKED_WRITERS = 1000
+
+
+class Inbox:
+    """Turns bytes into batches.
+
+    Args:
+        directory: of the queue.
+        tallies: counts what is no record.
+        troubles: says so.
+
+    Attributes:
+        acknowledger: tells workers that their records are on disk.
+        frames: takes the bytes apart.
+    """
+
+    def __init__(self, directory: str, tallies: Tallies, troubles: Troubles) -> None:
+        self._tallies = tallies
+        self._troubles = troubles
+        self._pieces: list[tuple[str, bytes]] = []
+        self._is_replaying = False
+        self._counted = 0, 0
+        self._check_due = 0.0
+        decoder = Decoder()
+        self.acknowledger = Acknowledger(directory, decoder.decode)
+        self.frames: frame.FrameReader[Entry | None] = frame.FrameReader(
+            {
+                frame.RECORD: decoder.decode,
+                frame.OBJECT: self._refuse_object,
+                frame.SYNC: self.acknowledger.decode,
+                frame.LOSSES: self._count_losses,
+                frame.BYTES: self._keep_bytes,
+            },
+            decoder.decode_framed,
+        )
+
+    def replay(self, data: bytes) -> None:
+        """Take bytes of which all that is whole has been written, and counted, by another logging process."""
+        if data:
+            self._is_replaying = True
+            self.frames.feed(data, drained=True)
+            self._is_replaying = False
+            self._new_garbage()
+
+    def open(self, data: bytes, *, drained: bool) -> Batch:
+        """Return what is whole in the next bytes; `Batch.taken` says how many of them that is.
+
+        Args:
+            data: the next bytes.
+            drained: nothing was left in the queue after them.
+        """
+        entries = self.frames.feed(data, drained=drained)
+        broken, skipped = self._new_garbage()
+        note_broken(broken, self._tallies, self._troubles)
+        self._tallies.add(("skipped",), skipped)
+        pieces, self._pieces = self._pieces, []
+        taken = len(data) - self.frames.take_back()
+        return Batch(
+            [entry for entry in entries if entry is not None],
+            pieces,
+            taken,
+            are_numbered=True,
+            is_awaited=self.acknowledger.is_due,
+        )
+
+    def _new_garbage(self) -> tuple[int, int]:
+        """Return how many pieces of garbage there were since the last call, and how many bytes."""
+        broken, skipped = self._counted
+        self._counted = self.frames.broken + self.frames.given_up, self.frames.skipped
+        return self._counted[0] - broken, self._counted[1] - skipped
+
+    # --- what is no record; called by the frame reader ---
+
+    def _keep_bytes(self, payload: bytes) -> None:
+        if not self._is_replaying:
+            self._pieces.append(queue.decode_bytes(payload))
+
+    def _count_losses(self, payload: bytes) -> None:
+        for lost in losses.decode(payload):
+            if not self._is_replaying:
+                self._tallies.count_lost(lost)
+
+    def _refuse_object(self, payload: bytes) -> None:
+        """Count what was put() and is no record: it would have to be unpickled, which could run any code."""
+        queue.check_object(payload)
+        if not self._is_replaying:
+            self._tallies.add(("objects",))
+            self._troubles.warn("object", "put into the queue skipped: not a log record")
+
+    # --- long records that are not complete ---
+
+    def check_incomplete(self, is_drained: Callable[[], bool]) -> None:
+        """Give up the long records whose writers have died.
+
+        Args:
+            is_drained: whether everything is handled that is in the queue by now.
+        """
+        if self.frames.has_incomplete and time.monotonic() >= self._check_due:
+            # Pids come off the wire: of many, some are looked at each time.
+            writers = list({message.pid for message in self.frames.incomplete()})
+            if len(writers) > _CHECKED_WRITERS:
+                writers = random.sample(writers, _CHECKED_WRITERS)
+            dead = {pid for pid in writers if has_ended(pid)}
+            self._check_due = time.monotonic() + _CHECK_SECONDS
+            # In this order: what a writer wrote before it died is in the queue now, and must be handled first.
+            if dead and is_drained():
+                self.give_up(dead)
+
+    def give_up(self, writers: set[int] | None = None) -> None:
+        """Give up the long records of some writers; None for all."""
+        for message in self.frames.drop_incomplete(lambda message: writers is None or message.pid in writers):
+            self._tallies.add(("incomplete",))
+            self._troubles.warn(
+                "long record",
+                f"lost: pid {message.pid} ended before it had sent the whole of one "
+                f"({len(message.pieces)} of {message.count} parts)",
+            )

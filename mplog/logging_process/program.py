@@ -1,0 +1,84 @@
+"""The connections of the logging process to the program and to the supervisor, which may end at any time."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from mplog.logging_process.messages import Answer, ChildEnded, Question, Records, Report
+from mplog.monitoring.statistics import Stats
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a logging process is given.
+
+    Attributes:
+        control: the connection to the program.
+        configuration: a `Configuration`, pickled with cloudpickle.
+        owner: the pid of the program.
+        directory: of the queue, removed at the end; None for a plain queue.
+        fd: the reading end of the FIFO; -1 for a plain queue.
+        memory: the memory of the buffers; -1 for a plain queue.
+        supervisor: the connection to the supervisor; None without one.
+        stories: how the logging processes before this one have ended, if none has noted it; empty for the first one.
+    """
+
+    control: Connection
+    configuration: bytes
+    owner: int
+    directory: str | None = None
+    fd: int = -1
+    memory: int = -1
+    supervisor: Connection | None = None
+    stories: tuple[str, ...] = ()
+
+
+class Program:
+    """The program, and the supervisor, as the logging process talks to them.
+
+    Attributes:
+        control: the connection to the program; None after the program has gone.
+    """
+
+    def __init__(self, control: Connection, supervisor: Connection | None) -> None:
+        self.control: Connection | None = control
+        self._supervisor = supervisor
+
+    def receive(self) -> Records | ChildEnded | Question | None:
+        """Return the next message; None where the program has gone."""
+        assert self.control is not None
+        try:
+            message: Records | ChildEnded | Question = self.control.recv()
+        except (EOFError, OSError):
+            self.control = None
+            return None
+        return message
+
+    def answer(self, number: int | None, stats: Stats) -> None:
+        """Answer a question, if the program is there."""
+        if self.control is not None:
+            try:
+                self.control.send(Answer(number, stats))
+            except OSError:
+                self.control = None
+
+    def release(self) -> None:
+        """Have the supervisor close the reading end of the FIFO, so that writers learn that nobody reads."""
+        if self._supervisor is not None:
+            with contextlib.suppress(EOFError, OSError):  # it has been killed
+                self._supervisor.send(Report.RELEASE)
+                self._supervisor.recv()
+
+    def done(self) -> None:
+        """Tell the supervisor that everything is written."""
+        if self._supervisor is not None:
+            with contextlib.suppress(OSError):  # it has been killed
+                self._supervisor.send(Report.DONE)
+
+    def let_go(self) -> None:
+        """Runs in a process that a handler has forked: close both."""
+        for connection in (self.control, self._supervisor):
+            if connection is not None:
+                connection.close()

@@ -1,0 +1,65 @@
+"""The start of a logging process of a `LogQueue`: the first one, or one after a kill. POSIX only.
+
+The rule of this file: **each step can be done again by another process, until the commit**: this one may be killed,
+too. README.rst in this folder tells what each kill leaves behind.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mplog.files.portion import Position
+from mplog.logging_process.accounts import Accounts
+from mplog.logging_process.announcements import Announcements
+from mplog.logging_process.commit import Commit, read_note
+from mplog.logging_process.dispatch import Dispatcher
+from mplog.logging_process.fifo_source import FifoSource
+from mplog.logging_process.loop import Loop
+from mplog.logging_process.program import Places, Program
+from mplog.logging_process.signals import Signals
+from mplog.logging_process.workers import Workers
+from mplog.monitoring.deaths import Watch
+from mplog.monitoring.restart_lines import not_noted
+from mplog.monitoring.tallies import Tallies
+from mplog.queue import log_queue as queue
+from mplog.queue.buffers import BufferPair
+from mplog.queue.emergency import EmergencyReader
+from mplog.queue.overflow import Overflow
+
+
+def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
+    """Go on where the logging process before this one was, if there was one."""
+    directory = places.directory
+    assert directory is not None
+    signals = Signals()
+    pair = BufferPair(places.memory)  # finds out whether the announced read was made
+    note = read_note(pair)
+    dispatcher.go_on(directory, signals.wake)
+    announcements = Announcements(directory, note.announced)
+    _take_back(announcements, dispatcher)
+    tallies = Tallies(directory, note.serial)
+    dispatcher.failed.update({name: count for (_, name), count in tallies.of("failed").items()})
+    emergency = EmergencyReader(overflow.emergency or queue.emergency_path(directory), note.emergency)
+    source = FifoSource(places, overflow, pair, emergency, tallies, dispatcher, signals.wake)
+    stories = not_noted(places.stories, note.restarts)
+    if stories:
+        stories[-1] += f", restarted as {os.getpid()}"
+    accounts = Accounts(directory, tallies, dispatcher, note.restarts, stories, source.due())
+    workers = Workers(Watch(queue.fifo_path(directory), places.owner), tallies, dispatcher.say)
+    workers.resume()
+    commit = Commit(pair, announcements, accounts, emergency, dispatcher.outputs)
+    if stories:
+        commit.commit()
+    return Loop(dispatcher, source, commit, accounts, workers, Program(places.control, places.supervisor), signals)
+
+
+def _take_back(announcements: Announcements, dispatcher: Dispatcher) -> None:
+    """Take back what the process before this one has written and not committed."""
+    # The last first: a file may have been written several times, in turn with others.
+    for announced in reversed(list(announcements.before())):
+        output = dispatcher.outputs[announced.file]
+        start = Position(announced.device, announced.inode, announced.start)
+        try:
+            output.resume(start, announced.end)
+        except Exception as error:
+            dispatcher.troubles.warn("attempt", f"to take back what {output.handler!r} had written last failed", error)

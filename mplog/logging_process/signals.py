@@ -1,0 +1,72 @@
+"""What wakes the loop up: signals, and threads that have something for it. Runs in the logging process."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import time
+
+#: After SIGTERM, the log is quiet for so many seconds before the logging process ends: SIGTERM to a group of processes
+#: ends the workers at the same moment, and they log about that.
+QUIET_SECONDS = 0.5
+#: But no later than this after SIGTERM, in seconds.
+_TERMINATION_SECONDS = 5.0
+
+
+class Signals:
+    """SIGTERM, SIGHUP, and `wake`.
+
+    SIGHUP means to the logging process, as to other daemons, that files have been moved and are to be opened anew.
+
+    Attributes:
+        awake: readable when there is something to do.
+        terminated_at: when SIGTERM came last, by the monotonic clock; None if it has not.
+        shall_reopen: whether SIGHUP has come. Reset it.
+    """
+
+    def __init__(self) -> None:
+        self.awake, self._waking = socket.socketpair()
+        self.awake.setblocking(False)
+        self._waking.setblocking(False)
+        self.terminated_at: float | None = None
+        self.shall_reopen = False
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, self._on_sighup)
+        signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
+
+    def _on_sigterm(self, *_: object) -> None:
+        self.terminated_at = time.monotonic()
+
+    def _on_sighup(self, *_: object) -> None:
+        self.shall_reopen = True
+
+    def is_over(self, heard_at: float) -> bool:
+        """Whether SIGTERM ends the logging process now; `heard_at` is when the last record came."""
+        if self.terminated_at is None:
+            return False
+        now = time.monotonic()
+        quiet = now - max(heard_at, self.terminated_at)
+        return quiet > QUIET_SECONDS or now - self.terminated_at > _TERMINATION_SECONDS
+
+    def wake(self) -> None:
+        """Make `awake` readable. Called from any thread."""
+        with contextlib.suppress(BlockingIOError):
+            self._waking.send(b"\0")
+
+    def clear(self) -> None:
+        """Have `awake` be no longer readable."""
+        with contextlib.suppress(BlockingIOError):
+            self.awake.recv(4096)
+
+    def let_go(self) -> None:
+        """Runs in a process that a handler has forked: its signals are those of a process of its own."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.close()
+
+    def close(self) -> None:
+        """Take no more signals."""
+        signal.set_wakeup_fd(-1)
+        self.awake.close()
+        self._waking.close()

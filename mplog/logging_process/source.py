@@ -1,0 +1,133 @@
+"""Where the records come from; here: a plain queue. Runs in the logging process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mplog.logging_process.troubles import Troubles
+from mplog.monitoring.tallies import Tallies
+from mplog.record.decoding import Decoder
+from mplog.record.layout import Entry
+
+
+@dataclass
+class Batch:
+    """What is handled, and then committed, at once.
+
+    Attributes:
+        entries: records.
+        pieces: names of sinks, and bytes for them.
+        taken: how many bytes of the buffers it comes from.
+        rescued: how many bytes of the emergency file it comes from.
+        are_numbered: whether the records come in the order of their numbers, or nearly so.
+        is_awaited: whether a worker waits until it is on disk.
+    """
+
+    entries: Sequence[Entry] = ()
+    pieces: list[tuple[str, bytes]] = field(default_factory=list)
+    taken: int = 0
+    rescued: int = 0
+    are_numbered: bool = False
+    is_awaited: bool = False
+
+
+class Source:
+    """Where batches come from. The defaults fit a source in which nothing outlives the logging process."""
+
+    def start(self) -> None:
+        """Begin to take in."""
+
+    def put(self, payloads: list[bytes]) -> None:
+        """Take encoded records that the program has passed on."""
+
+    def take(self) -> Batch | None:
+        """Return the next batch, None where there is none yet."""
+
+    def take_rescued(self, until: int, patience: float) -> Batch | None:
+        """Return the next batch of the emergency file, None where there is none.
+
+        Args:
+            until: what `files_due` has returned: later files are not read.
+            patience: for how many seconds to wait for a process that is just writing there.
+        """
+
+    def settle(self, batch: Batch, is_on_disk: bool) -> None:
+        """Note that a batch is committed, and tell the workers that wait for it."""
+
+    def is_over(self) -> bool:
+        """Whether nothing is left, and nobody can send more."""
+        return False
+
+    def due(self) -> int:
+        """Return how high `done` will be when everything is written that has been logged by now."""
+        return 0
+
+    def done(self) -> int:
+        """Return how many bytes of the queue have ever been written."""
+        return 0
+
+    def files_due(self) -> int:
+        """Return how many emergency files are written when everything is that has been logged by now."""
+        return 0
+
+    def check(self) -> None:
+        """Do what has no record to wait for."""
+
+    def timeout(self) -> float | None:
+        """Return after how many seconds `check` has something to do; None for nothing."""
+
+    def desert(self) -> bool:
+        """Go on without the program; return whether that is the end."""
+        return True
+
+    def end(self, work: Callable[[], bool], release: Callable[[], None]) -> None:
+        """Take out everything that is left, and let nobody send any more.
+
+        Args:
+            work: handles a batch, and returns whether there was one.
+            release: has the supervisor close its end.
+        """
+
+    def remove(self) -> None:
+        """Remove what nobody needs any more."""
+
+    def let_go(self) -> None:
+        """Runs in a process that a handler has forked: close what tells others that this one has ended."""
+
+
+class PlainSource(Source):
+    """Records of a plain queue.
+
+    Args:
+        tallies: counts what is no record.
+        troubles: says so.
+    """
+
+    def __init__(self, tallies: Tallies, troubles: Troubles) -> None:
+        self._tallies = tallies
+        self._troubles = troubles
+        self._decoder = Decoder()
+        self._payloads: list[bytes] = []
+
+    def put(self, payloads: list[bytes]) -> None:
+        self._payloads += payloads
+
+    def take(self) -> Batch | None:
+        if not self._payloads:
+            return None
+        payloads, self._payloads = self._payloads, []
+        entries = []
+        for payload in payloads:
+            try:
+                entries.append(self._decoder.decode(payload))
+            except (TypeError, ValueError, RecursionError):
+                note_broken(1, self._tallies, self._troubles)
+        return Batch(entries)
+
+
+def note_broken(count: int, tallies: Tallies, troubles: Troubles) -> None:
+    """Count what came out of a queue and was no record."""
+    if count:
+        tallies.add(("broken",), count)
+        troubles.warn("piece", "of data in the queue skipped: not a log record", count=count)

@@ -1,0 +1,97 @@
+"""What goes wrong in the logging process, said in the log once in a while."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mplog.formats.escaping import escape
+from mplog.handlers.output import Output
+from mplog.record.plain import safe_str
+
+#: Seconds between two lines about the same trouble.
+REPORT_INTERVAL = 10.0
+
+# What went wrong may quote names and errors off the wire, so there is a bound to what is kept of them.
+_MOST = 1000
+_LONGEST_ERROR = 1000
+
+
+@dataclass
+class Trouble:
+    """One kind of trouble.
+
+    Attributes:
+        unsaid: how often it has happened since it was last said.
+        error: its latest cause, as the end of a line.
+        shunned: the output that is not to have the line.
+        due: when it may be said again, by the monotonic clock.
+    """
+
+    unsaid: int = 0
+    error: str = ""
+    shunned: Output | None = None
+    due: float = 0.0
+
+
+class Troubles:
+    """All kinds of trouble.
+
+    Args:
+        say: writes a line, as `Dispatcher.say`.
+        clock: the monotonic clock.
+    """
+
+    def __init__(self, say: Callable[[str, int, Output | None], object], clock: Callable[[], float]) -> None:
+        self._say = say
+        self._clock = clock
+        self._kinds: dict[tuple[str, str], Trouble] = {}
+
+    def __len__(self) -> int:
+        """Return how many kinds are remembered."""
+        return len(self._kinds)
+
+    def warn(
+        self,
+        noun: str,
+        what: str,
+        error: BaseException | None = None,
+        count: int = 1,
+        shunned: Output | None = None,
+    ) -> None:
+        """Have something said in the log, but the same thing once an interval only.
+
+        Args:
+            noun: what is counted: "record".
+            what: what has happened to it, as the rest of the line: "could not be written by ...".
+            error: its latest cause.
+            count: how many times it has happened.
+            shunned: an output that is not to have the line, since it is the cause.
+        """
+        if (noun, what) not in self._kinds and len(self._kinds) >= _MOST:
+            now = self._clock()
+            self._kinds = {kind: one for kind, one in self._kinds.items() if one.unsaid or now < one.due}
+            if len(self._kinds) >= _MOST:
+                noun, what = "trouble", "of other kinds"
+        trouble = self._kinds.setdefault((noun, what), Trouble())
+        trouble.unsaid += count
+        trouble.shunned = shunned
+        if error is not None:
+            # One line, whatever is in it: it may quote a record.
+            trouble.error = f": {type(error).__name__}: {escape(safe_str(error))[:_LONGEST_ERROR]}"
+
+    @property
+    def has_unsaid(self) -> bool:
+        """Whether there is something left to `report`."""
+        return any(trouble.unsaid for trouble in self._kinds.values())
+
+    def report(self, *, everything: bool = False) -> None:
+        """Write the lines that are due, or all of them."""
+        now = self._clock()
+        for (noun, what), trouble in list(self._kinds.items()):
+            if trouble.unsaid and (everything or now >= trouble.due):
+                trouble.due = now + REPORT_INTERVAL
+                line = f"mplog: {trouble.unsaid} {noun}{'' if trouble.unsaid == 1 else 's'} {what}{trouble.error}"
+                trouble.unsaid = 0
+                self._say(line, logging.ERROR, trouble.shunned)

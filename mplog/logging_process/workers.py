@@ -1,0 +1,131 @@
+"""The processes that log, and how they end. Runs in the logging process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from mplog.monitoring.count_file import Key
+from mplog.monitoring.death_lines import Death, describe
+from mplog.monitoring.deaths import Watch
+from mplog.monitoring.tallies import Tallies
+from mplog.record.layout import Origin
+
+#: A process closes the FIFO an instant before it is dead. So many seconds are waited for the deaths of the last ones.
+_LAST_DEATHS_SECONDS = 0.5
+
+#: Processes of which the time of the last record is kept. Pids come off the wire.
+_KNOWN_SENDERS = 10_000
+
+#: Characters of a process's name that are kept with the fact that it is watched.
+_LONGEST_NAME = 100
+
+
+class Workers:
+    """Watches the processes that log, and says which of them have died.
+
+    Args:
+        watch: sees them end.
+        tallies: tell the next logging process which are watched, and when each was last heard from.
+        say: writes a line.
+    """
+
+    def __init__(self, watch: Watch, tallies: Tallies, say: Callable[[str, int], object]) -> None:
+        self._watch = watch
+        self._tallies = tallies
+        self._say = say
+        self._heard_from: dict[int, float] = {}
+        self._unsaid: list[tuple[int, Death]] = []
+        #: By pid, the keys in the tallies.
+        self._watched: dict[int, Key] = {}
+
+    def resume(self) -> None:
+        """Watch those that the logging process before this one has watched."""
+        for key, heard_at in self._tallies.of(Tallies.WATCHED).items():
+            _, pid, name, started = key
+            self._watched[pid] = key
+            self._heard_from[pid] = heard_at / 1000
+            if not self._watch.resume(pid, name, started):
+                self._forget(pid)
+
+    def __contains__(self, pid: object) -> bool:
+        """Return whether a process is watched."""
+        return pid in self._watch
+
+    def hear(self, origins: Iterable[Origin]) -> None:
+        """Watch the processes that have just sent records."""
+        now = time.time()
+        if len(self._heard_from) > _KNOWN_SENDERS:
+            self._heard_from.clear()
+        for origin in origins:
+            pid = origin.process
+            if pid is not None:
+                self._heard_from[pid] = now
+                started = self._watch.watch(pid, origin.processName or "")
+                if started is not None:
+                    key = self._watched.get(pid)
+                    if key is None or key[-1] != started:
+                        self._forget(pid)
+                        name = (origin.processName or "")[:_LONGEST_NAME]
+                        key = self._watched[pid] = Tallies.WATCHED, pid, name, started
+                    self._tallies.set(key, round(now * 1000))
+
+    def _forget(self, pid: int) -> None:
+        """Have the next logging process not watch a process."""
+        key = self._watched.pop(pid, None)
+        if key is not None:
+            self._tallies.set(key, 0)
+
+    # --- deaths ---
+
+    def fileno(self) -> int | None:
+        """Return the descriptor that is readable when a process has ended; None where there is no such thing."""
+        return self._watch.fileno()
+
+    def look(self, due: Callable[[], int]) -> list[int]:
+        """Note the deaths that there have been; return the pids of all that have ended, however they did.
+
+        Args:
+            due: returns how far the log will have come when everything is written that has been logged by now. Only
+                then is a death said.
+        """
+        return self._note(self._watch.deaths(), due)
+
+    def told(self, pid: int, name: str, exitcode: int, due: Callable[[], int]) -> list[int]:
+        """Note how a process has ended, which the program knows; return as `look` does."""
+        death = self._watch.told(pid, name, exitcode)
+        return self._note([] if death is None else [death], due)
+
+    def _note(self, deaths: list[Death], due: Callable[[], int]) -> list[int]:
+        self._unsaid += [(due(), death) for death in deaths]
+        ended, self._watch.ended = self._watch.ended, []
+        for pid in set(ended) - {death.pid for _, death in self._unsaid}:
+            self._forget(pid)
+        return ended
+
+    def say_deaths(self, done: int) -> None:
+        """Say the deaths before which everything is written now that the log has come so far."""
+        while self._unsaid and self._unsaid[0][0] <= done:
+            _, death = self._unsaid.pop(0)
+            counts = self._tallies.of("received")
+            received = sum(count for (_, _, pid, _), count in counts.items() if pid == death.pid)
+            # Of very many processes, some are counted together with others; but numbers are followed by pid.
+            received = received or self._tallies.values["through", death.pid]
+            level = logging.ERROR if death.exitcode < 0 else logging.WARNING
+            self._say(describe(death, received, self._heard_from.pop(death.pid, None)), level)
+            self._forget(death.pid)
+
+    def say_last_deaths(self, *, waits: bool) -> None:
+        """Say all deaths, now that everything is written.
+
+        Args:
+            waits: whether those that still live are just ending.
+        """
+        deaths = self._watch.rest(_LAST_DEATHS_SECONDS) if waits else self._watch.deaths()
+        self._unsaid = [(0, death) for death in [*(death for _, death in self._unsaid), *deaths]]
+        self.say_deaths(0)
+
+    def close(self) -> None:
+        """Watch nobody any more."""
+        self._watch.close()
