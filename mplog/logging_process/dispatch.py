@@ -275,7 +275,7 @@ class Dispatcher:
         for error, count in output.take_failures():
             self._note(output, error, count, is_shunned=True)
         for error in output.take_retries():
-            self.troubles.warn("call", f"of {_describe(output)} failed, and will be repeated", error, shunned=output)
+            self.troubles.warn("call", f"of {_describe(output)} failed, and will be tried again", error, shunned=output)
 
     # --- what is due ---
 

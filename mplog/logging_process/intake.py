@@ -62,7 +62,7 @@ class Intake(threading.Thread):
         self._has_room = threading.Event()
         self._stop_fd, self._stopping_fd = os.pipe()
         self.is_over = False
-        self.peak = 0.0
+        self.peak = pair.fraction
 
     def run(self) -> None:
         """Take in until the last writer has closed the FIFO, or until `stop`."""

@@ -142,7 +142,7 @@ def test_failure_is_tried_again_until_it_works(tmp_path: Path) -> None:
     assert messages(notes) == [str(number) for number in range(30)]
     assert stats.failed == {}
     said = " ".join(line for line in lines(tmp_path / "app.log") if "mplog:" in line)
-    assert "are tried again: " in said
+    assert "will be tried again: " in said
     assert "not yet" in said
 
 
@@ -181,7 +181,7 @@ def test_the_end_waits_for_a_broken_function_once(tmp_path: Path) -> None:
     assert list(stats.failed.values()) == [1]  # none of the lines
     # Why it takes so long is said meanwhile.
     _, trying, *said = lines(tmp_path / "app.log")
-    assert "are tried again: ValueError: as planned" in trying
+    assert "will be tried again: ValueError: as planned" in trying
     assert len([line for line in said if "1 record could not be written by <CallableHandler" in line]) == 1
 
 
