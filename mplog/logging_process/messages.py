@@ -113,14 +113,10 @@ class Report(enum.Enum):
 
 @dataclass(frozen=True)
 class Opened:
-    """Logging process to program, first: its sinks are open. An exception in its place says why they are not.
-
-    Attributes:
-        pid: its process id.
-        needs_details: whether a sink looks at fields of a record that only some sinks use.
-    """
+    """Logging process to program, first: its sinks are open. An exception in its place says why they are not."""
 
     pid: int
+    #: Whether a sink looks at fields of a record that only some sinks use.
     needs_details: bool
 
 
@@ -142,12 +138,7 @@ class ChildEnded:
 
 @dataclass(frozen=True)
 class Question:
-    """Program to logging process: ``"flush"``, ``"stats"`` or ``"stop"``, each of which has an `Answer`.
-
-    Attributes:
-        number: what tells it from other questions.
-        command: what is asked.
-    """
+    """Program to logging process: ``"flush"``, ``"stats"`` or ``"stop"``."""
 
     number: int
     command: str
@@ -155,12 +146,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Logging process to program.
-
-    Attributes:
-        number: that of the question; None if the logging process ends without having been asked to.
-        stats: what has been counted.
-    """
+    """Logging process to program, with the number of the question; None if it ends without having been asked to."""
 
     number: int | None
     stats: Stats

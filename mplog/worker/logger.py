@@ -1,9 +1,9 @@
 """`Logger`: a ``logging.Logger`` that writes a call straight into the queue.
 
-The rule of this file: **nobody can tell, but by the clock.** Where a QueueHandler is all that would ever see the
-record, the call is encoded as it stands, without a LogRecord, which is most of what a logging call costs. Where
-anything else could see it or change it (another handler, a filter, a record factory, a patched method, an exception, a
-stack), the call takes the stdlib's own way.
+The rule of this file: **the difference is in speed alone.** If a QueueHandler is all that would ever see the record,
+the call is encoded directly, without a LogRecord, which is most of what a logging call costs. If anything else could see
+or change the record (another handler, a filter, a record factory, a patched method, an exception, a stack), the call
+takes the stdlib's own way.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from mplog.record.plain import pack, plain_fields, unless_signal
 from mplog.worker.levels import look, watched
 from mplog.worker.queue_handler import QueueHandler
 
-__all__ = ["Logger", "getLogger", "set_logger_class"]
-
 _SCALARS = frozenset({str, int, float, bool})
 _logging: Any = logging
 _Logger: Any = logging.Logger
@@ -47,10 +45,10 @@ class Logger(logging.Logger):
     >>> log = mplog.getLogger(__name__)                                                 # doctest: +SKIP
     >>> log.info("trade", symbol="X", qty=3)                                            # doctest: +SKIP
 
-    Fields are extra attributes of the record, as with ``extra={"symbol": "X", "qty": 3}``. One whose name a record has
-    already (``name``, ``process``, ``module``) gets a trailing underscore.
+    Fields are extra attributes of the record, as with ``extra={"symbol": "X", "qty": 3}``. A field with the name of an
+    attribute that every record has (``name``, ``process``, ``module``) gets a trailing underscore.
 
-    Without a QueueHandler, and wherever anything else may see the record, it is a ``logging.Logger`` like any other.
+    Without a QueueHandler, and whenever anything else may see the record, it works as any ``logging.Logger``.
     """
 
     if TYPE_CHECKING:
@@ -64,7 +62,7 @@ class Logger(logging.Logger):
         def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None: ...
 
     def isEnabledFor(self, level: int) -> bool:
-        """Whether records of this level are logged; notice first what `LogServer.set_level` has changed."""
+        """Whether records of this level are logged; takes over first what `LogServer.set_level` has changed."""
         if watched.word[0] != watched.seen:
             look()
         if self.disabled:
@@ -93,8 +91,8 @@ class Logger(logging.Logger):
             and not stack_info
             and stacklevel == 1
             and type(self) is Logger
-            and type(level) is int  # an enum's level has another name than its number
-            and not self.disabled  # isEnabledFor() is not asked where a program calls this itself
+            and type(level) is int  # the level of an enum has another name than its number
+            and not self.disabled  # a program that calls this method has not asked isEnabledFor()
             and _methods() == _ORIGINAL
             and _METHODS.isdisjoint(self.__dict__)
         ):
@@ -121,18 +119,18 @@ class Logger(logging.Logger):
         super()._log(level, msg, args, exc_info, extra, stack_info, stacklevel + _FRAMES_COUNTED)
 
     def __reduce__(self) -> Any:
-        # With the stdlib's answer to one that getLogger() would not find. Where it arrives, it takes fields, too.
+        # The stdlib checks that getLogger() finds the logger. Unpickled by our getLogger(), it takes fields.
         return getLogger, super().__reduce__()[1]
 
 
-# Python 3.10 goes up by a number of frames from logging's _log(), whatever file they are of; each of ours is one more.
+# Python 3.10 goes up a number of frames from logging's _log(), of whatever file; each of our methods adds one.
 _FRAMES_COUNTED = 1 if sys.version_info < (3, 11) else 0
 
 # --- the methods for the levels ---
 
 
 def _method(name: str, level: int) -> Any:
-    """Return what logs at a level: by `_send`, without the calls on the way there, or as the stdlib does."""
+    """Return the method that logs at a level: by `_send`, without the calls between, or as the stdlib does."""
     found: Any = getattr(_Logger, name)
     original = own(found)
 
@@ -161,7 +159,7 @@ def _method(name: str, level: int) -> Any:
                     self._log_record(level, *left, **kwargs)
             return
         if isinstance(self, Logger):
-            # Somebody may have patched it, or there may be a class in between.
+            # A program may have patched the method, or put a class in between.
             above: Any = getattr(super(Logger, self), name)
             if getattr(above, "__func__", above) is not original:
                 above(msg, *args, **kwargs)
@@ -169,7 +167,7 @@ def _method(name: str, level: int) -> Any:
         if self.isEnabledFor(level):
             self._log(level, msg, args, **kwargs)
 
-    # findCaller() skips the frames of logging's own file, and this one is to be skipped with them.
+    # findCaller() skips the frames of logging's own file, and must skip this one.
     log.__code__ = log.__code__.replace(co_filename=LOGGING_FILE, co_name=name)
     return functools.update_wrapper(log, found, ("__name__", "__qualname__", "__doc__", "__annotations__"), ())
 
@@ -179,19 +177,19 @@ for _name in ("debug", "info", "warning", "error", "critical"):
 for _function in (Logger._log, Logger._log_record):
     _function.__code__ = _function.__code__.replace(co_filename=LOGGING_FILE)
 
-#: What ``info()`` takes beside fields, and what `Logger._log` says that it takes no field of.
+#: What ``info()`` takes beside fields, and names that cannot be fields because `Logger._log` has them as arguments.
 _OPTIONS = frozenset({"exc_info", "extra", "stack_info", "stacklevel", "level", "args"})
 
 
 def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
     logger: Any, level: Any, msg: object, args: Any, fields: dict[str, Any]
 ) -> tuple[object, Any] | None:
-    """Send a call as it stands where a QueueHandler is all that would ever see its record.
+    """Send a call directly if a QueueHandler is all that would ever see its record.
 
-    Of the logger, it is known that nothing about it is patched.
+    The caller has checked that nothing about the logger is patched.
 
     Returns:
-        None where that is done, and otherwise what is left to log: ``msg`` and ``args``.
+        None if the call is sent, and otherwise what is left to log: ``msg`` and ``args``.
     """
     if (
         (_logging._logRecordFactory is not make_record and _logging._logRecordFactory is not _LogRecord)
@@ -199,7 +197,7 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         or logger.filters
     ):
         return msg, args
-    # Two loops of which each sees one kind of logger nearly always, since the interpreter adapts to that.
+    # Two loops, each of which nearly always sees one kind of logger: the interpreter adapts to that.
     handlers: Any = logger.handlers
     above = logger.parent if logger.propagate else None
     while not handlers:
@@ -221,7 +219,7 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         or len(handler.__dict__) != _HANDLER_ATTRIBUTES
     ):
         return msg, args
-    # What a LogRecord's constructor and a QueueHandler do, in that order.
+    # From here on, what a LogRecord's constructor and a QueueHandler do, in that order.
     queue: Any = handler.queue
     rest = None
     if queue.details or COUNTS_NANOSECONDS:
@@ -269,9 +267,9 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         except NoReaderError as error:
             handler.fall_back(decode(payload), error)
         except Exception:
-            handler.handleError(decode(payload))  # not once more: it may have been sent already
+            handler.handleError(decode(payload))  # it may have been sent already, so not again
         return None
-    queue.count_unused()  # the number that it was encoded with; it gets another
+    queue.count_unused()  # the number of the record, which gets another
     return message, ()
 
 
@@ -281,18 +279,18 @@ _HANDLER_ATTRIBUTES = len(QueueHandler(SimpleQueue()).__dict__)
 
 
 def _mapping_or(args: tuple[Any, ...]) -> Any:
-    """Return the one argument where it is a mapping, as a LogRecord does."""
+    """Return the only argument if it is a mapping, as a LogRecord does."""
     return args[0] if isinstance(args[0], Mapping) and args[0] else args
 
 
 # --- what a program may have patched (Sentry, for one, patches callHandlers) ---
 
-#: What a logger itself must not have.
+#: Attributes that a logger must not have of its own.
 _METHODS = frozenset({"_log", "isEnabledFor", "handle", "callHandlers", "makeRecord", "findCaller", "filter"})
 
 
 def _methods() -> tuple[Any, ...]:
-    """Return the methods on the way of a call: first ours, then those of logging."""
+    """Return the methods that a call goes through: first ours, then those of logging."""
     return (
         Logger._log,
         Logger.isEnabledFor,
