@@ -25,7 +25,7 @@ MPLOG_PROGRESS = "MPLOG_PROGRESS"
 #: Seconds between two calls of `Progress.tick`: as often as a person reads a number that changes.
 TICK_SECONDS = 0.2
 #: Seconds before anything is shown.
-_PATIENCE = 1.0
+SHOWN_AFTER = 1.0
 #: Characters of the bar: with the longest text, the line fits into 80 columns.
 _BAR = 12
 _MEBIBYTE = 2**20
@@ -77,12 +77,12 @@ class Progress:
         with contextlib.suppress(Exception):  # a broken terminal is no reason to lose a record
             snapshot, left = self._backlog.look()
             self._total = max(self._total, left)
-            if seconds >= _PATIENCE:
+            if seconds >= SHOWN_AFTER:
                 self._display = self._display or _open(self._stream)
-                self._display.show(_describe(snapshot, left, self._total), self._total - left, self._total, seconds)
+                self._display.show(describe(snapshot, left, self._total), self._total - left, self._total, seconds)
 
 
-def _describe(snapshot: Snapshot | None, left: int, total: int) -> str:
+def describe(snapshot: Snapshot | None, left: int, total: int) -> str:
     """Return what is going on, in words."""
     if snapshot is not None:
         if snapshot.state == "suspended":

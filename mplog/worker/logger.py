@@ -1,9 +1,9 @@
 """`Logger`: a ``logging.Logger`` that writes a call straight into the queue.
 
 The rule of this file: **the difference is in speed alone.** If a QueueHandler is all that would ever see the record,
-the call is encoded directly, without a LogRecord, which is most of what a logging call costs. If anything else could see
-or change the record (another handler, a filter, a record factory, a patched method, an exception, a stack), the call
-takes the stdlib's own way.
+the call is encoded directly, without a LogRecord, which is most of what a logging call costs. If anything else could
+see or change the record (another handler, a filter, a record factory, a patched method, an exception, a stack), the
+call takes the stdlib's own way.
 """
 
 from __future__ import annotations
@@ -336,19 +336,19 @@ class _Here(threading.local):
     places: Bounded[tuple[Any, ...], tuple[bytes, CodeType]]
 
 
-_here = _Here()
+here = _Here()
 _level_names = logging._levelToName
 _processes: Any = multiprocessing.process
 
 
-def _forget() -> None:
+def forget() -> None:
     _origins.clear()
-    _here.names = None
+    here.names = None
 
 
 if hasattr(os, "register_at_fork"):
     # Also before, for what others have registered to run in the child ahead of this.
-    os.register_at_fork(before=_forget, after_in_child=_forget)
+    os.register_at_fork(before=forget, after_in_child=forget)
 
 
 def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> bytes | None:
@@ -364,9 +364,9 @@ def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> 
         frame = frame.f_back
     code = frame.f_code
     names = threading.current_thread().name, process_name
-    if _here.names != names:
-        _here.places, _here.names = Bounded(_KEPT), names
-    places = _here.places
+    if here.names != names:
+        here.places, here.names = Bounded(_KEPT), names
+    places = here.places
     place = (logger.name, level, _level_names.get(level), id(code), frame.f_lasti, task_name())
     known = places.get(place)
     if known is None:

@@ -15,7 +15,7 @@ from terminal import Terminal
 
 import mplog
 from mplog.monitoring.running import Snapshot
-from mplog.server.progress import _describe
+from mplog.server.progress import describe
 
 pytestmark = pytest.mark.processes
 
@@ -127,9 +127,9 @@ def test_progress_starts_no_thread(tmp_path: Path) -> None:
     program = """
     import threading
     from mplog.server.backlog import Backlog
-    from mplog.server.progress import Progress
-    with Progress(Backlog(None)) as progress:
-        progress._began -= 10
+    from mplog.server import progress as module
+    module.SHOWN_AFTER = -1
+    with module.Progress(Backlog(None)) as progress:
         progress.ticker()
         progress.ticker()
         assert threading.active_count() == 1, threading.enumerate()
@@ -156,7 +156,7 @@ def test_a_terminal_that_has_gone_stops_nothing(tmp_path: Path, log: Path, monke
             raise OSError("the terminal has gone")
 
     server = mplog.LogServer(log, level="INFO").start()
-    monkeypatch.setattr("mplog.server.progress._PATIENCE", -1.0)
+    monkeypatch.setattr("mplog.server.progress.SHOWN_AFTER", -1.0)
     monkeypatch.setattr("mplog.server.control.TICK_SECONDS", 1e-4)
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", Gone())
@@ -168,9 +168,9 @@ def test_what_is_going_on_is_named(tmp_path: Path) -> None:
     """What is written, which file is compressed, that the logging process is restarted, or that the log is closed."""
     files = [(str(tmp_path / "app.log"), 7)]
     running = Snapshot(0.0, "running", 17, mplog.Stats(), files=files)
-    assert _describe(running, 2**20, 2**21) == "writing the log: 1.0 of 2.0 MiB left"
-    assert _describe(running, 0, 2**21) == "closing the log"
+    assert describe(running, 2**20, 2**21) == "writing the log: 1.0 of 2.0 MiB left"
+    assert describe(running, 0, 2**21) == "closing the log"
     (tmp_path / ".app.2026-11-20.001.log.gz.part").touch()
-    assert _describe(running, 0, 2**21) == "compressing app.2026-11-20.001.log"
-    assert _describe(replace(running, state="restarting"), 1, 1) == "the logging process is being restarted"
-    assert _describe(None, 0, 0) == "closing the log"
+    assert describe(running, 0, 2**21) == "compressing app.2026-11-20.001.log"
+    assert describe(replace(running, state="restarting"), 1, 1) == "the logging process is being restarted"
+    assert describe(None, 0, 0) == "closing the log"

@@ -354,10 +354,10 @@ def test_code_made_at_run_time_is_told_apart(sent: Sent) -> None:
 def test_places_kept_ready_are_limited(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many places a program logs from, the logger keeps some of them only."""
     monkeypatch.setattr(mplog.worker.logger, "_KEPT", 50)
-    mplog.worker.logger._forget()
+    mplog.worker.logger.forget()
     for number in range(200):
         exec(compile("log.info('x')", f"/made/{number}.py", "exec"), {"log": sent.logger})
-        assert len(mplog.worker.logger._here.places) <= 50
+        assert len(mplog.worker.logger.here.places) <= 50
     assert [record["filename"] for record in sent.records()] == [f"{number}.py" for number in range(200)]
 
 
