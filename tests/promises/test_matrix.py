@@ -43,7 +43,7 @@ def server(log: Path) -> Iterator[mplog.LogServer]:
 
 
 def check(server: mplog.LogServer, log: Path, directory: Path, names: dict[int, str]) -> None:
-    """Hold the log against what the processes of these pids and names were to log."""
+    """Compare the log with what the processes of these pids and names were to log."""
     server.stop()
     result = verdict(log, directory)
     assert result.clean, result

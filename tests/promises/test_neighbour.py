@@ -1,4 +1,4 @@
-"""A hostile neighbour: another user, planted files, and frames that somebody has made up (faults 20, 22, 27)."""
+"""A hostile neighbour: another user, planted files, and forged frames (faults 20, 22, 27)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def serve(log: Path | mplog.Sink) -> None:
 @needs_root
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])
 def test_another_user_cannot_open_the_queue(tmp_path: Path, umask: int) -> None:
-    """Whatever the umask is, nobody else gets at the queue: to write, to read, to list, to join, to replace it."""
+    """Whatever the umask, no other user can write, read, list, join or replace the queue."""
     before = os.umask(umask)
     try:
         server = mplog.LogServer(tmp_path / "app.log").start()
@@ -115,7 +115,7 @@ def test_another_user_cannot_open_the_queue(tmp_path: Path, umask: int) -> None:
 @needs_root
 @pytest.mark.parametrize("umask", [0, 0o077])
 def test_modes_whatever_the_umask(sticky: Path, umask: int) -> None:
-    """The log has the mode that was asked for, its lock none for others, and what nobody may read nobody reads."""
+    """The log has its given mode, other users have no access to its lock, and only permitted users can read."""
     before = os.umask(umask)
     try:
         server = mplog.LogServer(mplog.FileSink(sticky / "app.log", mode=0o600)).start()
@@ -161,7 +161,7 @@ PLANTS = [plant_symlink, plant_hard_link, plant_fifo, plant_device]
 @pytest.mark.parametrize("name", ["app.log", ".app.log.lock"])
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__[6:])
 def test_planted_file_is_refused(sticky: Path, plant: Callable[[Path, Path], None], name: str) -> None:
-    """In place of the log or its lock, a link, a FIFO or a device is refused at once, and its target unchanged."""
+    """A link, FIFO or device in place of the log or its lock is refused at once, and its target unchanged."""
     target = sticky / "precious"
     target.write_text("precious\n")
     plant(sticky / name, target)
@@ -174,7 +174,7 @@ def test_planted_file_is_refused(sticky: Path, plant: Callable[[Path, Path], Non
 
 
 def test_hard_link_in_a_directory_of_ones_own(tmp_path: Path, log: Path) -> None:
-    """Where only the user can write, a hard link is the user's own, as of a backup; elsewhere one can ask for it."""
+    """A hard link is accepted in a directory where only the user can write, and elsewhere on request."""
     log.write_text("before\n")
     (tmp_path / "backup").hardlink_to(log)
     serve(log)
@@ -187,7 +187,7 @@ def test_hard_link_in_a_directory_of_ones_own(tmp_path: Path, log: Path) -> None
 
 @needs_root
 def test_log_of_another_user_in_a_sticky_directory(sticky: Path) -> None:
-    """A log that somebody else has made in /tmp, to read it, is refused; one of the directory's owner is not."""
+    """A log in /tmp that another user has made is refused, unless that user owns the directory."""
     log = sticky / "app.log"
     log.touch()
     os.chown(log, NOBODY, NOBODY)
@@ -200,7 +200,7 @@ def test_log_of_another_user_in_a_sticky_directory(sticky: Path) -> None:
 
 
 def test_link_that_comes_between(sticky: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link planted in the instant between the look and the opening is not followed, at the log or at its lock."""
+    """A link planted between check and opening is not followed, for the log and for its lock."""
     target = sticky / "precious"
     target.write_text("precious\n")
     really = os.open
@@ -229,7 +229,7 @@ def test_link_that_comes_between(sticky: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("kind", ["symlink", "open", "file"])
 def test_planted_directory_for_locks_is_refused(tmp_path: Path, kind: str) -> None:
-    """Where the log's directory is not writable, its lock is in the user's own directory in /tmp, or nowhere."""
+    """If the log's directory is not writable, its lock is in the user's own directory in /tmp, or nowhere."""
     result = run_script(
         tmp_path,
         f"""
@@ -262,7 +262,7 @@ def test_planted_directory_for_locks_is_refused(tmp_path: Path, kind: str) -> No
 
 
 def test_note_in_a_planted_lock_is_not_shown(sticky: Path) -> None:
-    """Who has a lock is told in an error, but nothing that somebody has written there to be told."""
+    """An error names the owner of a lock, but does not quote text that another user has planted."""
     log = sticky / "app.log"
     with mplog.LogServer(log):
         (sticky / ".app.log.lock").write_text("711 \x1b[2Jnow\n")
@@ -272,7 +272,7 @@ def test_note_in_a_planted_lock_is_not_shown(sticky: Path) -> None:
 
 @pytest.mark.parametrize("plant", [plant_symlink, plant_hard_link], ids=["symlink", "hard link"])
 def test_queue_that_is_made_anew_by_somebody_else(tmp_path: Path, plant: Callable[[Path, Path], None]) -> None:
-    """A worker writes into no file that stands where its queue was."""
+    """A worker does not write into a file in the place of its queue."""
     directory = tmp_path / "mplog-abc"
     directory.mkdir()
     target = tmp_path / "precious"
@@ -292,7 +292,7 @@ def test_queue_that_is_made_anew_by_somebody_else(tmp_path: Path, plant: Callabl
 
 @needs_root
 def test_queue_of_another_user_is_not_used(tmp_path: Path) -> None:
-    """A FIFO of another user, who would read what is logged, is no queue, even for root."""
+    """A FIFO of another user, who could read the records, is refused as a queue, even by root."""
     path = str(tmp_path / "queue")
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -319,7 +319,7 @@ class Exploit:
 
 
 def test_frame_runs_no_code(tmp_path: Path, log: Path) -> None:
-    """Pickles as objects, records, extras and msgpack extensions are data to the logging process, and counted."""
+    """To the logging process, pickles as objects, records, extras and msgpack extensions are data, and counted."""
     import msgspec
 
     trace = tmp_path / "ran"
@@ -342,7 +342,7 @@ def test_frame_runs_no_code(tmp_path: Path, log: Path) -> None:
 
 
 def test_worker_text_is_no_template(log: Path) -> None:
-    """A text that looks like a format is written as it is, wherever it stands."""
+    """Text that looks like a format is written unchanged, wherever it stands."""
     text = "%(process)d %s {0.__class__} $message ${jndi:ldap://x}"
     format = "%(message)s|%(name)s|%(user)s|%(processName)s"
     with mplog.LogServer(log, format=format):
@@ -358,7 +358,7 @@ def test_worker_text_is_no_template(log: Path) -> None:
 
 @pytest.mark.parametrize("attribute", ["name", "processName", "levelname"])
 def test_names_take_no_memory_without_bound(attribute: str) -> None:
-    """Loggers, processes and levels with names of any length, each new, leave little behind."""
+    """Ever new names of loggers, processes and levels, of any length, use little memory."""
 
     class Nowhere(sinks.TextHandler):
         def write(self, texts: list[str]) -> None:
@@ -385,7 +385,7 @@ def test_names_take_no_memory_without_bound(attribute: str) -> None:
 
 
 def test_troubles_take_no_memory_without_bound() -> None:
-    """What is said about bad frames names their writers, made up or not, and is forgotten once it is said."""
+    """Messages about bad frames name their writers, real or forged, and use no memory once they are written."""
     now = [0.0]
     said: list[str] = []
     troubles = Troubles(lambda message, *_: said.append(message), lambda: now[0])
@@ -402,7 +402,7 @@ def test_troubles_take_no_memory_without_bound() -> None:
 
 
 def test_error_of_a_sink_forges_no_line() -> None:
-    """A line of mplog's own stays one, whatever the error of a sink quotes, and does not become endless."""
+    """A line of mplog's own stays one line of limited length, whatever the error of a sink quotes."""
     said: list[str] = []
     troubles = Troubles(lambda message, *_: said.append(message), time.monotonic)
     troubles.warn("record", "failed", ValueError("bad: ok\n2026-11-20 CRITICAL root | \x1b[2J" + "x" * 10_000))
@@ -412,7 +412,7 @@ def test_error_of_a_sink_forges_no_line() -> None:
 
 
 def test_huge_decimal_is_not_written_out() -> None:
-    """A number of eleven characters that %d would make a gigabyte of is shown as it is, and costs nothing."""
+    """A float of eleven characters that %d would expand to a gigabyte is shown unchanged, at no cost."""
     record = logging.LogRecord("a", 40, "/x", 1, "m", None, None)
     failed: list[object] = []
 
@@ -432,7 +432,7 @@ def test_huge_decimal_is_not_written_out() -> None:
 
 
 def flood(directory: str, seconds: float, seed: int) -> None:
-    """Write into a queue, for so long, what no honest writer would."""
+    """Write hostile frames into a queue for so many seconds."""
     dice = random.Random(seed)
     fd = fifo.open_writer(os.path.join(directory, "queue"))
     end = os.times().elapsed + seconds
@@ -448,7 +448,7 @@ def flood(directory: str, seconds: float, seed: int) -> None:
 
 
 def hostile_frame(dice: random.Random) -> bytes:
-    """Return one of the frames that take memory where there is no bound."""
+    """Return a frame that takes memory unless there is a bound."""
     kind = dice.randrange(4)
     if kind == 0:  # the beginning of a long message that never ends
         return frame._part(dice.randbytes(16), dice.randrange(2**31), 0, 10**6, RECORD, b"x" * dice.choice([0, 4000]))
@@ -465,7 +465,7 @@ def hostile_frame(dice: random.Random) -> bytes:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_flood_of_hostile_frames_takes_bounded_memory(log: Path) -> None:
-    """The logging process holds what its bounds say, and no more the longer it lasts; honest records all arrive."""
+    """The memory of the logging process stays within its bounds over time; honest records all arrive."""
     with mplog.LogServer(log, level="INFO", format="%(name)s %(message)s") as server:
         process = psutil.Process(server.pid)
         sizes = []
@@ -490,7 +490,7 @@ def test_flood_of_hostile_frames_takes_bounded_memory(log: Path) -> None:
 
 
 def test_unfinished_messages_take_what_is_counted() -> None:
-    """The memory that unfinished messages really take is no more than the limit counts, of tiny parts and of large."""
+    """Unfinished messages take no more memory than the limit says, with tiny parts and with large ones."""
     for size in (0, 100, 4000):
         reader: FrameReader[Entry] = FrameReader({RECORD: decode_entry})
         parts = [frame._part(os.urandom(16), 1, 0, 1000, RECORD, bytes(size)) for _ in range(2000)]
@@ -526,7 +526,7 @@ def honest_frames(dice: random.Random) -> bytes:
 
 
 def hostile_headers(dice: random.Random) -> bytes:
-    """Return frames whose headers lie, so that the sum of the lengths is right, or whose numbers have other sizes."""
+    """Return frames with false headers: lengths whose sum is right, or numbers of other sizes."""
     payload = encode(logging.LogRecord("a", 40, "/x", 1, "lie", None, None), 1, False)
     lie = dice.randrange(1, 30)
     size = len(payload)
@@ -586,7 +586,7 @@ def read_by(stream: bytes, cuts: list[int], *, fast: bool) -> tuple[list[str], t
 
 
 def check_both_ways(dice: random.Random) -> None:
-    """Hold the ways to each other for a stream, as a whole and in pieces."""
+    """Compare both ways for a stream, as a whole and in pieces."""
     units = [honest_frames(dice) if dice.random() < 0.9 else hostile_headers(dice) for _ in range(dice.randrange(1, 6))]
     stream = b"".join(units)
     if dice.random() < 0.8:
@@ -603,21 +603,21 @@ def check_both_ways(dice: random.Random) -> None:
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @example(random.Random(1))
 def test_fast_way_is_the_slow_way(dice: random.Random) -> None:
-    """However a stream is cut, of honest, hostile and broken frames, both ways give the same messages and counts."""
+    """However a stream of honest, hostile and broken frames is cut, both ways give the same messages and counts."""
     check_both_ways(dice)
 
 
 @given(st.lists(st.one_of(st.sampled_from([b"\xffmp\x01", b"\x92\xcd", b"\0\5", b"\xff"]), st.binary(max_size=9))))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_by_both_ways(pieces: list[bytes]) -> None:
-    """Arbitrary bytes, rich in pieces of frames, are the same by both ways."""
+    """Arbitrary bytes with many pieces of frames give the same by both ways."""
     stream = b"".join(pieces)
     assert read_by(stream, [], fast=True) == read_by(stream, [], fast=False)
 
 
 @pytest.mark.parametrize("kind", range(9))
 def test_header_that_lies_is_no_frame(kind: int) -> None:
-    """What decodes, but has another header than frames have, is garbage by both ways; honest frames around it stay."""
+    """Frames that decode but have a wrong header are garbage by both ways; honest frames around them arrive."""
 
     class Dice(random.Random):
         def choice(self, seq: Any) -> Any:
@@ -636,7 +636,7 @@ def test_header_that_lies_is_no_frame(kind: int) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_million_mutations() -> None:
-    """A million mutated streams are the same by both ways."""
+    """A million mutated streams give the same by both ways."""
     dice = random.Random(20261120)
     for _ in range(1_000_000):
         check_both_ways(dice)
@@ -646,7 +646,7 @@ def test_million_mutations() -> None:
 
 
 def test_without_the_option_a_line_can_be_forged(log: Path, tmp_path: Path) -> None:
-    """As in any text log, a line break in a message is one in the file; with escape=True it is not."""
+    """A line break in a message is one in the file, as in any text log; with escape=True it is not."""
     text = "ok\nCRITICAL root | all is lost"
     safe = tmp_path / "safe.log"
     with mplog.LogServer(log, mplog.FileSink(safe, escape=True), format="%(levelname)s %(name)s | %(message)s"):
@@ -656,7 +656,7 @@ def test_without_the_option_a_line_can_be_forged(log: Path, tmp_path: Path) -> N
 
 
 class _Counted:
-    """Runs in the logging process: notes each look whether a process has ended."""
+    """Runs in the logging process: notes each check whether a process has ended."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -677,7 +677,7 @@ class _Counted:
 
 
 def test_a_flood_of_first_parts_is_looked_at_once_in_a_while(log: Path, tmp_path: Path) -> None:
-    """However many long records are begun, whether their writers live is asked once each, now and then."""
+    """However many long records are unfinished, each writer is checked once in a while."""
     looks = tmp_path / "looks"
     sinks = mplog.FileSink(log, format="%(message)s"), mplog.HandlerSink(_Counted(looks))
     with mplog.LogServer(*sinks, level="INFO") as server:
@@ -697,7 +697,7 @@ def test_a_flood_of_first_parts_is_looked_at_once_in_a_while(log: Path, tmp_path
 
 
 def test_unfinished_records_of_many_writers_are_given_up(log: Path) -> None:
-    """Of more writers than are looked for at a time, all that are dead are found in the end, and counted."""
+    """All dead writers are found and counted in the end, even if there are more than one check covers."""
     with mplog.LogServer(log, level="INFO", format="%(message)s") as server:
         fd = os.open(server.queue.path, os.O_WRONLY)
         for number in range(1500):

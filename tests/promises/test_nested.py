@@ -80,7 +80,7 @@ def test_a_forked_process_starts_wrappers(
 
 
 def start_program(directory: str, queue_directory: str) -> int:
-    """Runs in a daemonic worker, which may start a program, if not a Process."""
+    """Runs in a daemonic worker, which may start a program but no Process."""
     log_as(directory, f"daemonic-{os.getpid()}")
     code = "import sys, mplog, floods; mplog.attach(sys.argv[2]); floods.log_as(sys.argv[1], sys.argv[3])"
     command = [sys.executable, "-c", code, directory, queue_directory, f"program-of-{os.getpid()}"]
@@ -98,7 +98,7 @@ def test_a_daemonic_worker_starts_a_program(context: Any, server: mplog.LogServe
 
 
 def leave_a_child(initializer: Any, directory: str, gate: str) -> None:
-    """Runs in a worker: end, and leave a child behind that logs once the gate is open."""
+    """Runs in a worker: end, and leave a child that logs when the gate is open."""
     initializer()
     log_as(directory, "middle")
     if os.fork() == 0:
@@ -113,7 +113,7 @@ def leave_a_child(initializer: Any, directory: str, gate: str) -> None:
 
 
 def test_a_grandchild_outlives_its_parent(context: Any, server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
-    """A grandchild that is left alone logs on, before and behind the end of the worker that it came from."""
+    """A grandchild goes on logging after the end of the worker that started it."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     process = context.Process(target=leave_a_child, args=(server.initializer, str(tmp_path), str(gate)))
@@ -144,7 +144,7 @@ def descriptors(pid: int) -> set[tuple[str, str]]:
 
 
 def stands_for(pid: int) -> Counter[str]:
-    """Return what the descriptors of a process stand for; it maps its statistics anew, under another number."""
+    """Return what the descriptors of a process stand for, without numbers: it reopens its statistics."""
     return Counter(target for _, target in descriptors(pid))
 
 
@@ -165,7 +165,7 @@ def wait_and_log(initializer: Any, directory: str, name: str, gate: Any) -> None
 
 @pytest.fixture
 def flat(server: mplog.LogServer) -> Iterator[None]:
-    """Hold a test to leaving neither descriptors nor memory behind, here and in the logging process."""
+    """Check that a test leaves neither descriptors nor memory, here and in the logging process."""
     server.flush()  # it has opened all that it needs
     mine, theirs, size = descriptors(os.getpid()), stands_for(server.pid), memory(server.pid)
     yield
@@ -204,7 +204,7 @@ def test_hundred_workers_at_once(server: mplog.LogServer, log: Path, tmp_path: P
 
 
 def short_lived(server: mplog.LogServer, log: Path, directory: Path, count: int) -> None:
-    """Run many workers, ten at a time, and hold the logging process to the memory that it has."""
+    """Run many workers, ten at a time, and check that the logging process does not grow."""
     context = multiprocessing.get_context("fork")
     sizes = []
     for first in range(0, count, 10):

@@ -1,4 +1,4 @@
-"""A random, seeded mix of the faults, for as long as one likes (fault 32)."""
+"""A random, seeded mix of the faults, of any duration (fault 32)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _flood(initializer: Any, directory: str, name: str, ending: str) -> None:
 
 
 class Soak:
-    """A server, workers that come and go, and faults, all of which one number decides.
+    """A server, workers that come and go, and faults, all determined by one seed.
 
     Args:
         directory: where everything is.
@@ -99,7 +99,7 @@ class Soak:
         self.samples: dict[str, list[tuple[int, int, int]]] = {"logging": [], "supervisor": [], "program": []}
 
     def run(self, seconds: float) -> mplog.Stats:
-        """Let faults happen for so long; return what was counted."""
+        """Make faults for so many seconds; return what was counted."""
         with self.server:
             supervisor = psutil.Process(self.server.pid).parent()
             try:
@@ -144,7 +144,7 @@ class Soak:
             self.samples[name].append((process.num_threads(), process.num_fds(), process.memory_info().rss))
 
     def _pause(self, least: float, most: float) -> None:
-        """Read the statistics for some time, in which they make nobody wait, whatever state the server is in."""
+        """Read the statistics for some time: whatever the server's state, that does not block."""
         end = time.monotonic() + self.chance.uniform(least, most)
         while time.monotonic() < end:
             started = time.monotonic()
@@ -197,11 +197,11 @@ class Soak:
             os.kill(pid, signal.SIGCONT)
 
     def hang_up(self) -> None:
-        """SIGHUP: open the files anew."""
+        """SIGHUP: reopen the files."""
         self._signal(signal.SIGHUP)
 
     def junk(self) -> None:
-        """Write what is no frame into the queue."""
+        """Write garbage into the queue."""
         fd = os.open(self.server.queue.path, os.O_WRONLY | os.O_NONBLOCK)
         with contextlib.suppress(BlockingIOError):
             os.write(fd, self.chance.choice([b"\xffmp\x01junk", b"x" * 300, b"\xffmp", bytes(4096)]))
@@ -232,7 +232,7 @@ class Soak:
         return [*sorted(place.glob(f"{name}.*.log")), place / f"{name}.log"]
 
     def verdict(self) -> Verdict:
-        """Hold all files together against the acknowledgements."""
+        """Compare all files together with the acknowledgements."""
         whole = self.directory / "whole"
         with open(whole, "wb") as file:
             for path in (*self.files("app"), *self.files("rare")):
@@ -256,7 +256,7 @@ def _soak(directory: Path, disk: Path | None, policy: str, seed: int, seconds: f
     found = soak.verdict()
     assert found.written, soak
     assert not (found.torn or found.doubled), (found, soak)
-    # What was in the emergency file comes behind what had room meanwhile.
+    # Records from the emergency file come after those that had room meanwhile.
     assert policy == "fallback" or not found.disordered, (found, soak)
     assert stats.received == found.written, soak
     assert sum(int(count.replace(",", "")) for count in soak.said("([0-9,]+) records? dropped by")) == stats.dropped
@@ -271,7 +271,7 @@ def _soak(directory: Path, disk: Path | None, policy: str, seed: int, seconds: f
 
 @pytest.mark.parametrize(("policy", "seed"), list(zip(_POLICIES, itertools.count(1))))
 def test_faults_at_random_lose_nothing(tmp_path: Path, small_disk: Path, policy: str, seed: int) -> None:
-    """Whatever happens in whichever order: each line is there once, whole and in order, or is counted as dropped."""
+    """Whatever faults happen, each line is there once, whole and in order, or is counted as dropped."""
     soak, _ = _soak(tmp_path / "soak", small_disk, policy, seed, 1.5)
     assert max(threads for threads, _, _ in soak.samples["logging"]) <= 3
 
@@ -283,7 +283,7 @@ def test_faults_at_random_without_a_small_disk(tmp_path: Path) -> None:
 
 
 def _flat(values: list[int]) -> tuple[int, int]:
-    """Return the middle value of the second tenth, where all has begun, and that of the last one."""
+    """Return the median of the second tenth, when everything runs, and that of the last tenth."""
     tenth = len(values) // 10
     return round(statistics.median(values[tenth : 2 * tenth])), round(statistics.median(values[-tenth:]))
 

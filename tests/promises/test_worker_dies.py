@@ -1,4 +1,4 @@
-"""A worker's death loses nothing and harms nobody (promise 2): faults 1, 2, 3 and 29."""
+"""A worker's death loses nothing and harms no other process (promise 2): faults 1, 2, 3 and 29."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import mplog
 
 
 def longest_call(directory: Path) -> float:
-    """Return for how many seconds a call took that has returned, of whatever worker."""
+    """Return the longest time that a call has taken in any worker, in seconds."""
     names = [path.name.removeprefix("count-") for path in directory.glob("count-slowest-*")]
     assert names
     return max(Counter(directory, name).value for name in names) / 1000
@@ -44,7 +44,7 @@ def kill_at_random(context: Any, server: mplog.LogServer, directory: Path, kills
         getattr(victim, how)()
         victim.join(10)
         assert victim.exitcode == (-signal.SIGKILL if how == "kill" else -signal.SIGTERM)
-    # Who has survived goes on: nobody who was killed holds anything that he needs.
+    # The survivors go on: no killed worker holds anything that they need.
     for worker in workers:
         before = acknowledged(directory, worker.name)
         wait_until(lambda worker=worker, before=before: acknowledged(directory, worker.name) > before, "it logs on")
@@ -61,7 +61,7 @@ KILLS = {"fork": 50, "spawn": 6, "forkserver": 6}
 def test_worker_killed_loses_nothing(
     stdlib_context: Any, server: mplog.LogServer, log: Path, tmp_path: Path, how: str
 ) -> None:
-    """Workers killed while they log flat out lose no acknowledged record, tear none, and stop nobody else."""
+    """Workers killed while they log flat out lose and tear no acknowledged record, and hold up no other worker."""
     kills = KILLS[stdlib_context.get_start_method()]
     kill_at_random(stdlib_context, server, tmp_path, kills, how)
     server.stop()
@@ -135,7 +135,7 @@ def test_workers_of_one_task_lose_nothing(
 def test_a_record_just_before_the_end_is_there(
     context: Any, server: mplog.LogServer, log: Path, tmp_path: Path
 ) -> None:
-    """However a worker ends, what it logged a moment before is in the log, and the others log on."""
+    """However a worker ends, its last record is in the log, and the others go on logging."""
     processes = {
         way: context.Process(target=jobs.log_and_end, args=(server.initializer, str(tmp_path), way))
         for way in jobs.ENDS

@@ -115,7 +115,7 @@ def _append_for_ever(path: Path, appended: memoryview) -> None:
 
 
 def test_flush_waits_for_the_emergency_file_and_not_for_ever(tmp_path: Path) -> None:
-    """What was kept there before a flush() is in the log behind it, though others go on to append."""
+    """After a flush(), the log has what the emergency file had before it, even while others append more."""
     emergency, log = tmp_path / "emergency", tmp_path / "app.log"
     overflow = mplog.Overflow.fallback().with_emergency_file(emergency)
     appended = memoryview(mmap.mmap(-1, 8)).cast("Q")
@@ -140,7 +140,7 @@ def test_flush_waits_for_the_emergency_file_and_not_for_ever(tmp_path: Path) -> 
 
 
 def test_what_was_left_in_the_emergency_file_comes_first(tmp_path: Path) -> None:
-    """What a server before has left there is in the log before what has been logged since."""
+    """What an earlier server has left in the emergency file comes before newer records in the log."""
     file, log = EmergencyFile(str(tmp_path / ".app.log.emergency"), 2**20), tmp_path / "app.log"
     for number in range(3):
         payload = encode(logging.LogRecord("old", logging.INFO, "x", 1, "old %d", (number,), None), number + 1)
@@ -164,7 +164,7 @@ def test_record_written_through_is_in_the_file(tmp_path: Path, stdlib_context: A
 
 
 class _FailingDisk(logging.Handler):
-    """Has every fsync of its process fail."""
+    """Makes every fsync of its process fail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def test_record_that_does_not_reach_the_disk_is_counted(tmp_path: Path) -> None:
 
 
 def test_losses_are_said_while_nobody_logs(tmp_path: Path) -> None:
-    """What was lost is in the log within a second or two, though no further record arrives, and nothing is asked."""
+    """The log tells of losses within a second or two, even if no further record and no question arrives."""
     path = tmp_path / "app.log"
     with mplog.LogServer(path, level="INFO", format="%(message)s", overflow="drop_newest") as server:
         logging.info("first")
@@ -203,7 +203,7 @@ def test_losses_are_said_while_nobody_logs(tmp_path: Path) -> None:
 
 
 class _Held(logging.Handler):
-    """Does nothing, and takes as long as a file is there."""
+    """A handler that does nothing, for as long as a file is there."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ def _stop_for_a_moment(pid: int) -> None:
 
 
 def test_stopped_logging_process_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Stopped by SIGSTOP under load and woken up again, everything is there."""
+    """A logging process that SIGSTOP holds under load loses nothing after SIGCONT."""
     path = tmp_path / "app.log"
     with mplog.LogServer(path, level="INFO", format="%(message)s") as server:
         worker = multiprocessing.get_context("fork").Process(target=_flood, args=(server.initializer, _COUNT))
@@ -275,6 +275,6 @@ def test_stopped_logging_process_goes_on_where_it_was(tmp_path: Path) -> None:
     ids=["policy", "size", "plain queue, policy", "plain queue, sync_level", "level"],
 )
 def test_bad_arguments_are_refused(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
-    """What makes no sense raises before anything is started, and says what does."""
+    """Arguments that make no sense raise before anything is started, and the message says what to give instead."""
     with pytest.raises(ValueError, match=reason):
         mplog.LogServer(tmp_path / "app.log", **options)

@@ -54,7 +54,7 @@ def state_of_logging() -> tuple[Any, ...]:
 
 @pytest.fixture
 def nothing_left(tmp_path: Path) -> Iterator[None]:
-    """Hold a test to leaving no process, no lock file, and logging as it was; conftest.py does so for directories."""
+    """Check that a test leaves no process, no lock file, and logging as it was; conftest.py checks directories."""
     logging.getLogger().addHandler(logging.NullHandler())
     before, children = state_of_logging(), psutil.Process().children(recursive=True)
     yield
@@ -68,7 +68,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
 
 
 def test_server_writes_what_its_own_program_logs(log: Path, nothing_left: None) -> None:
-    """Between start and stop, the program's own records go to the log, too, and afterwards no more."""
+    """Between start and stop, the program's own records go to the log, too; afterwards they do not."""
     server = mplog.LogServer(log, level="INFO", format="%(name)s %(message)s")
     assert server.start() is server
     logging.getLogger("a").info("in the log")
@@ -79,7 +79,7 @@ def test_server_writes_what_its_own_program_logs(log: Path, nothing_left: None) 
 
 
 def test_server_knows_its_logging_process(log: Path) -> None:
-    """`pid` is the logging process, the child of a supervisor, which have ended when stop() returns."""
+    """`pid` is the logging process, the child of a supervisor; both have ended when stop() returns."""
     with mplog.LogServer(log) as server:
         assert server.pid in [child.pid for child in psutil.Process().children(recursive=True)]
         assert str(server.pid) in repr(server)
@@ -89,7 +89,7 @@ def test_server_knows_its_logging_process(log: Path) -> None:
 
 
 def test_stats_count_by_process(log: Path) -> None:
-    """stats() says who has logged how much, now and after the end."""
+    """stats() says how much each process has logged, now and after stop()."""
     with mplog.LogServer(log, level="INFO") as server:
         for _ in range(3):
             logging.info("x")
@@ -99,7 +99,7 @@ def test_stats_count_by_process(log: Path) -> None:
 
 
 def test_server_that_does_not_run_says_so(log: Path, nothing_left: None) -> None:
-    """What needs a running server raises ServerStateError before start() and after stop(); stop() and stats() work."""
+    """Before start() and after stop(), only stop() and stats() work; all else raises ServerStateError."""
     server = mplog.LogServer(log)
 
     def check() -> None:
@@ -115,7 +115,7 @@ def test_server_that_does_not_run_says_so(log: Path, nothing_left: None) -> None
 
 
 def test_start_twice_is_refused(server: mplog.LogServer) -> None:
-    """A server that runs cannot be started again, and goes on."""
+    """Starting a running server raises, and the server goes on."""
     with pytest.raises(mplog.ServerStateError, match="started before"):
         server.start()
     server.flush()
@@ -182,7 +182,7 @@ def module_that_is_nowhere() -> Callable[[], logging.Handler]:
 def test_start_raises_what_a_sink_did(
     log: Path, nothing_left: None, factory: Callable[[], Any], kind: type[Exception], message: str
 ) -> None:
-    """A factory that fails is what start() raises, and the file that was open beside it is let go."""
+    """start() raises what the factory of a sink raised, and releases the file that was already open."""
     with pytest.raises(kind, match=message) as caught:
         mplog.LogServer(log, mplog.HandlerSink(factory)).start()
     assert type(pickle.loads(pickle.dumps(caught.value))) is kind
@@ -194,21 +194,21 @@ def test_start_raises_what_a_sink_did(
 def test_start_waits_for_a_sink_only_so_long(
     log: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
-    """A factory that hangs ends start() with a StartError when the time is over."""
+    """If a factory hangs, start() raises StartError when the time is over."""
     monkeypatch.setattr(server_module, "START_TIMEOUT", 1.0)
     with pytest.raises(mplog.StartError, match="has not opened its sinks within 1 seconds"):
         mplog.LogServer(log, mplog.HandlerSink(gate.wait)).start()
 
 
 def test_start_raises_for_a_missing_directory(tmp_path: Path, nothing_left: None) -> None:
-    """A path in a directory that is not there is refused, by name, and nothing is made."""
+    """A path in a missing directory raises an error that names it, and nothing is made."""
     with pytest.raises(mplog.SinkError, match=r"FileNotFoundError.*missing does not exist"):
         mplog.LogServer(tmp_path / "missing" / "app.log").start()
     assert os.listdir(tmp_path) == []
 
 
 def test_start_raises_for_missing_permission(tmp_path: Path, nothing_left: None) -> None:
-    """A directory without permission to write raises PermissionError's text from start(), and nothing stays behind."""
+    """In a directory without permission to write, start() raises with PermissionError's text, and leaves nothing."""
     closed = tmp_path / "closed"
     closed.mkdir()
     closed.chmod(0o555)
@@ -231,7 +231,7 @@ def test_start_raises_for_missing_permission(tmp_path: Path, nothing_left: None)
 
 
 def test_start_raises_for_what_does_not_pickle(log: Path, nothing_left: None) -> None:
-    """A sink that holds something which only lives here is refused, with the advice to open it in the factory."""
+    """A sink that does not pickle is refused, with the advice to open its resources in the factory."""
     lock = threading.Lock()
     with pytest.raises(mplog.StartError, match=r"do not pickle.*inside its factory"):
         mplog.LogServer(log, mplog.HandlerSink(lambda: lock)).start()  # type: ignore[arg-type, return-value]
@@ -252,7 +252,7 @@ def test_start_raises_for_a_module_that_is_not_importable(log: Path, nothing_lef
     [("/nonexistent/python", "/nonexistent/python"), ("/bin/false", "exit status 1"), ("", "no.*executable|has none")],
 )
 def test_start_raises_without_an_interpreter(log: Path, nothing_left: None, executable: str, message: str) -> None:
-    """An interpreter that cannot be started is a StartError that names it."""
+    """If the interpreter cannot be started, a StartError names it."""
     before = multiprocessing.spawn.get_executable()
     multiprocessing.set_executable(executable)
     try:
@@ -265,14 +265,14 @@ def test_start_raises_without_an_interpreter(log: Path, nothing_left: None, exec
 def test_start_does_not_harm_the_server_whose_queue_it_is_given(
     server: mplog.LogServer, log: Path, tmp_path: Path
 ) -> None:
-    """A queue that has its logging process already is refused, and that one keeps it."""
+    """A queue that already has a logging process is refused, and keeps that process."""
     with pytest.raises(mplog.ServerStateError, match="no reading end"):
         mplog.LogServer(tmp_path / "other.log", queue=server.queue).start()
     assert os.path.isdir(server.queue.directory)
 
 
 def test_start_cleans_up_behind_a_full_disk(log: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the state of the loggers cannot be saved, start() raises and takes everything back."""
+    """If the state of the loggers cannot be saved, start() raises and undoes everything."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -286,7 +286,7 @@ def test_start_cleans_up_behind_a_full_disk(log: Path, nothing_left: None, monke
 
 
 def test_stop_puts_everything_back(log: Path, nothing_left: None) -> None:
-    """Handlers, level and environment are at stop() what they were at start()."""
+    """After stop(), handlers, level and environment are what they were before start()."""
     logging.getLogger().setLevel("ERROR")
     before = state_of_logging()
     with mplog.LogServer(log, level="DEBUG") as server:
@@ -320,7 +320,7 @@ def test_stop_leaves_a_new_configuration_alone(log: Path) -> None:
 
 @pytest.mark.parametrize("order", ["inner first", "outer first"])
 def test_nested_servers_stop_in_any_order(tmp_path: Path, nothing_left: None, order: str) -> None:
-    """Of two servers in one program, the later one gets its records; each stop takes back its own share only."""
+    """Of two servers in one program, the later one gets the records; each stop() undoes only its own changes."""
     outer = mplog.LogServer(tmp_path / "outer.log", level="INFO", format="%(message)s").start()
     logging.info("outer")
     inner = mplog.LogServer(tmp_path / "inner.log", level="DEBUG", format="%(message)s").start()
@@ -365,7 +365,7 @@ def test_flush_writes_what_all_processes_have_logged(stdlib_context: Any, server
 
 
 def test_stop_is_bounded_and_nothing_is_lost(tmp_path: Path, gate: Gate, nothing_left: None) -> None:
-    """While a sink blocks, stop() raises when its time is over; the logging process goes on and writes all."""
+    """While a sink blocks, stop() raises when its time is over; the logging process goes on and writes everything."""
     server = blocked(gate, tmp_path / "slow.log")
     for number in range(1000):
         logging.info("%d", number)
@@ -387,7 +387,7 @@ def test_stop_is_bounded_and_nothing_is_lost(tmp_path: Path, gate: Gate, nothing
 
 
 def test_stop_from_many_threads_at_once(log: Path, nothing_left: None) -> None:
-    """Threads that stop a server together all return, when it has stopped, with the same counts."""
+    """Threads that stop a server together all return after its end, with the same counts."""
     server = mplog.LogServer(log, level="INFO").start()
     logging.info("x")
     results: list[Any] = []
@@ -401,7 +401,7 @@ def test_stop_from_many_threads_at_once(log: Path, nothing_left: None) -> None:
 
 
 def stop_elsewhere(server: mplog.LogServer) -> None:
-    """Runs in a fork: what the owner's server must not mind."""
+    """Runs in a fork: calls that must not disturb the server of the parent."""
     server.stop()
     with pytest.raises(mplog.ServerStateError, match="belongs to pid"):
         server.flush()
@@ -410,7 +410,7 @@ def stop_elsewhere(server: mplog.LogServer) -> None:
 
 @pytest.mark.parametrize("kind", ["os.fork", "multiprocessing"])
 def test_stop_in_a_fork_does_nothing(server: mplog.LogServer, log: Path, kind: str) -> None:
-    """stop() in a forked process leaves the server running for those who have it."""
+    """stop() in a forked process leaves the server running."""
     if kind == "os.fork":
         pid = os.fork()
         if pid == 0:
@@ -454,7 +454,7 @@ def test_stop_within_stop_in_a_signal_handler(log: Path, nothing_left: None, gat
 
 
 def test_stop_after_the_logging_process_was_killed(log: Path, nothing_left: None) -> None:
-    """A logging process that died with its supervisor is said by every call, and its directory removed."""
+    """After the death of logging process and supervisor, every call says so, and the directory is removed."""
     server = mplog.LogServer(log, level="INFO").start()
     directory = server.queue.directory
     kill_for_good(server)
@@ -483,7 +483,7 @@ def test_logging_process_terminated_has_written_all(log: Path, nothing_left: Non
 
 
 def test_start_outlives_its_working_directory(tmp_path: Path) -> None:
-    """A server starts from a working directory that has been removed, also where that is on sys.path."""
+    """A server starts from a working directory that has been removed, even one on sys.path."""
     script = (
         "import logging, os, sys, mplog; mplog.LogServer\n"
         "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); sys.path.insert(0, '')\n"
@@ -497,7 +497,7 @@ def test_start_outlives_its_working_directory(tmp_path: Path) -> None:
 
 
 def test_start_imports_nothing_from_the_working_directory(tmp_path: Path) -> None:
-    """A file in the working directory that is called like a module of the stdlib is not run by the logging process."""
+    """The logging process does not import a file in the working directory that is named like a stdlib module."""
     (tmp_path / "program").mkdir()
     (tmp_path / "program" / "app.py").write_text("import mplog\nwith mplog.LogServer('app.log'):\n    pass\n")
     for name in ("multiprocessing", "socket", "selectors", "tempfile", "msgspec"):
@@ -509,7 +509,7 @@ def test_start_imports_nothing_from_the_working_directory(tmp_path: Path) -> Non
 
 
 def test_fork_during_start_keeps_no_reading_end(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that is forked while a server starts does not make the queue look alive when the server has stopped."""
+    """A process that is forked during start() does not make the queue look alive after stop()."""
     children: list[int] = []
 
     def fork_meanwhile(*args: Any) -> subprocess.Popen[Any]:
@@ -534,7 +534,7 @@ def test_fork_during_start_keeps_no_reading_end(log: Path, monkeypatch: pytest.M
 
 
 def test_settings_of_all_formatters_hold_in_the_logging_process(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a program sets on logging.Formatter itself, for all of them, holds for its sinks too."""
+    """What a program sets on the class logging.Formatter holds for its sinks, too."""
     monkeypatch.setattr(logging.Formatter, "converter", time.gmtime)
     monkeypatch.setattr(logging.Formatter, "default_msec_format", "%s.%03dZ")
     monkeypatch.setenv("TZ", "America/New_York")
@@ -552,7 +552,7 @@ def _note_collector(path: Path) -> logging.Handler:
 
 @pytest.mark.parametrize("kind", ["LogQueue", "plain"])
 def test_logging_process_collects_garbage(tmp_path: Path, kind: str) -> None:
-    """Its handlers may make cycles, which are collected; what it has imported itself is not looked at."""
+    """Cycles that its handlers make are collected; what it has imported is not scanned."""
     path = tmp_path / "collector"
     options: dict[str, Any] = {"queue": multiprocessing.Queue(10)} if kind == "plain" else {}
     with mplog.LogServer(mplog.HandlerSink(lambda: _note_collector(path)), level="INFO", **options):

@@ -33,14 +33,14 @@ def run_workers(context: Any, target: Any, argument: Any, count: int) -> None:
 
 
 def check(written: list[str], count: int) -> None:
-    """Hold the lines to all being there, once, in the order of each process."""
+    """Check that all lines are there, once, in the order of each process."""
     for name in ("w1", "w2", "w3"):
         assert [line for line in written if line.startswith(name)] == [f"{name} {number}" for number in range(count)]
 
 
 @pytest.mark.parametrize("make", [multiprocessing.SimpleQueue, object])
 def test_what_is_no_queue_is_refused(make: Any) -> None:
-    """A SimpleQueue, for which nobody can wait for a limited time, and what is no queue raise in the constructor."""
+    """The constructor refuses a SimpleQueue, whose get() takes no timeout, and objects that are no queue."""
     with pytest.raises(
         TypeError, match=r"queue is a LogQueue, or a Queue of multiprocessing .*A SimpleQueue does not do"
     ):
@@ -68,7 +68,7 @@ def test_records_of_the_stdlib_arrive(context: Any, log: Path) -> None:
 
 
 def test_plain_queue_is_kept_as_it_was_given(log: Path) -> None:
-    """The server works with the very queue, needs no directory, and sets no environment variable for it."""
+    """The server uses the given queue itself, without a directory or an environment variable."""
     queue = multiprocessing.get_context("spawn").Queue(10)
     with mplog.LogServer(log, queue=queue) as server:
         assert server.queue is queue
@@ -76,7 +76,7 @@ def test_plain_queue_is_kept_as_it_was_given(log: Path) -> None:
 
 
 def test_garbage_in_the_queue_is_counted(log: Path) -> None:
-    """What is no record is counted and skipped, and the records around it arrive."""
+    """Objects that are no records are counted and skipped, and the records around them arrive."""
     queue = multiprocessing.get_context("spawn").Queue(10)
     with mplog.LogServer(log, level="INFO", format="%(message)s", queue=queue) as server:
         logging.info("before")
@@ -118,7 +118,7 @@ if __name__ == "__main__":
 
 
 def test_forgotten_stop_ends_without_a_hang(tmp_path: Path, start_method: str) -> None:
-    """A program that never stops its server ends, with every record of its workers written."""
+    """A program that never stops its server ends with every record of its workers written."""
     result = run_script(tmp_path, FORGOTTEN, start_method)
     assert (result.returncode, result.stderr) == (0, "")
     written = lines(tmp_path / "app.log")
@@ -135,7 +135,7 @@ def flood(initializer: Any, progress: Any, count: int) -> None:
 
 
 def test_full_queue_blocks_and_loses_nothing(tmp_path: Path, gate: Gate, stdlib_context: Any) -> None:
-    """While a sink blocks, a full queue makes those who log wait; the server's calls are bounded; nothing is lost."""
+    """While a sink blocks, workers wait for the full queue, the server's calls end in time, and nothing is lost."""
     count = 5000
     progress = stdlib_context.Value("i", 0)
     sink = mplog.HandlerSink(lambda: BlockedHandler(gate, tmp_path / "slow.log"), format="%(message)s")
@@ -157,7 +157,7 @@ def test_full_queue_blocks_and_loses_nothing(tmp_path: Path, gate: Gate, stdlib_
 
 
 def test_killed_logging_process_is_said(log: Path) -> None:
-    """When the logging process was killed, stop() says so and does not hang."""
+    """After the logging process was killed, stop() says so and does not hang."""
     server = mplog.LogServer(log, level="INFO", queue=multiprocessing.get_context("spawn").Queue(10)).start()
     os.kill(server.pid, signal.SIGKILL)
     wait_until(lambda: process_has_ended(server.pid), "the logging process has ended")

@@ -54,7 +54,7 @@ def parameters(function: Callable[..., object]) -> dict[str, tuple[Any, Any]]:
     ],
 )
 def test_the_signature_is_the_stdlib_s(ours: Any, theirs: Any, more: list[str]) -> None:
-    """A class has the parameters of the stdlib's in their order, and further ones by keyword only."""
+    """Each class has the stdlib's parameters in their order, and its own by keyword only."""
     own, stdlib = parameters(ours), parameters(theirs)
     assert [name for name in own if name not in stdlib] == more
     assert {name: own[name] for name in stdlib} == stdlib
@@ -95,14 +95,14 @@ MAKERS = [mplog.Pool, mplog.ProcessPoolExecutor, mplog.Process]
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_neither_server_nor_log_is_an_error(make: Any) -> None:
-    """Where to log to must be said."""
+    """Either a server or a log must be given."""
     with pytest.raises(TypeError, match="give either server=, a running LogServer, or log=, a path"):
         make()
 
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_server_and_log_is_an_error(make: Any, server: mplog.LogServer, tmp_path: Path) -> None:
-    """Where to log to must be said once; nothing is started for the second place."""
+    """Server and log cannot both be given; nothing is started for the log."""
     with pytest.raises(TypeError, match="give either"):
         make(server=server, log=tmp_path / "other.log")
     assert not (tmp_path / "other.log").exists()
@@ -143,7 +143,7 @@ def test_a_process_is_one_of_its_context_s_library(context: Any, server: mplog.L
 
 
 def stopped(log: Path) -> bool:
-    """Whether the logging process of this file has ended, and let go of it."""
+    """Whether the logging process of this file has ended and released it."""
     return log.exists() and not list(log.parent.glob(".*.lock"))
 
 
@@ -175,7 +175,7 @@ def test_a_pool_with_log_stops_its_server_with_close_and_join(log: Path) -> None
 
 
 def test_a_pool_with_log_stops_its_server_with_terminate(log: Path) -> None:
-    """terminate() stops the server; join() behind it finds nothing left to do."""
+    """terminate() stops the server; a later join() finds nothing left to do."""
     pool = mplog.Pool(1, log=log)
     pool.apply(warn, ["a"])
     pool.terminate()
@@ -210,7 +210,7 @@ def test_an_executor_with_log_stops_its_server_with_shutdown(log: Path) -> None:
 
 
 def test_an_executor_that_nobody_waits_for_has_its_server_until_the_end_of_the_program(log: Path) -> None:
-    """Behind shutdown(wait=False), tasks go on, and what they log is written, also when shutdown() is called again."""
+    """After shutdown(wait=False), tasks go on and their records are written, even if shutdown() is called again."""
     program = """
         import sys, time
         import mplog
@@ -264,7 +264,7 @@ def test_a_process_with_log_stops_its_server_when_it_is_closed(log: Path) -> Non
 
 
 def test_a_process_with_log_that_cannot_start_stops_its_server(log: Path) -> None:
-    """Where the process does not start, its server does not stay."""
+    """If the process does not start, its server stops."""
     context = multiprocessing.get_context("spawn")
     process = mplog.Process(target=warn, args=[threading.Lock()], context=context, log=log)
     with pytest.raises(TypeError, match="pickle"):
@@ -284,7 +284,7 @@ def test_a_process_with_log_that_cannot_start_stops_its_server(log: Path) -> Non
     ],
 )
 def test_a_constructor_that_fails_leaves_no_server_behind(make: Any, wrong: dict[str, Any], log: Path) -> None:
-    """A wrong argument is an error as in the stdlib, and no logging process stays."""
+    """A wrong argument raises as in the stdlib, and leaves no logging process."""
     handlers = logging.getLogger().handlers[:]
     with pytest.raises((ValueError, TypeError, AssertionError, AttributeError)):
         make(log=log, **wrong)
@@ -293,7 +293,7 @@ def test_a_constructor_that_fails_leaves_no_server_behind(make: Any, wrong: dict
 
 
 def test_a_server_that_was_given_goes_on(server: mplog.LogServer, log: Path) -> None:
-    """A server that was given with server= is not stopped by pools, executors and processes that end."""
+    """Pools, executors and processes do not stop a server that was given with server=."""
     with mplog.Pool(1, server=server) as pool:
         pool.apply(warn, ["pool"])
     with mplog.ProcessPoolExecutor(1, server=server) as executor:
@@ -383,7 +383,7 @@ def test_the_target_of_a_process_may_be_anything_callable(context: Any, server: 
 
 @pytest.mark.parametrize("make", [multiprocessing.pool.Pool, mplog.Pool])
 def test_each_task_has_a_function_object_of_its_own(make: Any, server: mplog.LogServer) -> None:
-    """What a task does to the object that it calls is not seen by the next task, as in the stdlib."""
+    """As in the stdlib, a task does not see what an earlier task did to the called object."""
     options = {"server": server} if make is mplog.Pool else {}
     with make(1, **options) as pool:
         assert pool.map(Counter(), range(3), 1) == [1, 1, 1]
@@ -420,7 +420,7 @@ def raise_unpicklable() -> None:
 
 
 def test_exceptions_in_tasks_arrive(context: Any, server: mplog.LogServer) -> None:
-    """What a task raises is raised where its result is asked for, with the worker's traceback as its cause."""
+    """An exception of a task is raised by get(), with the worker's traceback as its cause."""
     with mplog.Pool(1, context=context, server=server) as pool:
         with pytest.raises(KeyError, match="lost") as caught:
             pool.apply(raise_it, [KeyError("lost")])
@@ -444,7 +444,7 @@ class Unloadable:
 
 @pytest.mark.parametrize("make", [mplog.Pool, mplog.ProcessPoolExecutor])
 def test_a_task_that_cannot_be_loaded_in_the_worker_fails_alone(make: Any, server: mplog.LogServer) -> None:
-    """A function that its worker cannot load is the failure of that task; the worker goes on."""
+    """If a worker cannot load a function, that task fails; the worker goes on."""
     with make(1, server=server) as pool:
         submit = pool.submit if make is mplog.ProcessPoolExecutor else pool.apply_async
         task = submit(Unloadable())
@@ -455,7 +455,7 @@ def test_a_task_that_cannot_be_loaded_in_the_worker_fails_alone(make: Any, serve
 
 @pytest.mark.parametrize("make", [mplog.Pool, mplog.ProcessPoolExecutor])
 def test_a_task_that_cannot_be_pickled_fails_alone(make: Any, server: mplog.LogServer) -> None:
-    """A closure over something that cannot travel is the failure of that task, which says why."""
+    """If a closure holds something that does not pickle, that task fails and says why."""
     lock = threading.Lock()
     with make(1, server=server) as pool:
         task = (pool.submit if make is mplog.ProcessPoolExecutor else pool.apply_async)(lambda: lock)
@@ -524,7 +524,7 @@ def test_an_executor_chains_the_user_s_initializer(stdlib_context: Any, server: 
 
 
 def test_an_initializer_that_fails_is_in_the_log(server: mplog.LogServer, log: Path) -> None:
-    """An executor whose initializer raises is broken, as the stdlib's; what the stdlib logs of it is in the log."""
+    """If its initializer raises, an executor is broken, as in the stdlib; the log has what the stdlib logs of it."""
     with mplog.ProcessPoolExecutor(1, initializer=raise_it, initargs=(KeyError("x"),), server=server) as executor:
         future = executor.submit(abs, -1)
         with pytest.raises(concurrent.futures.process.BrokenProcessPool):
@@ -635,7 +635,7 @@ stats = server.stop()
 
 
 def test_functions_of_a_prompt_work_in_workers(start_method: str, log: Path) -> None:
-    """What was typed at an interactive prompt works in workers of every start method."""
+    """Functions typed at an interactive prompt work in workers of every start method."""
     done = jobs.run_python(["-i", "-q", "-", str(log), start_method], PROMPT)
     assert "Traceback" not in done.stderr
     assert done.stdout == "[11, 12]\n[12, 13]\n"
@@ -728,7 +728,7 @@ def test_a_daemonic_worker_starts_no_process(server: mplog.LogServer, monkeypatc
 
 @pytest.mark.parametrize("start_method", START_METHODS)
 def test_workers_that_share_a_lock_and_a_value_work(start_method: str, server: mplog.LogServer) -> None:
-    """What may only be inherited (locks, values) still goes through initargs, args and closures over nothing else."""
+    """Locks and values, which can only be inherited, still go through initargs and args."""
     context = multiprocessing.get_context(start_method)
     value = context.Value("i", 0)
     with mplog.Pool(1, jobs.share, (value,), context=context, server=server) as pool:

@@ -57,7 +57,7 @@ def no_directory() -> bool:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_program_ends_with_everything_written(tmp_path: Path, ending: str) -> None:
-    """However the program ends, all that it has logged is in the file, and nothing is left behind."""
+    """However the program ends, everything that it has logged is in the file, and nothing else is left."""
     text, code = ENDINGS[ending]
     result = run_script(tmp_path, BEGIN + text)
     assert result.returncode == code, result
@@ -71,7 +71,7 @@ def test_program_ends_with_everything_written(tmp_path: Path, ending: str) -> No
 
 
 def test_server_that_never_started_does_nothing(tmp_path: Path) -> None:
-    """Without start(), there is no file, no process and no word about it."""
+    """Without start(), there is no file, no process and no output."""
     result = run_script(tmp_path, BEGIN + "server.stop(); log()")
     assert (result.returncode, result.stderr) == (0, "")
     assert os.listdir(tmp_path) == ["program.py"]
@@ -129,7 +129,7 @@ if sys.argv[1] == "daemon thread":
 
 @pytest.mark.parametrize("what", ["__del__", "daemon thread"])
 def test_exit_while_everything_still_logs(tmp_path: Path, what: str) -> None:
-    """At the end of the interpreter, threads, atexit functions, finalizers and `__del__` log, in vain never."""
+    """At the end of the interpreter, what threads, atexit functions, finalizers and `__del__` log is written."""
     result = run_script(tmp_path, EXIT, what)
     assert (result.returncode, result.stderr) == (0, "")
     found = verdict(tmp_path / "app.log", tmp_path)
@@ -193,7 +193,7 @@ def test_ctrl_c_three_times_loses_nothing(tmp_path: Path, start_method: str) -> 
 
 
 def last_traceback(stderr: str) -> str:
-    """Return what the interpreter ignored at its end, where there must be nothing of ours."""
+    """Return the exceptions that the interpreter ignored at its end, of which none may be ours."""
     return stderr[stderr.find("Exception ignored") :] if "Exception ignored" in stderr else ""
 
 
@@ -279,7 +279,7 @@ sys.exit(worker.exitcode)
 
 @pytest.mark.parametrize(("start_method", "library"), PAIRS)
 def test_script_without_a_main_guard(tmp_path: Path, start_method: str, library: str) -> None:
-    """Without a main guard, fork works; a spawned worker ends with the advice to write one, and the log is unhurt."""
+    """Without a main guard, fork works; a spawned worker ends with the advice to write one, and the log is intact."""
     if library == "multiprocess":
         skip_without_dill()
     result = run_script(tmp_path, UNGUARDED.format(library=library, method=start_method))

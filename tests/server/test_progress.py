@@ -1,4 +1,4 @@
-"""What a person sees of a program that ends slowly, and that nobody else sees it."""
+"""A program that ends slowly says on a terminal what is left, and elsewhere nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def command(directory: Path, program: str, *arguments: str) -> list[str]:
 
 @pytest.mark.parametrize("how", ["with-rich", "without-rich"])
 def test_stop_shows_what_is_left(tmp_path: Path, how: str) -> None:
-    """As a bar by rich, and as a line without it; behind the end, nothing of it is to be seen."""
+    """With rich a bar is shown, and without it a line; after the end, it is wiped."""
     with Terminal(command(tmp_path, STOP, how)) as terminal:
         first = terminal.wait_for("mplog: writing the log:", "MiB left", "%")
         assert ("━" in first) == (how == "with-rich")
@@ -76,7 +76,7 @@ def test_stop_shows_what_is_left(tmp_path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("program", [SHUTDOWN, AT_EXIT], ids=["shutdown", "exit"])
 def test_draining_shows_what_is_left(tmp_path: Path, program: str) -> None:
-    """Also on Ctrl-C, and at the end of a program that has stopped nothing."""
+    """So does Ctrl-C with GracefulShutdown, and the end of a program that does not call stop()."""
     with Terminal(command(tmp_path, program)) as terminal:
         terminal.wait_for("mplog: writing the log:", "MiB left")
         terminal.wait()
@@ -86,20 +86,20 @@ def test_draining_shows_what_is_left(tmp_path: Path, program: str) -> None:
 
 @pytest.mark.parametrize("changes", [{"MPLOG_PROGRESS": "0"}, {"TERM": "dumb"}])
 def test_progress_can_be_switched_off(tmp_path: Path, changes: dict[str, str]) -> None:
-    """By the environment, and on a terminal that cannot write over a line."""
+    """Nothing is shown if MPLOG_PROGRESS says so, or if the terminal cannot overwrite a line."""
     with Terminal(command(tmp_path, STOP), **changes) as terminal:
         terminal.wait_for("the program is over 2000")
         assert b"mplog:" not in terminal.output
 
 
 def test_a_pipe_sees_nothing_of_it(tmp_path: Path) -> None:
-    """stderr stays empty where it is no terminal."""
+    """stderr stays empty if it is no terminal."""
     done = run(command(tmp_path, STOP)[1:])
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_is_over_soon_is_not_shown(tmp_path: Path) -> None:
-    """Nothing is written to the terminal where stopping takes less than a second."""
+    """Nothing is written to the terminal if stopping takes less than a second."""
     program = STOP.replace("log()", "logging.info('x')")
     with Terminal(command(tmp_path, program)) as terminal:
         terminal.wait_for("the program is over 1")
@@ -107,7 +107,7 @@ def test_what_is_over_soon_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_a_logging_process_that_stands_still_is_named(tmp_path: Path) -> None:
-    """What is waited for is said, and what to do about it."""
+    """If the logging process is suspended, the line says so and how to wake it up."""
     program = """
     with mplog.LogServer("app.log", level="INFO") as server:
         logging.info("x")
@@ -123,7 +123,7 @@ def test_a_logging_process_that_stands_still_is_named(tmp_path: Path) -> None:
 
 
 def test_progress_starts_no_thread(tmp_path: Path) -> None:
-    """A fork while it is shown finds nothing that could hang in the child."""
+    """A fork meanwhile finds no thread and no lock that could hang the child."""
     program = """
     import threading
     from mplog.server.backlog import Backlog
@@ -146,7 +146,7 @@ def test_progress_starts_no_thread(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_has_gone_stops_nothing(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where what is shown cannot be shown, the server stops as ever."""
+    """If the terminal has gone, the server stops as ever."""
 
     class Gone:
         def isatty(self) -> bool:
@@ -165,7 +165,7 @@ def test_a_terminal_that_has_gone_stops_nothing(tmp_path: Path, log: Path, monke
 
 
 def test_what_is_going_on_is_named(tmp_path: Path) -> None:
-    """What is written, which file is compressed, that the logging process is restarted, or that the log is closed."""
+    """The line says what is left, which file is compressed, that the process is restarted, or that the log closes."""
     files = [(str(tmp_path / "app.log"), 7)]
     running = Snapshot(0.0, "running", 17, mplog.Stats(), files=files)
     assert describe(running, 2**20, 2**21) == "writing the log: 1.0 of 2.0 MiB left"

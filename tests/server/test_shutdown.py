@@ -96,7 +96,7 @@ class Program:
         wait_until(waits, "the main thread waits")
 
     def producers_that_log(self) -> int:
-        """Return how many have logged a few lines."""
+        """Return how many producers have logged a few lines."""
         names = [path.name.removeprefix("ack-") for path in self.directory.glob("ack-*")]
         return sum(acknowledged(self.directory, name) > 5 for name in names)
 
@@ -114,7 +114,7 @@ class Program:
 
 @pytest.fixture
 def programs() -> Iterator[list[Program]]:
-    """The programs of a test, which end with it."""
+    """The programs of a test, which are killed at its end."""
     started: list[Program] = []
     yield started
     for program in started:
@@ -135,7 +135,7 @@ def start(programs: list[Program], tmp_path: Path) -> Any:
 
 
 def assert_nothing_lost(result: Verdict) -> None:
-    """What was acknowledged is there, once, whole and in order; of each producer, one more line at most."""
+    """Acknowledged lines are there, once, whole and in order, and of each producer at most one more."""
     assert result.clean, result
     assert result.acknowledged <= result.written <= result.acknowledged + 2, result
 
@@ -153,7 +153,7 @@ results = pool.map_async(produce, range(2))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("where", BLOCKED_IN)
 def test_signal_loses_nothing(start: Any, tmp_path: Path, number: int, where: str) -> None:
-    """Wherever the main thread is, the signal ends the program as ever, behind its workers, with all in the log."""
+    """Wherever the main thread is, the signal ends the program after its workers, and everything is in the log."""
     program = start(f"""\
 if __name__ == "__main__":
     with mplog.LogServer("app.log", level="INFO") as server, mplog.GracefulShutdown(server):
@@ -173,7 +173,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("times", [1, 3])
 def test_signal_to_the_group(start: Any, tmp_path: Path, number: int, times: int) -> None:
-    """Ctrl-C, or the end of a service, reaches all processes, three times too: drained in time, the status is kept."""
+    """If all processes get the signal, even three times, the log is drained in time and the exit status kept."""
     program = start("""\
 if __name__ == "__main__":
     with mplog.LogServer("app.log", level="INFO") as server, mplog.GracefulShutdown(server):
@@ -197,7 +197,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_counts_once_for_a_while(start: Any, tmp_path: Path, number: int) -> None:
-    """What comes within the time limit leaves the program's own clean-up alone; what comes later acts again."""
+    """A second signal within the time limit does not disturb the program's clean-up; a later one acts again."""
     program = start(f"""\
 if __name__ == "__main__":
     with mplog.LogServer("app.log", level="INFO") as server:
@@ -242,7 +242,7 @@ PRODUCERS = {
 
 @pytest.mark.parametrize("kind", PRODUCERS)
 def test_producers_are_stopped_first(start: Any, tmp_path: Path, kind: str) -> None:
-    """Pools, executors and processes that are given, and children that are not, end before the server, in time."""
+    """Pools, executors and processes that are given, and all other children, end in time, before the server."""
     if kind == "multiprocess pool":
         skip_without_dill()
     make, go = PRODUCERS[kind]
@@ -270,7 +270,7 @@ if __name__ == "__main__":
 
 
 def test_own_handler_that_returns_decides(start: Any, tmp_path: Path) -> None:
-    """A handler of the program's own is called each time, and where it returns, the program ends by itself."""
+    """A handler of the program's own is called each time; if it returns, the program goes on to its end."""
     program = start("""\
 told = []
 if __name__ == "__main__":
@@ -292,7 +292,7 @@ if __name__ == "__main__":
 
 
 def test_own_handler_that_raises_ends_the_block(start: Any, tmp_path: Path) -> None:
-    """A handler of the program's own that exits does so, behind the children and the server."""
+    """If a handler of the program's own exits, the program exits after its children and the server."""
     program = start("""\
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *arguments: sys.exit(7))
@@ -311,7 +311,7 @@ if __name__ == "__main__":
 
 
 def test_ignored_signal_stays_ignored(start: Any, tmp_path: Path) -> None:
-    """A signal that the program ignores is ignored, and so it is again behind the block."""
+    """A signal that the program ignores stays ignored, in the block and after it."""
     program = start("""\
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -325,7 +325,7 @@ if __name__ == "__main__":
 
 
 def test_caught_exceptions(start: Any, tmp_path: Path) -> None:
-    """Who catches KeyboardInterrupt has dealt with it; a termination cannot be caught, and what was raised is shown."""
+    """A program can catch KeyboardInterrupt, but not the termination by SIGTERM; its own exception is shown."""
     program = start("""\
 if __name__ == "__main__":
     with mplog.LogServer("app.log", level="INFO") as server:
@@ -347,7 +347,7 @@ if __name__ == "__main__":
 
 
 def test_output_that_is_buffered_is_written(start: Any) -> None:
-    """What the program has printed is there, although the signal ends it without the end of an interpreter."""
+    """Printed output is flushed, although the signal ends the program without finalizing the interpreter."""
     program = start("""\
 if __name__ == "__main__":
     with mplog.LogServer("app.log", level="INFO") as server, mplog.GracefulShutdown(server):
@@ -384,7 +384,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_end_by_the_signal(start: Any, method: str) -> None:
-    """In a child the signal does at once what it does without the hook, and the parent goes on."""
+    """In a child, the signal acts at once as without GracefulShutdown, and the parent goes on."""
     program = start(f"""\
 def wait(connection):
     connection.send(os.getpid())
@@ -412,7 +412,7 @@ if __name__ == "__main__":
 
 
 def test_child_that_is_terminated_before_it_runs(start: Any) -> None:
-    """A child that is sent SIGTERM in the instant of its fork ends by it, so no Pool waits for it for ever."""
+    """SIGTERM in the instant of its fork ends a child, so that no Pool waits for it for ever."""
     program = start("""\
 if __name__ == "__main__":
     with mplog.LogServer("app.log", level="INFO") as server, mplog.GracefulShutdown(server):
@@ -431,7 +431,7 @@ if __name__ == "__main__":
 
 
 def test_fork_that_leaves_the_block_stops_nothing(start: Any, tmp_path: Path) -> None:
-    """A raw fork has the handlers that there were before, and its end is not that of the server."""
+    """A raw fork has the signal handlers from before, and its end does not stop the server."""
     program = start("""\
 if __name__ == "__main__":
     with mplog.LogServer("app.log", level="INFO") as server:
@@ -468,7 +468,7 @@ def test_other_threads_are_refused(server: mplog.LogServer) -> None:
 
 
 def test_wrong_uses_are_refused(server: mplog.LogServer) -> None:
-    """What cannot be stopped is refused, and so is a second use at the same time; one after the other is none."""
+    """Objects that cannot be stopped are refused, and so is a second use at the same time, but not afterwards."""
     with pytest.raises(TypeError, match="a producer is a pool"):
         mplog.GracefulShutdown(server, "pool")
     hook = mplog.GracefulShutdown(server)
@@ -479,7 +479,7 @@ def test_wrong_uses_are_refused(server: mplog.LogServer) -> None:
 
 
 def test_no_signal_does_nothing(server: mplog.LogServer) -> None:
-    """A block that ends by itself, or by an exception, leaves server and handlers as they were."""
+    """Without a signal, leaving the block changes neither server nor handlers, with or without an exception."""
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(ZeroDivisionError), mplog.GracefulShutdown(server):
         raise ZeroDivisionError
@@ -490,7 +490,7 @@ def test_no_signal_does_nothing(server: mplog.LogServer) -> None:
 
 
 def test_handler_that_was_changed_meanwhile_stays(server: mplog.LogServer) -> None:
-    """A handler that the program sets inside the block is not taken away from it."""
+    """A signal handler that the program sets inside the block stays."""
 
     def handler(*arguments: object) -> None:
         pass
@@ -546,7 +546,7 @@ if __name__ == "__main__":
 
 
 def test_blocked_sink_does_not_hold_up_the_end(start: Any, tmp_path: Path) -> None:
-    """A sink that blocks costs the time limit, and the program says that the rest is still to be written."""
+    """If a sink blocks, the program ends at the time limit and says that the rest is still to be written."""
     from scripts import Gate
 
     gate = Gate(tmp_path / "gate")
@@ -574,4 +574,4 @@ if __name__ == "__main__":
     status, _, err = program.end()
     assert status == -signal.SIGTERM
     assert err.startswith("mplog: at SIGTERM, the logging process (pid ") and "has not answered stop()" in err
-    assert "slow" in (tmp_path / "blocked.log").read_text(), "the logging process goes on behind the program"
+    assert "slow" in (tmp_path / "blocked.log").read_text(), "the logging process goes on after the program"

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 def test_stop_under_flood_is_bounded_and_nothing_vanishes(
     context: Any, server: mplog.LogServer, log: Path, tmp_path: Path
 ) -> None:
-    """While workers flood, stop() ends in time; each record is in the file or was refused where it was logged."""
+    """While workers flood, stop() ends in time; each record is in the file or was refused in its worker."""
     names = ["w1", "w2", "w3", "w4"]
     arguments = [(server.initializer, str(tmp_path), name) for name in names]
     workers = [context.Process(target=flood_until_refused, args=each) for each in arguments]
@@ -66,7 +66,7 @@ def hold_still(server: Any, ready: Any, done: Any) -> None:
 
 
 def test_only_the_logging_process_opens_the_log(stdlib_context: Any, server: mplog.LogServer, log: Path) -> None:
-    """Neither the program nor a worker has the log open, only the logging process has."""
+    """Only the logging process has the log open, and neither the program nor a worker."""
     ready, done = stdlib_context.Semaphore(0), stdlib_context.Event()
     workers = [
         stdlib_context.Process(target=hold_still, args=(server.initializer, ready, done), daemon=True) for _ in range(2)
@@ -91,7 +91,7 @@ def open_files(pid: int) -> list[Path]:
 
 
 def take_turns(server: Any, mine: Any, theirs: Any, rounds: int) -> None:
-    """Runs in a worker: log whenever the other one has."""
+    """Runs in a worker: log after the other worker has logged."""
     server()
     for number in range(rounds):
         assert mine.acquire(timeout=30)
@@ -100,7 +100,7 @@ def take_turns(server: Any, mine: Any, theirs: Any, rounds: int) -> None:
 
 
 def test_order_in_the_file_is_the_order_of_the_calls(stdlib_context: Any, log: Path) -> None:
-    """Of two calls in different processes, the one that has returned before the other began stands before it."""
+    """If a call has returned before a call in another process began, its record stands first in the file."""
     with mplog.LogServer(log, level="INFO", format="%(processName)s %(message)s") as server:
         turns = [stdlib_context.Semaphore(0) for _ in range(3)]
         workers = [
@@ -156,7 +156,7 @@ def test_import_does_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["the same path", "a relative path", "a directory's symbolic link", "a symbolic link"])
 def test_second_server_on_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """One file has one logging process: the second is refused, by the pid of the first, whatever way leads there."""
+    """One file has one logging process: by whatever path, a second is refused with the pid of the first."""
     (tmp_path / "logs").mkdir()
     log = tmp_path / "logs" / "app.log"
     (tmp_path / "link").symlink_to("logs")
@@ -181,7 +181,7 @@ def test_second_server_on_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_lock_of_a_killed_owner_is_free_at_once(log: Path) -> None:
-    """When a logging process was killed, the next one takes over its file."""
+    """After a logging process was killed, the next one takes over its file."""
     first = mplog.LogServer(log, level="INFO").start()
     kill_for_good(first)
     with mplog.LogServer(log, level="INFO", format="%(message)s"):
@@ -195,7 +195,7 @@ def test_lock_of_a_killed_owner_is_free_at_once(log: Path) -> None:
 
 
 def test_lock_works_in_a_directory_that_is_not_writable(tmp_path: Path) -> None:
-    """A file in a directory where nothing may be made has one owner, too, and the lock goes away again."""
+    """In a directory without write permission, a file has one owner, too, and the lock is removed at the end."""
     from scripts import drop_privileges
 
     (tmp_path / "closed").mkdir()
@@ -231,7 +231,7 @@ def serve(path: str) -> None:
 
 
 def serve_without_stop(path: str) -> None:
-    """Runs in a worker: the same, forgetting to stop."""
+    """Runs in a worker: the same, without stop()."""
     mplog.LogServer(path, level="INFO", format="%(processName)s %(message)s").start()
     logging.info("served")
 
@@ -239,7 +239,7 @@ def serve_without_stop(path: str) -> None:
 @pytest.mark.parametrize("daemon", [False, True], ids=["worker", "daemonic worker"])
 @pytest.mark.parametrize("target", [serve, serve_without_stop])
 def test_server_started_in_a_worker(context: Any, log: Path, daemon: bool, target: Any) -> None:
-    """A worker, a daemonic one too, can have a server, which ends with it at the latest."""
+    """A worker, even a daemonic one, can have a server, which ends with the worker at the latest."""
     worker = context.Process(target=target, args=(str(log),), daemon=daemon, name="w")
     worker.start()
     worker.join(30)

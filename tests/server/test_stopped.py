@@ -22,7 +22,7 @@ _WORKERS = 2
 #: By policy: how many calls there are at least while it stands still, more than find room in the last page of a full
 #: FIFO. With ``drop_below`` errors wait for room.
 _CALLS = {"block": 0, "drop_newest": 1000, "drop_oldest": 1000, "drop_below": 1, "fallback": 1000}
-#: What a process may grow by meanwhile, in bytes.
+#: Bytes that a process may grow by.
 _GROWTH = 20 * 2**20
 
 
@@ -38,7 +38,7 @@ def _memory(pids: list[int]) -> list[int]:
     ],
 )
 def test_stopped_logging_process_keeps_the_policy(tmp_path: Path, policy: str, seconds: float) -> None:
-    """By policy, workers wait or go on meanwhile, and need no more memory; afterwards all is there, or counted."""
+    """Meanwhile, workers wait or go on, by policy, in constant memory; afterwards all records are there or counted."""
     log, stop = tmp_path / "app.log", tmp_path / "stop"
     overflow = mplog.Overflow.of(policy).with_emergency_file(tmp_path / "emergency")
     with mplog.LogServer(log, level="INFO", format="%(message)s", overflow=overflow) as server:

@@ -43,7 +43,7 @@ def call_with_anything(initializer: Any) -> None:
 
 
 def test_an_initializer_takes_and_ignores_any_arguments(context: Any, server: mplog.LogServer, log: Path) -> None:
-    """Whatever a pool passes on to its initializer, ours does not mind."""
+    """The initializer takes and ignores any arguments."""
     run_in_worker(context, call_with_anything, server.initializer)
     server.flush()
     assert jobs.messages_in(log) == ["here"]
@@ -72,7 +72,7 @@ def test_an_initializer_may_be_called_again(context: Any, server: mplog.LogServe
 
 @pytest.mark.parametrize("pickler", [pickle, cloudpickle])
 def test_an_initializer_pickles_at_any_time(server: mplog.LogServer, log: Path, pickler: Any) -> None:
-    """It goes through pickle and cloudpickle, not only to a process that is just being started."""
+    """An initializer pickles with pickle and cloudpickle at any time, not only while a process is started."""
     initializer = server.initializer.then(jobs.note, "first").then(lambda: jobs.note("second"))
     ours = [handler for handler in logging.getLogger().handlers if isinstance(handler, mplog.QueueHandler)]
     for _ in range(3):
@@ -97,7 +97,7 @@ def test_then_chains_any_number_of_functions(context: Any, server: mplog.LogServ
 
 
 def test_initializers_of_one_server_are_equal(server: mplog.LogServer, tmp_path: Path) -> None:
-    """So are those that chain the same functions, and no others; equal ones have the same hash."""
+    """Initializers are equal if they chain the same functions, and equal ones have the same hash."""
 
     def other() -> None:
         pass
@@ -115,7 +115,7 @@ def test_initializers_of_one_server_are_equal(server: mplog.LogServer, tmp_path:
 
 
 def test_initializers_of_one_server_may_chain_each_other(server: mplog.LogServer, log: Path) -> None:
-    """An initializer is itself something to chain."""
+    """An initializer can be chained, too."""
     run_in_worker(
         multiprocessing.get_context("spawn"), server.initializer.then(jobs.note, 1).then(server.initializer, "any")
     )
@@ -132,7 +132,7 @@ def look_at_root(initializer: Any, seen: Any) -> None:
 
 
 def test_a_worker_has_one_handler(context: Any, server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
-    """Handlers that the parent has, which a fork brings along, or that the worker had, write nothing twice."""
+    """Handlers that a fork inherits, or that the worker had, write nothing twice."""
     other = logging.FileHandler(tmp_path / "parent.log")
     logging.getLogger().addHandler(other)
     receiver, sender = context.Pipe(False)
@@ -147,7 +147,7 @@ def test_a_worker_has_one_handler(context: Any, server: mplog.LogServer, log: Pa
 
 
 def test_no_line_is_doubled_where_the_parent_had_handlers(start_method: str, tmp_path: Path) -> None:
-    """A program with logging.basicConfig() before its server has each record of parent and workers once."""
+    """If a program calls basicConfig() before start(), each record of parent and workers is written once."""
     program = """
         import logging, multiprocessing, sys
         import jobs, mplog
@@ -181,7 +181,7 @@ def log_to_each(first: Any, second: Any, go_on: Any) -> None:
 
 
 def test_a_worker_may_change_servers(context: Any, tmp_path: Path) -> None:
-    """Two servers after each other in one worker: each gets what was logged while it was the worker's."""
+    """If a worker changes servers, each server gets what was logged while it was the worker's."""
     go_on = context.Event()
     with mplog.LogServer(tmp_path / "second.log", level="INFO", format=FORMAT) as second:
         with mplog.LogServer(tmp_path / "first.log", level="INFO", format=FORMAT) as first:
@@ -220,7 +220,7 @@ os.wait()
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_a_worker_outlives_its_server(server: mplog.LogServer, log: Path, how: str) -> None:
-    """Once the server has gone, a worker goes on, says so once, and sends warnings to stderr."""
+    """After the end of the server, a worker goes on, says so once, and sends warnings to stderr."""
     worker = subprocess.Popen(
         [sys.executable, "-c", OUTLIVED],
         env=jobs.environment(),
@@ -276,7 +276,7 @@ def attach_with_argument(directory: Any) -> None:
 def test_attach_finds_the_server_that_writes_a_log(
     server: mplog.LogServer, log: Path, tmp_path: Path, how: str
 ) -> None:
-    """A program that the server's knows nothing of joins by the path of the log; of several servers, it takes that."""
+    """An unrelated program joins by the path of the log, also if several servers run."""
     where = log
     if how == "link":
         where = tmp_path / "link"
@@ -296,7 +296,7 @@ def test_attach_finds_the_server_that_writes_a_log(
 
 
 def test_attach_takes_the_levels_of_the_server_s_process(tmp_path: Path, log: Path) -> None:
-    """Without a level, an attached program logs what the process of the server would; with one, what that says."""
+    """Without a level, an attached program has the levels of the server's program; with one, it has that level."""
     logging.getLogger("quiet").setLevel(logging.ERROR)
     program = (
         "import logging, mplog, sys\n"
@@ -336,7 +336,7 @@ def test_attach_to_a_wrong_path_says_so(kind: str, tmp_path: Path) -> None:
 
 
 def test_attach_to_a_server_that_has_stopped_says_so(tmp_path: Path) -> None:
-    """The path of a queue that was."""
+    """The path of a queue that has been removed."""
     with mplog.LogServer(tmp_path / "app.log") as server:
         directory = server.queue.directory
     with pytest.raises(mplog.QueueNotFoundError, match="there is no log queue"):
@@ -344,7 +344,7 @@ def test_attach_to_a_server_that_has_stopped_says_so(tmp_path: Path) -> None:
 
 
 def test_attach_to_a_server_that_was_killed_says_so(server: mplog.LogServer) -> None:
-    """The path of a queue that nobody reads."""
+    """The path of a queue that no process reads."""
     directory = server.queue.directory
     kill_for_good(server)
     with pytest.raises(mplog.QueueNotFoundError, match=r"there is no log queue in .* nobody reads"):

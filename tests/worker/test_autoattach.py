@@ -27,7 +27,7 @@ def run(directory: Path, program: str, *options: str, **changes: str | None) -> 
 
 
 def test_program_without_any_configuration(tmp_path: Path) -> None:
-    """Its records, from the level of the server on, are in the log, and none on stderr."""
+    """The records of a program, from the server's level on, are in the log, and none on stderr."""
     program = "import logging\nlogging.getLogger('a.b').debug('no')\nlogging.info('one')\nlogging.error('two')\n"
     log, out, err = run(tmp_path, program)
     assert log == ["INFO MainProcess root | one", "ERROR MainProcess root | two"]
@@ -47,7 +47,7 @@ def test_program_without_any_configuration(tmp_path: Path) -> None:
     ids=["basicConfig", "force", "dictConfig", "fileConfig"],
 )
 def test_program_that_configures_logging(tmp_path: Path, configure: str) -> None:
-    """What it has set up works as without mplog, with its level, and the log has the same records."""
+    """Logging that the program has set up works as without mplog, and the log has the same records."""
     (tmp_path / "log.ini").write_text(
         "[loggers]\nkeys=root\n[handlers]\nkeys=h\n[formatters]\nkeys=f\n[logger_root]\nlevel=DEBUG\nhandlers=h\n"
         "[handler_h]\nclass=StreamHandler\nformatter=f\nargs=()\n[formatter_f]\nformat=console %(message)s\n"
@@ -87,7 +87,7 @@ def test_workers_of_every_start_method(tmp_path: Path, start_method: str, librar
 
 
 def test_program_with_a_server_of_its_own(tmp_path: Path) -> None:
-    """It logs where it says, and its logging process does not log to the other server."""
+    """A program with a server of its own logs there, and its logging process does not join the other server."""
     program = """
         import logging, mplog, multiprocessing
         def work(number):
@@ -107,20 +107,20 @@ def test_program_with_a_server_of_its_own(tmp_path: Path) -> None:
 
 
 def test_program_that_attaches_itself(tmp_path: Path) -> None:
-    """Its records are in the log once."""
+    """The records of a program that attaches itself are in the log once."""
     program = "import logging, mplog\nlogging.info('one')\nmplog.attach()\nlogging.info('two')\n"
     log, _, err = run(tmp_path, program)
     assert (log, err) == (["INFO MainProcess root | one", "INFO MainProcess root | two"], [])
 
 
 def test_import_of_mplog_comes_first(tmp_path: Path) -> None:
-    """Where mplog itself imports logging, too, the program logs to the server."""
+    """A program logs to the server also if mplog imports logging first."""
     log, _, err = run(tmp_path, "import mplog.worker.attach, logging\nlogging.info('one')\n")
     assert (log, err) == (["INFO MainProcess root | one"], [])
 
 
 def test_sitecustomize_of_the_environment_is_imported(tmp_path: Path) -> None:
-    """The one that ours hides runs as ever, and ours is not on sys.path."""
+    """A sitecustomize of the system's runs as ever, and ours is not on sys.path."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text("import builtins\nbuiltins.customized = __file__\n")
@@ -136,7 +136,7 @@ def test_sitecustomize_of_the_environment_is_imported(tmp_path: Path) -> None:
 
 
 def test_modules_look_as_ever(tmp_path: Path) -> None:
-    """The loaders of logging's modules are those that they have without mplog."""
+    """The modules of logging have their usual loaders."""
     program = """
         import importlib.machinery, inspect, logging, logging.config
         for module in (logging, logging.config):
@@ -148,7 +148,7 @@ def test_modules_look_as_ever(tmp_path: Path) -> None:
 
 
 def test_program_that_does_not_log_loads_nothing(tmp_path: Path) -> None:
-    """Neither logging nor mplog; and one that imports logging has not yet connected."""
+    """A program that does not log imports neither logging nor mplog; importing logging does not connect."""
     program = """
         import sys
         assert not {"logging", "mplog", "typing"} & set(sys.modules), sys.modules.keys()
@@ -159,7 +159,7 @@ def test_program_that_does_not_log_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_python_without_mplog(tmp_path: Path) -> None:
-    """It runs and logs as ever."""
+    """Without a server, a program runs and logs as ever."""
     program = """
         import subprocess, sys
         code = "import sys; sys.modules['mplog'] = None; import logging; logging.warning('on stderr')"
@@ -169,7 +169,7 @@ def test_python_without_mplog(tmp_path: Path) -> None:
 
 
 def test_server_that_has_ended(tmp_path: Path) -> None:
-    """A program that logs first behind the end of the server runs on, says so, and has its warnings on stderr."""
+    """If a program first logs after the end of the server, it goes on, says so, and has its warnings on stderr."""
     startup = INSTALLED / "mplog" / "cli" / "startup"
     directory = tmp_path / "queue"
     directory.mkdir()
@@ -194,7 +194,7 @@ def test_server_that_has_ended(tmp_path: Path) -> None:
 
 
 def test_filters_see_each_record_once(tmp_path: Path) -> None:
-    """A filter of the program that lets nothing pass twice does not hold back the first record, either."""
+    """A filter of the program that lets nothing pass twice lets the first record pass."""
     program = """
         import logging
         seen = []
@@ -213,7 +213,7 @@ def test_filters_see_each_record_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_directory_of_somebody_else(tmp_path: Path) -> None:
-    """What another user has put where a server was does not switch a program's logging off."""
+    """Files of another user in the place of a server do not switch off a program's logging."""
     state = '{"layout": {"senders": [""]}, "level": 50, "levels": {"a": 50}, "disable": 50}'
     (tmp_path / "logging").write_text(state)
     program = "import logging; logging.getLogger('a').error('said')"
@@ -229,7 +229,7 @@ def test_directory_of_somebody_else(tmp_path: Path) -> None:
 
 
 def test_first_records_of_many_threads(tmp_path: Path) -> None:
-    """While one thread joins, those of the others wait: each record is in the log, once."""
+    """While one thread joins, the records of other threads wait, and each is in the log once."""
     program = """
         import logging, threading
         barrier = threading.Barrier(16)
@@ -246,7 +246,7 @@ def test_first_records_of_many_threads(tmp_path: Path) -> None:
 
 
 def test_server_with_a_configuration(tmp_path: Path) -> None:
-    """Its loggers decide what is written, as for any program that joins it."""
+    """The loggers of the server's configuration decide what is written."""
     (tmp_path / "log.json").write_text(
         """{"version": 1, "formatters": {"f": {"format": "%(name)s %(message)s"}},
         "handlers": {"h": {"class": "logging.FileHandler", "filename": "app.log", "formatter": "f"}},

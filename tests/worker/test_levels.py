@@ -41,17 +41,17 @@ class Worker:
         theirs.close()
 
     def log(self, name: str, level: int, message: str) -> None:
-        """Have it log, and wait until it has."""
+        """Let the worker log, and wait until it has."""
         self.tell(name, level, message)
 
     def tell(self, name: str, level: int | str, message: str) -> None:
-        """Have it log, or, without a message, set a level of its own."""
+        """Let the worker log, or, without a message, set a level of its own."""
         self.connection.send((name, level, message))
         assert self.connection.poll(60), "the worker does not answer"
         self.connection.recv()
 
     def end(self) -> None:
-        """Have it end."""
+        """Let the worker end."""
         self.connection.send(None)
         self.process.join(60)
         assert self.process.exitcode == 0
@@ -72,7 +72,7 @@ def written(server: mplog.LogServer, log: Path) -> list[str]:
 
 
 def test_running_worker_notices(context: Any, server: mplog.LogServer, log: Path) -> None:
-    """A worker that runs takes over a level with its next record, under every start method, up and down again."""
+    """With its next record, a running worker takes over a level, up and down, under every start method."""
     worker = Worker(context, server.initializer)
     worker.log("app.db", logging.DEBUG, "too low")
     server.set_level("app", "DEBUG")
@@ -87,7 +87,7 @@ def test_running_worker_notices(context: Any, server: mplog.LogServer, log: Path
 
 
 def test_mplog_logger_notices_with_a_call_that_is_off(stdlib_context: Any, log: Path) -> None:
-    """With mplog.Logger, a worker whose levels let nothing through notices with its next call all the same."""
+    """With mplog.Logger, a worker notices at its next call, even if its levels let nothing through."""
     with mplog.LogServer(log, level="ERROR", format=FORMAT, logger_class=mplog.Logger) as server:
         worker = Worker(stdlib_context, server.initializer)
         worker.log("app", logging.DEBUG, "off")
@@ -132,7 +132,7 @@ def test_process_forked_by_a_worker_notices(server: mplog.LogServer, log: Path) 
 
 
 def test_level_that_a_worker_sets_itself_stays(stdlib_context: Any, server: mplog.LogServer, log: Path) -> None:
-    """A later change of one logger does not bring back an earlier one of another."""
+    """A change of one logger does not bring back an earlier change of another."""
     server.set_level("app", "DEBUG")
     worker = Worker(stdlib_context, server.initializer)
     worker.log("app", logging.DEBUG, "before")
@@ -160,7 +160,7 @@ def test_stop_puts_levels_back(log: Path) -> None:
 
 @pytest.mark.parametrize("level", ["LOUD", None, 1.5])
 def test_wrong_level_is_refused(server: mplog.LogServer, level: Any) -> None:
-    """What is no level raises, and changes nothing."""
+    """A value that is no level raises, and changes nothing."""
     with pytest.raises((TypeError, ValueError)):
         server.set_level("app", level)
     assert logging.getLogger("app").level == logging.NOTSET
@@ -173,7 +173,7 @@ def test_server_that_does_not_run_cannot_set_levels(log: Path) -> None:
 
 
 def test_with_a_plain_queue_workers_started_later_have_the_level(log: Path) -> None:
-    """A plain queue has no place for a change; this process and new workers have it."""
+    """With a plain queue, this process and new workers have the level."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue(1000)
     with mplog.LogServer(log, level="INFO", format=FORMAT, queue=queue) as server:

@@ -1,4 +1,4 @@
-"""`mplog.Logger`: nobody can tell it from a ``logging.Logger``, but by the clock."""
+"""`mplog.Logger` does what a ``logging.Logger`` does, only faster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TIMES = {"created", "msecs", "relativeCreated"}
 
 
 class Sent:
-    """A queue behind a logger, and what has come out of it."""
+    """The queue that a logger sends to, and what comes out of it."""
 
     def __init__(self) -> None:
         self.queue = mplog.LogQueue()
@@ -235,7 +235,7 @@ OTHERS: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("name", STRAIGHT)
 def test_a_call_sends_what_it_sends_with_the_stdlib(sent: Sent, name: str) -> None:
-    """Each attribute is the same, and no LogRecord was needed for it."""
+    """Each attribute is the same as with the stdlib, and no LogRecord was made."""
     records = sent.as_stdlib(STRAIGHT[name])
     if name == "no level":
         assert records == [] and sent.straight == 0
@@ -246,12 +246,12 @@ def test_a_call_sends_what_it_sends_with_the_stdlib(sent: Sent, name: str) -> No
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_call_that_is_not_ordinary_sends_what_it_sends_with_the_stdlib(sent: Sent, name: str) -> None:
-    """Exceptions, stacks, extra, adapters and odd values are left to the stdlib, and nothing of it is done twice."""
+    """Exceptions, stacks, extra, adapters and odd values take the stdlib's way, and nothing is done twice."""
     sent.as_stdlib(OTHERS[name])
 
 
 def test_warn_is_deprecated_as_in_the_stdlib(sent: Sent) -> None:
-    """It warns, where there is one, and logs."""
+    """warn() warns, in Pythons that have it, and logs."""
 
     def call(log: Any) -> None:
         if hasattr(log, "warn"):
@@ -262,7 +262,7 @@ def test_warn_is_deprecated_as_in_the_stdlib(sent: Sent) -> None:
 
 
 def test_an_exception_is_logged_as_with_the_stdlib(sent: Sent) -> None:
-    """Its text, its type and its frames are the same."""
+    """Text, type and frames of an exception are the same."""
 
     def call(log: logging.Logger) -> None:
         try:
@@ -289,7 +289,7 @@ def wrapped(log: logging.Logger, depth: int, **options: Any) -> None:
 @pytest.mark.parametrize("stack_info", [False, True])
 @pytest.mark.parametrize("stacklevel", [1, 2, 3, 4, 1000])
 def test_stacklevel_names_the_same_caller(sent: Sent, stacklevel: int, stack_info: bool) -> None:
-    """Wrappers are passed over as by the stdlib, and the stack ends where it does there."""
+    """stacklevel skips wrappers as in the stdlib, and ends at the same frame."""
 
     def outer(log: logging.Logger) -> None:
         wrapped(log, 2, stacklevel=stacklevel, stack_info=stack_info)
@@ -317,7 +317,7 @@ def test_a_method_for_a_level_names_the_same_caller(sent: Sent) -> None:
 
 @pytest.mark.parametrize("name", STRAIGHT)
 def test_a_call_sends_no_details_where_nobody_looks_at_them(sent: Sent, name: str) -> None:
-    """Where no sink looks at the thread and the place of a call, they are all that is left out."""
+    """If no sink looks at thread and place of a call, these alone are left out."""
 
     def send(details: bool) -> list[dict[str, Any]]:
         sent.queue.details = details
@@ -343,7 +343,7 @@ def test_the_place_of_a_call_is_right(sent: Sent) -> None:
 
 
 def test_code_made_at_run_time_is_told_apart(sent: Sent) -> None:
-    """Places whose code has gone give their memory to others, which are not taken for them."""
+    """Code that is made at the address of freed code is not taken for it."""
     for number in range(300):
         exec(compile("\n" * number + "log.info('x')", f"/made/{number}.py", "exec"), {"log": sent.logger})
         (record,) = sent.records()
@@ -352,7 +352,7 @@ def test_code_made_at_run_time_is_told_apart(sent: Sent) -> None:
 
 
 def test_places_kept_ready_are_limited(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many places a program logs from, the logger keeps some of them only."""
+    """The logger keeps a limited number of places."""
     monkeypatch.setattr(mplog.worker.logger, "_KEPT", 50)
     mplog.worker.logger.forget()
     for number in range(200):
@@ -393,7 +393,7 @@ class Rewriting(logging.Filter):
 
 @pytest.mark.parametrize("where", ["logger", "handler"])
 def test_filters_are_asked(sent: Sent, where: str) -> None:
-    """A filter on the logger or the handler sees and changes each record, from the moment on that it is there."""
+    """A filter on the logger or the handler sees and changes each record, as soon as it is added."""
     place: Any = sent.logger if where == "logger" else sent.handler
 
     def call(log: logging.Logger) -> None:
@@ -423,7 +423,7 @@ class Listing(logging.Handler):
 
 @pytest.mark.parametrize("where", ["base", "base.tested", "base.tested.logger"])
 def test_handlers_anywhere_on_the_way_get_the_record(sent: Sent, where: str) -> None:
-    """Each gets the LogRecord with its msg and args, while the QueueHandler gets its own."""
+    """Other handlers get the LogRecord with its msg and args, and the QueueHandler gets the record, too."""
     listing = Listing()
 
     def call(log: logging.Logger) -> None:
@@ -473,7 +473,7 @@ def test_the_level_of_the_handler_holds_back(sent: Sent) -> None:
 
 
 def test_a_handler_taken_off_at_the_same_time_does_no_harm(sent: Sent) -> None:
-    """Where another thread takes handlers off and puts them back, a call never raises."""
+    """While another thread takes handlers off and puts them back, no call raises."""
     done = threading.Event()
 
     def change() -> None:
@@ -499,7 +499,7 @@ def test_a_handler_taken_off_at_the_same_time_does_no_harm(sent: Sent) -> None:
 
 
 def test_a_record_factory_makes_the_record(sent: Sent) -> None:
-    """A factory is used from the moment on that it is set."""
+    """A record factory is used as soon as it is set."""
     before = logging.getLogRecordFactory()
 
     def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -549,7 +549,7 @@ def spying(function: Any, seen: list[str], name: str) -> Any:
 @pytest.mark.parametrize("where", ["logging.Logger", "mplog.Logger", "the logger"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_patched_method_is_called(sent: Sent, monkeypatch: pytest.MonkeyPatch, where: str, name: str) -> None:
-    """A patch of a class or a logger counts at once, also at a place that has logged before, and until it is undone."""
+    """A patch of a class or a logger acts at once and until it is undone, also where the program has logged before."""
     seen: list[str] = []
     target: Any = {"logging.Logger": logging.Logger, "mplog.Logger": mplog.Logger, "the logger": sent.logger}[where]
     for step in range(4):
@@ -571,7 +571,7 @@ def test_a_mocked_method_is_called_as_in_the_stdlib(sent: Sent) -> None:
 
 
 def test_a_class_in_between_is_called(sent: Sent) -> None:
-    """A class behind mplog.Logger in the order of methods has its say."""
+    """A class after mplog.Logger in the method resolution order is called, too."""
     seen: list[str] = []
 
     class Mixin(logging.Logger):
@@ -589,21 +589,21 @@ def test_a_class_in_between_is_called(sent: Sent) -> None:
 
 @pytest.mark.parametrize("name", ["level", "args"])
 def test_a_field_called_as_an_argument_of_log_is_refused(sent: Sent, name: str) -> None:
-    """Whether the call is sent as it stands or not."""
+    """Whether the call is sent directly or not."""
     for more in ({}, {"stacklevel": 1}, {"extra": {"a": 1}}):
         with pytest.raises(TypeError, match="multiple values for argument"):
             sent.logger.info("x", **{name: 1}, **more)
 
 
 def test_no_place_where_logging_looks_for_none(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``logging._srcfile = None``, which saves the stdlib the look for the place of a call, does so here."""
+    """``logging._srcfile = None``, by which the stdlib does not look for the place of a call, works here, too."""
     monkeypatch.setattr(logging, "_srcfile", None)
     (record,) = sent.as_stdlib(lambda logger: logger.info("x"))
     assert record["funcName"] == "(unknown function)"
 
 
 def test_type_hints_of_the_methods(sent: Sent) -> None:
-    """They are asked for without an error, as in the stdlib."""
+    """Arguments that the message does not use raise no error, as in the stdlib."""
     assert typing.get_type_hints(sent.logger.info) == typing.get_type_hints(logging.Logger.info)
 
 
@@ -620,7 +620,7 @@ def test_a_patched_method_of_a_logger_without_a_manager_is_called(sent: Sent) ->
 
 @pytest.mark.parametrize("name", ["__init__", "getMessage"])
 def test_a_patched_log_record_is_used(sent: Sent, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A program that has other messages, by a LogRecord.getMessage of its own, gets them."""
+    """If a program replaces LogRecord.getMessage, its messages are logged."""
     seen: list[str] = []
     sent.logger.info("x")
     monkeypatch.setattr(logging.LogRecord, name, spying(getattr(logging.LogRecord, name), seen, name))
@@ -630,7 +630,7 @@ def test_a_patched_log_record_is_used(sent: Sent, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("on_class", [True, False])
 def test_a_patched_handler_is_called(sent: Sent, monkeypatch: pytest.MonkeyPatch, on_class: bool) -> None:
-    """A patch of QueueHandler, or of the handler that is there, counts at once."""
+    """A patch of QueueHandler, or of the handler in use, acts at once."""
     target: Any = mplog.QueueHandler if on_class else sent.handler
     seen: list[str] = []
     for step in range(2):
@@ -736,7 +736,7 @@ def test_a_thread_that_has_ended_is_not_kept(sent: Sent) -> None:
 
 
 def log_once(log: logging.Logger) -> None:
-    """The one place that a process and its children log from."""
+    """The single place from which a process and its children log."""
     log.info("x")
 
 
@@ -784,7 +784,7 @@ def test_tasks_of_asyncio_are_seen(sent: Sent) -> None:
 
 
 def test_names_of_levels_are_seen(sent: Sent) -> None:
-    """addLevelName() counts from the next call on."""
+    """addLevelName() acts from the next call on."""
     names = logging.getLevelName(20), logging._levelToName.get(33)
 
     def call(log: logging.Logger) -> None:
@@ -830,7 +830,7 @@ def test_a_clock_set_by_a_test_is_that_of_the_records(
 
 
 def test_times_are_those_of_the_call(sent: Sent) -> None:
-    """The times of a record fit each other, and are from before its message was formatted."""
+    """The times of a record are consistent, and taken before its message is formatted."""
     before = time.time()
     sent.logger.info("outer %s", Talking())
     after = time.time()
@@ -917,7 +917,7 @@ def test_a_full_queue_holds_the_call_up(sent: Sent) -> None:
 
 
 def test_without_a_reader_warnings_go_to_stderr(sent: Sent, capsys: pytest.CaptureFixture[str]) -> None:
-    """When the logging process has gone, the call does what it does with the stdlib's logger."""
+    """After the end of the logging process, a call does the same as with the stdlib's logger."""
     sent.logger.info("before")
     sent.records()
     os.close(sent.queue.release_reader())
@@ -931,7 +931,7 @@ def test_without_a_reader_warnings_go_to_stderr(sent: Sent, capsys: pytest.Captu
 
 
 def test_a_failure_to_send_is_reported_and_not_repeated(sent: Sent, capsys: pytest.CaptureFixture[str]) -> None:
-    """An error behind the sending, of a signal handler, say, does not send the record again."""
+    """An error after the sending, as of a signal handler, does not send the record again."""
     send = sent.handler.send_encoded
 
     def failing(payload: bytes) -> None:
@@ -946,7 +946,7 @@ def test_a_failure_to_send_is_reported_and_not_repeated(sent: Sent, capsys: pyte
 
 
 def test_exit_in_a_signal_handler_ends_the_program(sent: Sent) -> None:
-    """sys.exit() in a signal handler that runs while a message is formatted is not taken for the argument's fault."""
+    """sys.exit() in a signal handler during formatting is not taken for an error of the arguments."""
 
     class Signalled:
         def __str__(self) -> str:

@@ -399,7 +399,7 @@ def test_a_record_with_odd_attributes_travels(tmp_path: Path, attribute: str) ->
 
 
 def test_records_behind_shutdown_travel(logger: logging.Logger, handler: mplog.QueueHandler, written: Any) -> None:
-    """Behind close(), as logging.shutdown() calls it at exit, records are still sent."""
+    """After close(), which logging.shutdown() calls at exit, records are still sent."""
     logger.info("before")
     handler.close()
     logging.shutdown([])
@@ -408,7 +408,7 @@ def test_records_behind_shutdown_travel(logger: logging.Logger, handler: mplog.Q
 
 
 def configure(initializer: Any, directory: str) -> None:
-    """Runs in a worker: logging is shut down and configured anew in between."""
+    """Runs in a worker: logging is shut down and configured again in between."""
     initializer()
     logging.info("1")
     logging.shutdown()
@@ -464,7 +464,7 @@ def chatter(initializer: Any, library_name: str) -> None:
 def test_the_library_s_own_logger_at_debug_does_not_recurse(
     library: Any, server: mplog.LogServer, written: Any
 ) -> None:
-    """What multiprocessing logs about its own doings goes through the queue, and makes no more of itself."""
+    """What multiprocessing logs of its own goes through the queue, and does not cause more such records."""
     context = library.get_context("spawn")
     process = context.Process(target=chatter, args=(server.initializer, library.__name__))
     process.start()
@@ -657,7 +657,7 @@ def daemonise(initializer: Any, directory: str) -> None:
 def test_a_daemon_that_closes_all_descriptors_logs_on(
     start_method: str, server: mplog.LogServer, tmp_path: Path, written: Any
 ) -> None:
-    """Records go into the queue, and not into the files that were opened in the meantime."""
+    """Records go into the queue, and not into files that were opened meanwhile."""
     run(daemonise, server.initializer, str(tmp_path), method=start_method)
     assert written() == ["before", "after", "after " + "x" * 10_000, "at the end"]
     assert [path.stat().st_size for path in tmp_path.glob("file*")] == [0] * 30
