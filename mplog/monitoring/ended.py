@@ -112,7 +112,8 @@ class EndedProcesses:
         for key in lost:
             *_, name, level, reason = key
             count = tallies.values[key]
-            sums[("lost by ended", *self._name_of(pid, name), tallies.level(level), reason)] += count
+            ended: Key = ("lost by ended", *self._name_of(pid, name), tallies.level(level), reason)
+            sums[ended] += count
             gap += count if Reason(reason).leaves_gap else 0
         missing = self._numbers.missing(pid)
         for kind, count in zip(_GAPS, (missing, max(0, missing - gap))):
