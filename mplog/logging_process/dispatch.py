@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mplog.formats.text import DatedFormatter
-from mplog.handlers.callable import UNDELIVERED
+from mplog.handlers.backlog import UNDELIVERED
 from mplog.handlers.output import Output, output_of
 from mplog.logging_process.hierarchy import routes_to
 from mplog.logging_process.troubles import REPORT_INTERVAL, Troubles

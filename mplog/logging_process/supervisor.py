@@ -37,7 +37,7 @@ from mplog.monitoring.process import memory_kills
 if sys.platform != "win32":
     import resource
 
-    from mplog.handlers.callable import count_undelivered
+    from mplog.handlers.backlog import count_undelivered
     from mplog.queue import buffers, fifo, kill_points
     from mplog.queue import log_queue as queue
     from mplog.queue.emergency import EmergencyFile

@@ -1,0 +1,192 @@
+"""Records that wait for a function: in batches, each also in a file for the process that comes after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+#: What the names of the files begin with, in the directory of the queue.
+UNDELIVERED = "undelivered-"
+
+_LENGTH = struct.Struct("<I")
+
+
+class Batch:
+    """Encoded records that are delivered together.
+
+    Args:
+        number: batches are numbered as they are made.
+        due: when it is delivered though it is not full, by the monotonic clock.
+        path: the file that has them, too; None for none.
+    """
+
+    def __init__(self, number: int, due: float, path: str | None) -> None:
+        self.number = number
+        self.due = due
+        self.path = path
+        self.payloads: list[bytes] = []
+        self._fd = -1
+        self._saved = 0
+
+    def save(self) -> None:
+        """Write what is new into the file.
+
+        Raises:
+            OSError: that is not possible, and will not be tried again.
+        """
+        new = self.payloads[self._saved :]
+        if self.path is None or not new:
+            return
+        self._saved = len(self.payloads)
+        data = b"".join(_LENGTH.pack(len(payload)) + payload for payload in new)
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            self.path = None
+            raise
+
+    def load(self) -> None:
+        """Read what another process has saved."""
+        with open(str(self.path), "rb") as file:
+            self.payloads = list(_payloads(file.read()))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def remove(self) -> None:
+        """Remove the file."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+
+
+class Backlog:
+    """The batches that wait: one that is open, then those that are ready, then those that are being delivered.
+
+    Args:
+        size: how many records make a batch full.
+        timeout: after how many seconds a batch that is not full is due.
+        warn: called with what keeps a batch from being saved: it is delivered all the same, but not after a kill.
+
+    Attributes:
+        count: how many records wait.
+        next: the number of the next batch.
+    """
+
+    def __init__(self, size: int, timeout: float, warn: Callable[[OSError], object]) -> None:
+        self.count = 0
+        self.next = 1
+        self._size = size
+        self._timeout = timeout
+        self._warn = warn
+        self._path: str | None = None
+        self._open: Batch | None = None
+        self._ready: deque[Batch] = deque()
+        #: By number: those that are not delivered yet, except the open one.
+        self._undelivered: dict[int, Batch] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to deliver that is not being delivered."""
+        return self._open is None and not self._ready
+
+    def add(self, payload: bytes) -> None:
+        """Add a record to the open batch."""
+        batch = self._open
+        if batch is None:
+            batch = self._open = self._new_batch()
+        batch.payloads.append(payload)
+        self.count += 1
+        if len(batch.payloads) >= self._size:
+            self.close_batch()
+
+    def _new_batch(self) -> Batch:
+        number, self.next = self.next, self.next + 1
+        return Batch(number, time.monotonic() + self._timeout, self._path and f"{self._path}-{number}")
+
+    def save(self) -> None:
+        """Write what is new in the open batch into its file."""
+        if self._open is not None:
+            try:
+                self._open.save()
+            except OSError as error:
+                self._warn(error)
+
+    def close_batch(self) -> None:
+        """Make the open batch ready, if there is one."""
+        batch = self._open
+        if batch is not None:
+            self.save()
+            batch.close()
+            self._open = None
+            self._append(batch)
+
+    def _append(self, batch: Batch) -> None:
+        self._undelivered[batch.number] = batch
+        self._ready.append(batch)
+
+    def keep_in(self, path: str) -> None:
+        """Keep batches in files whose names begin so, and take up those that the process before has left."""
+        self._path = path
+        directory, prefix = os.path.split(f"{path}-")
+        for number in sorted(int(name[len(prefix) :]) for name in os.listdir(directory) if name.startswith(prefix)):
+            self.next = number
+            batch = self._new_batch()
+            batch.load()
+            self.count += len(batch.payloads)
+            self._append(batch)
+
+    def take(self, *, at_once: bool) -> Batch | float:
+        """Return a batch that is ready or due, or the seconds until one is, which may be infinite.
+
+        Args:
+            at_once: take the open batch, whenever it is due.
+        """
+        if not self._ready and self._open is not None:
+            timeout = self._open.due - time.monotonic()
+            if timeout > 0 and not at_once:
+                return timeout
+            self.close_batch()
+        return self._ready.popleft() if self._ready else math.inf
+
+    def remove(self, batch: Batch) -> None:
+        """Forget a batch that is delivered or given up."""
+        del self._undelivered[batch.number]
+        self.count -= len(batch.payloads)
+
+    def is_delivered(self, number: int) -> bool:
+        """Whether all batches before this one are delivered or given up."""
+        return next(iter(self._undelivered), number) >= number
+
+
+def count_undelivered(directory: str) -> int:
+    """Return how many records wait there for functions."""
+    count = 0
+    for name in os.listdir(directory):
+        if name.startswith(UNDELIVERED):
+            with open(os.path.join(directory, name), "rb") as file:
+                count += sum(1 for _ in _payloads(file.read()))
+    return count
+
+
+def _payloads(data: bytes) -> Iterator[bytes]:
+    """Yield what is whole in a file; the rest was not committed, and comes again."""
+    position = 0
+    while position + _LENGTH.size <= len(data):
+        (length,) = _LENGTH.unpack_from(data, position)
+        position += _LENGTH.size
+        if position + length > len(data):
+            return
+        yield data[position : position + length]
+        position += length
