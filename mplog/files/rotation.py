@@ -354,13 +354,13 @@ class ArchiveName:
         )
         return before, behind
 
-    def pieces(self, digits: str) -> list[str]:
+    def pieces(self, digits: list[str]) -> list[str]:
         """Return the name in characters, with `digits` in the place of each directive and of the index."""
-        before, behind = (
-            [piece for part in parts for piece in (["%"] if part == "%%" else [digits] if part[0] == "%" else part)]
+        before, after = (
+            [piece for part in parts for piece in (["%"] if part == "%%" else digits if part[0] == "%" else part)]
             for parts in self._parts
         )
-        return [*before, digits, *behind]
+        return [*before, *digits, *after]
 
     def index_of(self, name: str) -> tuple[tuple[str, str], int] | None:
         """Return what stands around the index, and the index; None where it is not the name of a rotated file.
