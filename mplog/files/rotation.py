@@ -18,15 +18,11 @@ from typing import Protocol
 
 from mplog.files.compression import SUFFIXES, find_zstd
 
-__all__ = ["ArchiveName", "Keep", "Rotation", "Timer", "make_rotation"]
-
-# kB and KB are one thing: nobody who writes "100 KB" means kelvin. There is no "100 M", which is 2**20 to some
+# kB and KB are the same: nobody who writes "100 KB" means kelvin. There is no "100 M", which is 2**20 to some
 # (logrotate) and 10**6 to others.
-_SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30} | {
-    "tib": 2**40,
-    "byte": 1,
-    "bytes": 1,
-}
+_SIZES = {"b": 1, "byte": 1, "bytes": 1}
+_SIZES |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_SIZES |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
@@ -55,14 +51,14 @@ class Schedule(Protocol):
     """Points in time."""
 
     def next_time(self, after: float, zone: datetime.tzinfo | None) -> float:
-        """Return the first of them behind `after`, both in seconds since the epoch. None is the local time zone."""
+        """Return the first of them after `after`, both in seconds since the epoch. None is the local time zone."""
 
 
 @dataclass(frozen=True)
 class Interval:
     """Every so many seconds, counted from midnight between a Sunday and a Monday: so "1 hour" is each full hour.
 
-    A file so needs no memory of when it was begun: when its last write was in an earlier interval, it is due.
+    So nobody needs to remember when a file was begun: if its last write was in an earlier interval, it is due.
     """
 
     seconds: float
@@ -123,7 +119,7 @@ class Timer:
         self.restart(since)
 
     def restart(self, since: float) -> None:
-        """Begin anew: the next time is the first one behind `since`."""
+        """Begin anew: the file is due at the first time after `since`."""
         self._since = since
         try:
             self._next = min((schedule.next_time(since, self._zone) for schedule in self._schedules), default=math.inf)
@@ -131,10 +127,10 @@ class Timer:
             self._next = math.inf
 
     def is_due(self, now: float) -> bool:
-        """Whether the time has come. A clock that is set forward makes one file due once.
+        """Whether the time has come.
 
-        One that is set back makes none due; it is waited for until it has caught up, but never for longer than two
-        periods.
+        If the clock is set forward, the file is due once. If it is set back, the file is due when the clock has caught
+        up, but after two periods at the latest.
         """
         if now < self._since - (self._next - self._since):
             self.restart(now)
@@ -151,7 +147,7 @@ class Keep:
     Attributes:
         files: how many.
         seconds: how old, by their last write.
-        size: bytes of all together. The one that was rotated last is kept, whatever its size.
+        size: bytes of all together. The newest file is kept, whatever its size.
     """
 
     files: int | None = None
@@ -161,16 +157,12 @@ class Keep:
 
 def _read_rotate(words: str | int) -> tuple[int | None, tuple[Schedule, ...]]:
     """Return the size in bytes, and the schedules."""
-    if _is_int(words):
-        words = f"{words} bytes"
-    if not isinstance(words, str):
-        raise TypeError(f"rotate is {_ROTATE_WORDS}, not {words!r}")
     size = None
     schedules = []
-    for part in re.split(r"\s+or\s+", words.strip().lower()):
+    for part in _parts("rotate", words, "bytes", "or", _ROTATE_WORDS):
         found = _read_size(part)
         if found is None:
-            schedules.append(_read_schedule(part, words))
+            schedules.append(_read_schedule(part, str(words)))
         elif size is not None:
             raise ValueError(f"rotate={words!r} names two sizes, and one is enough")
         else:
@@ -179,15 +171,11 @@ def _read_rotate(words: str | int) -> tuple[int | None, tuple[Schedule, ...]]:
 
 
 def _read_schedule(part: str, words: str) -> Schedule:
-    if part == "hourly":
-        return Interval(3600)
-    seconds = _read_seconds(part)
+    seconds = 3600 if part == "hourly" else _read_seconds(part)
     if seconds is not None:
         if seconds < 1:
             raise ValueError(f"rotate={words!r} is more often than once a second")
         return Interval(seconds)
-    if part == "midnight":
-        part = "daily"
     day, time = part, datetime.time()
     match = _TIME_OF_DAY.fullmatch(part)
     if match is not None:
@@ -196,7 +184,7 @@ def _read_schedule(part: str, words: str) -> Schedule:
         if hour > 23 or minute > 59 or second > 59:
             raise ValueError(f"rotate={words!r}: there is no such time of day. Times are 00:00 to 23:59")
         time = datetime.time(hour, minute, second)
-    if day == "daily":
+    if day == "daily" or part == "midnight":
         return TimeOfDay(time)
     if day == "weekly":
         return TimeOfDay(time, weekday=0)
@@ -208,12 +196,8 @@ def _read_schedule(part: str, words: str) -> Schedule:
 
 
 def _read_keep(words: str | int) -> Keep:
-    if _is_int(words):
-        words = f"{words} files"
-    if not isinstance(words, str):
-        raise TypeError(f"keep is {_KEEP_WORDS}, not {words!r}")
     found: dict[str, float] = {}
-    for part in re.split(r"\s+and\s+", words.strip().lower()):
+    for part in _parts("keep", words, "files", "and", _KEEP_WORDS):
         match = re.fullmatch(r"([0-9]+)\s*files?", part)
         what, value = "files", float(match[1]) if match else None
         if value is None:
@@ -234,8 +218,12 @@ def _read_keep(words: str | int) -> Keep:
     )
 
 
-def _is_int(words: object) -> bool:
-    return isinstance(words, int) and not isinstance(words, bool)
+def _parts(argument: str, words: str | int, unit: str, conjunction: str, meaning: str) -> list[str]:
+    if isinstance(words, int) and not isinstance(words, bool):
+        words = f"{words} {unit}"
+    if not isinstance(words, str):
+        raise TypeError(f"{argument} is {meaning}, not {words!r}")
+    return re.split(rf"\s+{conjunction}\s+", words.strip().lower())
 
 
 def _read_size(part: str) -> int | None:
@@ -250,18 +238,16 @@ def _read_size(part: str) -> int | None:
 
 def _read_seconds(part: str) -> float | None:
     match = _AMOUNT.fullmatch(part)
-    if match is None:
-        return None
-    unit = _SECONDS.get(match[2].removesuffix("s"))
-    return None if unit is None else float(Decimal(match[1]) * unit)
+    unit = match and _SECONDS.get(match[2].removesuffix("s"))
+    return float(Decimal(match[1]) * unit) if match and unit else None
 
 
 # --- names ---
 
-#: What may stand in a pattern, and how many digits it is. Only digits, which are the same in every locale.
+#: The directives that a pattern may have, and how many digits each is. Only digits, which are the same in every locale.
 _DIRECTIVES = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2, "y": 2, "j": 3, "G": 4, "V": 2, "U": 2, "W": 2, "u": 1}
 
-#: Bytes that a file name may have, and those of them that temporary names need.
+#: Bytes that a file name may have, and how many of them temporary names need.
 _NAME_MAX, _EXTRA = 255, len("..zst.part")
 
 
@@ -283,13 +269,13 @@ class ArchiveName:
             stem, suffix = os.path.splitext(log.replace("%", "%%").replace("{", "{{").replace("}", "}}"))
             pattern = f"{stem}.%Y-%m-%d.{{index:03}}{suffix}"
         self.pattern = pattern
-        #: Before and behind the index, each a list of texts and directives.
+        #: Before and after the index, each a list of texts and directives.
         self._parts: list[list[str]] = [[]]
         self._width = 1
         self._read()
-        before, behind = ("".join(map(_expression, part)) for part in self._parts)
+        before, after = ("".join(map(_expression, part)) for part in self._parts)
         suffixes = "|".join(map(re.escape, SUFFIXES.values()))
-        self._name = re.compile(f"({before})([0-9]{{{self._width},}})({behind})(?:{suffixes})?", re.DOTALL)
+        self._name = re.compile(f"({before})([0-9]{{{self._width},}})({after})(?:{suffixes})?", re.DOTALL)
         self._check(log)
 
     def _read(self) -> None:
@@ -339,20 +325,20 @@ class ArchiveName:
             zone: of the date; None is the local one.
             index: its number.
         """
-        date, rest = self.around_index(written_at, zone)
-        return f"{date}{index:0{self._width}}{rest}"
+        before, after = self.around_index(written_at, zone)
+        return f"{before}{index:0{self._width}}{after}"
 
     def around_index(self, written_at: float, zone: datetime.tzinfo | None) -> tuple[str, str]:
-        """Return what stands before and behind the index of such a file."""
+        """Return what stands before and after the index of such a file."""
         time = datetime.datetime.fromtimestamp(written_at, zone)
-        before, behind = (
+        before, after = (
             "".join(
                 "%" if part == "%%" else time.strftime(part).zfill(_DIRECTIVES[part[1]]) if part[0] == "%" else part
                 for part in parts
             )
             for parts in self._parts
         )
-        return before, behind
+        return before, after
 
     def pieces(self, digits: list[str]) -> list[str]:
         """Return the name in characters, with `digits` in the place of each directive and of the index."""
@@ -390,7 +376,7 @@ class Rotation:
         zone: the time zone of schedules and names; None is the local one.
         name: what rotated files are called.
         keep: which of them are kept.
-        compress: a key of SUFFIXES, or None.
+        compress: a key of `SUFFIXES`, or None.
     """
 
     size: int | None
