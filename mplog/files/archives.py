@@ -1,9 +1,8 @@
 """The rotated files of a log: giving a file such a name, compressing them, removing old ones.
 
-The rule of this file: **a rotated file is complete under one of its names at every instant**, and what is not a regular
-file by such a name is left alone. All of it runs in the logging process; compressing and removing in a thread of their
-own, which reads and compresses without holding the interpreter. What that leaves half done is finished after the next
-start::
+The rule of this file: **a rotated file is complete under one of its names at every instant.** What has such a name and
+is no regular file is left alone. A thread compresses and removes, mostly without holding the interpreter's lock. What
+it leaves half done is finished after the next start::
 
     app.2026-11-20.001.log  ->  .app.2026-11-20.001.log.gz.part  ->  app.2026-11-20.001.log.gz, and the first is removed
 """
@@ -19,12 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from mplog.files import regular as regular_file
+from mplog.files import regular
 from mplog.files.compression import SUFFIXES, compress_into, decompress
 from mplog.files.notices import Clock, Notices
 from mplog.files.rotation import Keep, Rotation
 
-#: Bytes that are compressed at a time: some milliseconds, after which it may be told to stop.
+#: Bytes that are compressed at a time. Between two such pieces, each of some milliseconds, the thread may be stopped.
 _CHUNK = 2**18
 
 #: Seconds that the closing of a log waits for the compressor before it tells it to stop.
@@ -59,7 +58,7 @@ class Archives:
         self._notices = notices
         self._clock = clock
         self._last: tuple[tuple[str, str], int] | None = None
-        #: Files that have been rotated since `tidy` was called last are not touched before it is called again.
+        #: Files that were rotated since the last `tidy`, which are not touched before the next one.
         self._held: frozenset[str] = frozenset()
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -84,7 +83,7 @@ class Archives:
                 continue
             self._held |= {os.path.basename(target)}
             try:
-                regular_file.rename_to_new(path, target)
+                regular.rename_to_new(path, target)
             except FileExistsError:
                 continue  # a file that was put there meanwhile, a symbolic link, a FIFO, a directory
             except BaseException:
@@ -96,7 +95,7 @@ class Archives:
         return os.path.join(self._directory, name)
 
     def _names(self) -> Iterator[tuple[str, tuple[str, str], int]]:
-        """Yield the names that are taken, with what stands around the index, and the index."""
+        """Yield the names of rotated files, with what stands around the index, and the index."""
         for name in os.listdir(self._directory):
             found = self._rotation.name.index_of(name)
             if found is not None:
@@ -107,7 +106,7 @@ class Archives:
         for name, _, index in self._names():
             with contextlib.suppress(FileNotFoundError):
                 status = os.lstat(self._path(name))
-                # No log is rotated while it is empty: an empty file is a name that is being taken at this moment.
+                # No log is rotated while it is empty: an empty file only reserves a name.
                 if stat.S_ISREG(status.st_mode) and status.st_size and name not in self._held:
                     files.append(_Archive(name, index, status.st_size, status.st_mtime_ns))
         return files
@@ -115,7 +114,7 @@ class Archives:
     # --- the thread ---
 
     def tidy(self) -> None:
-        """Have what is to be compressed compressed, and what is too old removed, in the background."""
+        """Compress rotated files and remove old ones, in the background."""
         self._held = frozenset()
         if self._rotation.compress is None and self._rotation.keep == Keep():
             return
@@ -128,11 +127,11 @@ class Archives:
 
     @property
     def is_tidying(self) -> bool:
-        """Whether something is being done, or about to be, for which `close` would wait, or which it would abandon."""
+        """Whether work is going on that `close` would wait for, or abandon."""
         return self._done < self._asked
 
     def close(self) -> None:
-        """Wait a moment for what is being done; then leave it for the next start."""
+        """Wait a moment for the work that is going on; then leave it for the next start."""
         if self._thread is None:
             return
         self._requests.put(False)
@@ -157,7 +156,7 @@ class Archives:
     # --- compressing ---
 
     def _remove_parts(self) -> None:
-        """Remove what was being compressed when a logging process died."""
+        """Remove what a killed process was compressing."""
         for name in os.listdir(self._directory):
             whole = name.removesuffix(_PART)[1:]
             if name.startswith(".") and name.endswith(_PART) and self._rotation.name.index_of(whole) is not None:
@@ -182,20 +181,20 @@ class Archives:
                 try:
                     if not self._write_part(source, status, part, how):
                         return
-                    regular_file.rename_to_new(part, target)
+                    regular.rename_to_new(part, target)
                 finally:
                     with contextlib.suppress(OSError):
                         os.unlink(part)
         # On the disk under its new name before the old one goes.
-        regular_file.sync_directory(self._directory)
+        regular.sync_directory(self._directory)
         if os.path.samestat(os.lstat(path), status):
             os.unlink(path)
 
     def _write_part(self, source: IO[bytes], status: os.stat_result, part: str, how: str) -> bool:
-        """Compress into a temporary file, which is on the disk behind this; return False if told to stop."""
+        """Compress into a temporary file, and force it to the disk; return False if told to stop."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
-        with os.fdopen(regular_file.create(part, stat.S_IMODE(status.st_mode)), "wb") as file:
+        with os.fdopen(regular.create(part, stat.S_IMODE(status.st_mode)), "wb") as file:
             with contextlib.suppress(OSError):
                 os.fchown(file.fileno(), status.st_uid, status.st_gid)
             with compress_into(file, how, status.st_mtime) as compressor:
@@ -210,10 +209,10 @@ class Archives:
         return True
 
     def _is_left_over(self, target: str, source: IO[bytes], how: str) -> bool:
-        """Whether a logging process has died between the renaming of the compressed file and the end of the original.
+        """Whether `target` is what a process has left that was killed before it removed the original.
 
-        An empty one, which had only been claimed, is removed. What is in anything else is compared: it could be
-        somebody else's file.
+        An empty file, which only reserves the name, is removed. Any other is compared: it could have nothing to do with
+        the log.
         """
         with open(target, "rb", opener=_open_regular) as file:
             if not os.fstat(file.fileno()).st_size:
@@ -227,7 +226,7 @@ class Archives:
                             return False
                         if not chunk:
                             return True
-            except Exception:  # each library has its own for what it cannot read
+            except Exception:  # each library has its own errors
                 return False
         return False
 
@@ -260,7 +259,7 @@ def _expired(files: list[_Archive], keep: Keep, now: float) -> list[_Archive]:
 
 
 def _open_regular(path: str, _: int) -> int:
-    """Open for reading what is a regular file, and not a link to one."""
+    """Open a regular file for reading, and no link to one."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     fd = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -1,7 +1,7 @@
 """The lock of a log file: one logging process writes it.
 
-The rule of this file: **who holds the lock is written in it, and who dies lets go of it.** The kernel releases the lock
-of a process that ends in any way; the file that carries it is removed by its holder alone.
+The rule of this file: **the holder of the lock is written in it, and lets go of it by dying.** The kernel releases the
+lock of a process that ends in any way; only the holder removes the file that carries it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,15 @@ from mplog.errors import LogFileLockedError
 if TYPE_CHECKING:
     import filelock
 
-__all__ = ["acquire", "clear_up", "release"]
-
 
 def _lock_path(path: str) -> str:
-    """Return the path of the lock file, which is the same by whatever way its directory is reached."""
+    """Return the path of the lock file, which is the same for every path to the directory."""
     directory, name = os.path.realpath(os.path.dirname(path)), os.path.basename(path)
     if not os.path.isdir(directory):
         raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
     place = os.path.join(directory, f".{name}.lock")
     if not os.access(directory, os.W_OK):
-        # As with /var/log, where an administrator has made the file.
+        # As in /var/log, where an administrator has made the file.
         place = os.path.join(_own_path(), place.replace(os.sep, "%"))
     return place
 
@@ -41,7 +39,7 @@ def _own_path() -> str:
 
 
 def _make_own_directory(path: str) -> None:
-    """Make, where it is not there, a directory for locks in which nobody else can plant anything."""
+    """Make a directory for locks in which no other user can plant anything, unless it is there."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     found = os.lstat(path)
@@ -50,7 +48,8 @@ def _make_own_directory(path: str) -> None:
     ):
         raise PermissionError(
             errno.EPERM,
-            f"{path}, for the lock of a file whose own directory is not writable, is somebody else's work. Remove it",
+            f"{path}, for the lock of a file whose own directory is not writable, is not of this program's making. "
+            "Remove it",
         )
 
 
@@ -58,10 +57,10 @@ def acquire(path: str) -> filelock.BaseFileLock:
     """Become the one process that writes the file.
 
     Raises:
-        LogFileLockedError: another one is.
+        LogFileLockedError: another process writes it.
         OSError: the lock file cannot be made.
     """
-    # Here, because it costs as much as everything else that a program loads to start a server.
+    # Imported here: it takes as long as everything else that a program loads to start a server.
     import filelock
 
     place = _lock_path(path)
@@ -69,7 +68,7 @@ def acquire(path: str) -> filelock.BaseFileLock:
         _make_own_directory(_own_path())
     with contextlib.suppress(FileNotFoundError):
         _check_lock(os.lstat(place), place)  # before filelock opens it, some versions of which empty it
-    # 0600: whoever can open it can hold it, and so keep this server from starting.
+    # 0600: a user who can open it can hold it, and so keep this server from starting.
     lock = filelock.FileLock(place, mode=0o600, thread_local=False)
     try:
         lock.acquire(blocking=False)
@@ -98,7 +97,7 @@ def acquire(path: str) -> filelock.BaseFileLock:
 def release(lock: filelock.BaseFileLock) -> None:
     """Let go of the lock, and remove its file."""
     if lock.is_locked:
-        # While it is still held: whoever waits for it sees that the file has gone, and makes a new one.
+        # While it is still held: a process that waits for it sees that the file has gone, and makes a new one.
         with contextlib.suppress(OSError):
             os.unlink(lock.lock_file)
             if os.path.dirname(lock.lock_file) == _own_path():
@@ -107,7 +106,7 @@ def release(lock: filelock.BaseFileLock) -> None:
 
 
 def clear_up(path: str) -> None:
-    """Remove the lock file that a process which has died has left."""
+    """Remove the lock file of a process that has died."""
     with contextlib.suppress(OSError):
         if os.path.exists(_lock_path(path)):
             release(acquire(path))
@@ -116,16 +115,16 @@ def clear_up(path: str) -> None:
 def _check_lock(found: os.stat_result, place: str) -> None:
     # 0 links: another server has just ended, and removed it.
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        raise PermissionError(errno.EPERM, f"{place} is not a lock file, but somebody else's work. Remove it")
+        raise PermissionError(errno.EPERM, f"{place} is not a lock file of this program's making. Remove it")
 
 
 def _write_owner(place: str) -> None:
-    """Note in the lock file who has it."""
-    # Not what a link leads to, even one that has come there in the meantime; nor what is already another file's.
+    """Note in the lock file which process has it."""
+    # Never the target of a link, even of one that was made in the meantime, nor a file that has other names.
     fd = os.open(place, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         _check_lock(os.fstat(fd), place)
-        # Never empty on the way: to close a file that was, and is not any more, costs ext4 a write to the disk.
+        # Never empty in between: closing a file that was empty and is not any more costs ext4 a write to the disk.
         length = os.write(fd, f"{os.getpid()} {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n".encode("ascii"))
         os.ftruncate(fd, length)
     finally:
@@ -136,7 +135,7 @@ def _read_owner(place: str) -> tuple[int | None, str | None]:
     try:
         fd = os.open(place, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         with open(fd, encoding="ascii") as file:
-            # It is shown, and others may have written it.
+            # Others may have written it, and it is shown in a message.
             found = re.fullmatch(r"(\d{1,10}) ([\d-]{10} [\d:]{8})\n?", file.readline(100))
     except (OSError, ValueError):
         found = None

@@ -1,12 +1,11 @@
-"""Names of files by what is in a record: `logs/{processName}.log`. Pure code, no I/O.
+"""Names of files by what is in a record: `logs/{processName}.log`.
 
-The rule of this file: **a name stays in its directory, and tells its record.** What comes with a record may be
-anything, also from somebody hostile; two different values never make one name, and no value makes the name of a lock,
-of a temporary file, or of a rotated file.
+The rule of this file: **a name stays in its directory, and different values make different names**, even if an attacker
+chooses them. No value makes the name of a lock, a temporary file or a rotated file.
 
-Of a value, ASCII letters and digits stay as they are, and so do ``-_.+@=,``. All else is written as ``%`` and two
-hexadecimal digits for each byte of UTF-8, as in a URL. A value that is too long for a name is cut, and ends in ``%~``
-and a hash of all of it. An empty one is ``%``.
+In a value, ASCII letters and digits stay as they are, and so do ``-_.+@=,``. Any other character is written as ``%``
+and two hexadecimal digits for each byte of UTF-8, as in a URL. A value that is too long for a name is cut, and ends in
+``%~`` and a hash of all of it. An empty one is ``%``.
 """
 
 from __future__ import annotations
@@ -20,16 +19,14 @@ from typing import Any
 from mplog.record.layout import DETAILS, ORIGIN
 from mplog.record.plain import safe_str
 
-__all__ = ["FileNames"]
-
-#: Bytes of a name. A file name has 255; rotated files, locks and temporary files have more than their log's name.
+#: Bytes of a name. A file name may have 255, but those of rotated files, locks and temporary files are longer.
 NAME_SIZE = 200
-#: Bytes that a value has at least: a hash, and enough to recognize it by.
+#: Bytes for a value, at least: for a hash, and enough to recognize the value by.
 _VALUE_SIZE = 48
-#: Characters of a value that are looked at, unless it is cut anyway.
+#: Characters of the longest value that is escaped whole.
 _LONGEST_VALUE = 1000
 
-#: Fields that are different in every record, or no text.
+#: Fields that differ in every record, or are not text.
 _NO_FIELDS = frozenset(
     ("message", "msg", "args", "asctime", "created", "msecs", "relativeCreated")
     + ("exc_info", "exc_text", "stack_info", "sequence")
@@ -37,7 +34,7 @@ _NO_FIELDS = frozenset(
 _NUMBERS = frozenset(name for name, kind in {**ORIGIN, **DETAILS}.items() if kind is int)
 _EMPTY, _CUT = "%", "%~"
 
-#: What is in every name that rotation gives a file of ours, unless told otherwise (`mplog.files.rotation.ArchiveName`).
+#: What is in the names of rotated files, unless told otherwise (`mplog.files.rotation.ArchiveName`).
 _ARCHIVE = re.compile(r"\.[0-9]{4}-[0-9]{2}-[0-9]{2}\.[0-9]{3,}")
 
 
@@ -52,8 +49,8 @@ class FileNames:
 
     Attributes:
         fields: the names of its fields.
-        texts: what stands before, between and behind them.
-        needs_details: whether it looks at what is sent on request only.
+        texts: what stands before, between and after them.
+        needs_details: whether it has fields that are sent on request only.
 
     Raises:
         ValueError: it has no field, or could give two records of different values one name.
@@ -97,17 +94,17 @@ class FileNames:
             raise self._error("has no {field}, so it is one file. That is a FileSink")
 
     def _separators(self) -> str:
-        """Return what must not be in a value, so that it can be told where one ends and the next begins."""
+        """Return what must not be in a value, so that the end of one can be told from the beginning of the next."""
         found = ""
         for text in self.texts[1:-1]:
-            # % and hexadecimal digits are what the rest is written with.
+            # % and hexadecimal digits may be in an escaped value.
             marks = [character for character in text if character not in "%~0123456789ABCDEFabcdef"]
             if not marks:
                 raise self._error(
                     "has two fields with nothing between them that tells where one ends, as in {name}-{process}"
                 )
             found += marks[0]
-        # Numbers have none of it in them, so there is nothing to be told apart.
+        # Numbers have no such characters.
         return found if sum(field not in _NUMBERS for field in self.fields) > 1 else ""
 
     def _check(self) -> None:
@@ -123,11 +120,7 @@ class FileNames:
         return ValueError(f"the file name {self.pattern!r} {what}")
 
     def name(self, values: Sequence[Any]) -> str:
-        """Return the name for a record.
-
-        Args:
-            values: of `fields`, in that order.
-        """
+        """Return the name for a record with these values of `fields`."""
         texts = [
             self._missing if value is None else value if type(value) is str else safe_str(value) for value in values
         ]

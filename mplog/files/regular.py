@@ -23,14 +23,14 @@ Owner = tuple[int, int]
 def open_for_appending(
     path: str, permissions: int, *, owner: Owner | None = None, follow_symlinks: bool = False, make: bool = True
 ) -> tuple[int, bool]:
-    """Open a regular file for appending, or make it; return the descriptor, and whether it was made.
+    """Open a regular file for appending; return the descriptor, and whether the file was made.
 
     Args:
         path: the file.
         permissions: of a file that is made, whatever the umask is.
         owner: of a file that is made.
-        follow_symlinks: open it also through a symbolic link.
-        make: make it where it is not there.
+        follow_symlinks: open the file even if the path is a symbolic link.
+        make: make the file if it is not there.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
@@ -40,7 +40,7 @@ def open_for_appending(
         with contextlib.suppress(FileExistsError):
             return create(path, permissions, owner=owner), True
     try:
-        # O_CREAT: through a link to a file that is not there.
+        # O_CREAT: for a link to a file that is not there.
         fd = os.open(path, flags | (os.O_CREAT if follow_symlinks and make else 0), permissions)
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -65,21 +65,21 @@ def open_for_appending(
 
 
 def _check_not_planted(file: os.stat_result, directory: os.stat_result) -> None:
-    """Refuse a file that somebody else may have put there, where others can write to its directory."""
+    """Refuse a file that another user may have put there, in a directory where others can write."""
     owners = (directory.st_uid, os.geteuid() if hasattr(os, "geteuid") else directory.st_uid)
     others_can_write = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if file.st_nlink > 1 and others_can_write:
         raise OSError(
             errno.EMLINK,
-            "it is a hard link in a directory where others can write, who may have made it to have another file "
-            "written. Remove the link, or, if it is meant, give FileSink(..., follow_symlinks=True)",
+            "it is a hard link in a directory where others can write, and may lead to any file. Remove the link, or, "
+            "if you have made it, give FileSink(..., follow_symlinks=True)",
         )
-    # What Linux does where fs.protected_regular is set.
+    # As Linux does if fs.protected_regular is set.
     if directory.st_mode & stat.S_ISVTX and directory.st_mode & stat.S_IWOTH and file.st_uid not in owners:
         raise OSError(
             errno.EPERM,
             f"it belongs to another user (uid {file.st_uid}), who may have put it there to read the log. Remove it, or "
-            "log into a directory where others cannot write",
+            "log to a directory where others cannot write",
         )
 
 
@@ -92,18 +92,18 @@ def _not_a_file() -> OSError:
 
 
 def create(path: str, permissions: int, *, owner: Owner | None = None) -> int:
-    """Make a file, with just this mode and owner, and return a descriptor for appending to it.
+    """Make a file with exactly this mode and owner; return a descriptor for appending to it.
 
     Raises:
         FileExistsError: something is there already, whatever it is.
-        PermissionError: it cannot be given to that owner, and so was not made.
+        PermissionError: it cannot be given to that owner; there is no file then.
     """
     fd = os.open(path, _APPENDING | _NOFOLLOW | os.O_CREAT | os.O_EXCL, permissions)
     try:
         if owner is not None:
             _give_to(fd, owner)
         if hasattr(os, "fchmod"):
-            os.fchmod(fd, permissions)  # the mode that was asked for, whatever the umask has taken off it
+            os.fchmod(fd, permissions)  # whatever the umask is
     except BaseException:
         os.close(fd)
         with contextlib.suppress(OSError):
@@ -119,7 +119,7 @@ def _give_to(fd: int, owner: Owner) -> None:
         raise PermissionError(
             errno.EPERM,
             f"it cannot be given to {_show(owner)} by {_show((os.geteuid(), os.getegid()))}: only root may give a file "
-            "to another user, or to a group that it is not in itself. Run as that user, or leave owner= out",
+            "to another user, or to a group that the giver is not in. Run as that user, or leave owner= out",
         ) from None
 
 
@@ -128,7 +128,7 @@ def _show(owner: Owner) -> str:
 
 
 def read_owner(owner: str | None) -> Owner | None:
-    """Return what ``user``, ``user:group`` or ``:group`` means, as chown(1) takes it: names or numbers.
+    """Return the ids of ``user``, ``user:group`` or ``:group``, which are names or numbers, as for chown(1).
 
     Raises:
         ValueError: there is no such user or group on this machine.
@@ -196,23 +196,15 @@ def cut_back(fd: int, start: int, end: int) -> int | None:
     return status.st_size - start
 
 
-def claim(path: str) -> None:
-    """Make an empty file of that name, which so is ours.
-
-    Raises:
-        FileExistsError: something is there already, whatever it is.
-    """
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _FLAGS, 0o600))
-
-
 def rename_to_new(source: str, target: str) -> None:
-    """Rename a file to a name that is free; one that is not is left as it is.
+    """Rename a file, unless the new name is taken.
 
     Raises:
         FileExistsError: something is there already, whatever it is.
         OSError: it cannot be renamed; everything is as before.
     """
-    claim(target)
+    # An empty file of that name makes the name ours.
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _FLAGS, 0o600))
     try:
         os.rename(source, target)
     except BaseException:
@@ -222,7 +214,7 @@ def rename_to_new(source: str, target: str) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Force the names in a directory to the disk: a file that was made or renamed is behind a power loss, too."""
+    """Force the names in a directory to the disk, so that a new or renamed file survives a power loss."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)

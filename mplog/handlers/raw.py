@@ -1,8 +1,8 @@
 """Handlers for bytes. They run in the logging process.
 
-The rule of this file: **a piece of bytes is written whole, once, where it was sent to**, and no log record is. A raw
-file is a log file in which each piece stands for a record: rotated between two of them, taken back when it is there in
-part, waited for while the disk is full. Its text is Latin-1, in which byte and character are the same.
+The rule of this file: **a piece of bytes is written whole and once, to the sink that it was sent to.** A raw file is a
+log file in which each piece is treated as a record: the file is rotated between two pieces, and a piece that was written
+in part is taken back. Its encoding is Latin-1, in which each byte is a character.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from mplog.handlers.text import TextHandler
 
 
 class Writer(Protocol):
-    """What a `WriterSink` writes to. Its methods run in the logging process, and may raise; that is counted."""
+    """What a `WriterSink` writes to. Its methods run in the logging process. They may raise, which is counted."""
 
     def write(self, batch: list[bytes]) -> object:
-        """Write all of these, in this order. A list, so that many small pieces cost one call."""
+        """Write these pieces in this order."""
 
     def flush(self) -> object:
-        """Have it written: called behind each batch."""
+        """Force out what was written: called after each batch."""
 
     def close(self) -> object:
-        """Let go, at the end."""
+        """End writing."""
 
 
-#: What stands for bytes where a record is reported that could not be written.
+#: Stands for bytes that could not be written, where a record is reported.
 _RECORD = logging.LogRecord("mplog.write", logging.NOTSET, "", 0, "bytes", None, None)
 
 
 class RawFileHandler(LogFileHandler):
-    """Writes bytes to a file. Runs in the logging process.
+    """Writes bytes to a file.
 
     Args:
         path, options, more: see `LogFileHandler`.
@@ -53,7 +53,7 @@ class RawFileHandler(LogFileHandler):
 
 
 class WriterHandler(TextHandler):
-    """Gives bytes to a writer. Runs in the logging process.
+    """Gives bytes to a writer.
 
     Args:
         writer: takes them.
@@ -75,7 +75,6 @@ class WriterHandler(TextHandler):
         self._batch += batch
 
     def flush(self) -> None:
-        """Give them to the writer."""
         if self._batch:
             batch, self._batch = self._batch, []
             try:

@@ -16,9 +16,9 @@ from mplog.record.layout import MSG, Entry
 
 
 class LocklessHandler(Output, logging.Handler):
-    """A handler without the lock that others hold while they write. Runs in the logging process.
+    """A handler that holds no lock while it writes.
 
-    One thread writes there; and a thread that waits must not hold a lock that a function takes which logs itself.
+    Only one thread writes. A lock would be held while the handler waits, and a function that logs would wait for it.
     """
 
     @property
@@ -26,11 +26,9 @@ class LocklessHandler(Output, logging.Handler):
         return self
 
     def createLock(self) -> None:
-        """Have no lock."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> Any:
-        """Filter the record and emit it, without the lock that the base class takes."""
         passed: Any = self.filter(record)
         if passed:
             self.emit(passed if isinstance(passed, logging.LogRecord) else record)
@@ -38,11 +36,11 @@ class LocklessHandler(Output, logging.Handler):
 
 
 class TextHandler(LocklessHandler):
-    """A handler that writes a batch of texts at a time. Runs in the logging process.
+    """A handler that writes a batch of texts at a time. Subclasses override `write`.
 
     `handle_entries` takes a batch as it comes off the wire; `emit` takes a single record. Both collect, and `flush`,
-    which the logging process calls behind each batch, writes. A record that could not be written goes to `handleError`;
-    but where `keeps_trying` is set, an OSError leaves it, and what follows it, to the next `flush`. Override `write`.
+    which the logging process calls after each batch, writes. A record that cannot be written goes to `handleError`; but
+    if `keeps_trying` is set, after an OSError it waits for the next `flush`, with all that follow it.
 
     """
 
@@ -53,12 +51,11 @@ class TextHandler(LocklessHandler):
         super().__init__()
         self._sources: list[Entry | logging.LogRecord] = []
         self._texts: list[str] = []
-        #: For those two alone: a function that takes batches (`CallableSink`) may log in its own thread.
+        #: Guards those two: the function of a `CallableSink` may log in a thread of its own.
         self._adding = threading.RLock()
         self._renderer_made: tuple[logging.Formatter | None, Renderer] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Render the record for the next `flush`."""
         try:
             text = self.format(record) + self.terminator
         except Exception:
@@ -69,7 +66,6 @@ class TextHandler(LocklessHandler):
                 self._sources.append(record)
 
     def handle_entries(self, batch: Sequence[Entry]) -> None:
-        """Render a batch for the next `flush`."""
         texts = self._renderer(batch, self._fail)
         with self._adding:
             self._texts += texts
@@ -101,7 +97,7 @@ class TextHandler(LocklessHandler):
             self.write(texts)
             self.stuck_by = None
         except Exception as error:
-            # A file that has reached its greatest size, or the limit of the process, will not take more later.
+            # EFBIG: a file that has reached its greatest size, or the limit of the process, takes no more later, either.
             if self.keeps_trying and isinstance(error, OSError) and error.errno != errno.EFBIG:
                 with self._adding:
                     self._sources[:0], self._texts[:0] = sources[self.written :], texts[self.written :]
@@ -111,17 +107,17 @@ class TextHandler(LocklessHandler):
             self.fail(sources[self.written :])
 
     def fail(self, sources: Sequence[Entry | logging.LogRecord]) -> None:
-        """Report that these could not be written. Runs in an except clause."""
+        """Report records that could not be written. Runs in an except clause."""
         for source in sources:
             self.handleError(_to_record(source) if isinstance(source, tuple) else source)
 
     def write(self, texts: list[str]) -> None:
-        """Write the texts; where that fails, set ``written`` to the number of those that are written, and raise."""
+        """Write the texts; if that fails, set ``written`` to the number of those that are written, and raise."""
         raise NotImplementedError
 
 
 def _to_record(entry: Entry) -> logging.LogRecord:
-    """Return the entry as a record for handleError(), also where it does not decode."""
+    """Return the entry as a record for handleError(), even if it cannot be decoded."""
     values, origin = entry
     try:
         return to_record(values, origin)

@@ -248,7 +248,7 @@ def test_planted_directory_for_locks_is_refused(tmp_path: Path, kind: str) -> No
         try:
             mplog.LogServer("logs/app.log").start()
         except mplog.SinkError as error:
-            print("somebody else's work" in str(error))
+            print("is not of this program's making" in str(error))
         print(os.listdir("elsewhere"), os.listdir("temporary") == [os.path.basename(place)])
         os.rmdir(place) if {kind!r} == "open" else os.unlink(place)
         with mplog.LogServer("logs/app.log", format="%(message)s"):
