@@ -119,12 +119,6 @@ class CallableHandler(LocklessHandler):
             thread.start()
 
     def go_on(self, path: str, notify: Callable[[], object]) -> None:
-        """Keep what waits in files, and take up those that the process before has left.
-
-        Args:
-            path: what their names begin with.
-            notify: called from any thread when something was delivered.
-        """
         self._notify = notify
         with self._condition:
             self._backlog.keep_in(path)
@@ -198,34 +192,23 @@ class CallableHandler(LocklessHandler):
     # --- what the logging process asks ---
 
     def send_now(self) -> int:
-        """Have delivered what has come so far; return what `is_delivered` takes."""
         with self._condition:
             self._backlog.close_batch()
             self._condition.notify_all()
             return self._backlog.next
 
     def is_delivered(self, mark: int) -> bool:
-        """Whether everything that had come before a `send_now` is delivered or given up."""
         with self._condition:
             return self._backlog.is_delivered(mark)
 
     def take_failures(self) -> Iterator[tuple[BaseException, int]]:
-        """Yield what could not be delivered since the last time: the reason, and how many records."""
         return _take_all(self._failures)
 
     def take_retries(self) -> Iterator[BaseException]:
-        """Yield why something is tried again, since the last time."""
         return _take_all(self._retries)
 
     def finish(self, timeout: float) -> bool:
-        """Wait until everything is delivered or given up; what comes later is tried once, before the end of `close`.
-
-        Args:
-            timeout: for how many seconds at most.
-
-        Returns:
-            Whether it is. Call it again until it is.
-        """
+        """Wait until everything is delivered or given up. What comes later is tried once, before the end of `close`."""
         mark = self.send_now()
         with self._condition:
             if self._finish_by == math.inf:

@@ -87,7 +87,6 @@ class LogFileHandler(TextHandler):
         return self._file.path
 
     def fileno(self) -> int:
-        """Return its descriptor."""
         return self._file.fileno()
 
     # --- writing ---
@@ -196,7 +195,6 @@ class LogFileHandler(TextHandler):
         return self._file.notices.take()
 
     def close(self) -> None:
-        """Write the rest, and let go of the file."""
         try:
             self.flush()
         finally:

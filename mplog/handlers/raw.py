@@ -1,8 +1,8 @@
 """Handlers for bytes. They run in the logging process.
 
 The rule of this file: **a piece of bytes is written whole and once, to the sink that it was sent to.** A raw file is a
-log file in which each piece is treated as a record: the file is rotated between two pieces, and a piece that was written
-in part is taken back. Its encoding is Latin-1, in which each byte is a character.
+log file in which each piece is treated as a record: the file is rotated between two pieces, and a piece that was
+written in part is taken back. Its encoding is Latin-1, in which each byte is a character.
 """
 
 from __future__ import annotations

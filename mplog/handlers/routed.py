@@ -112,7 +112,6 @@ class RoutedFileHandler(TextHandler):
     # --- writing ---
 
     def flush(self) -> None:
-        """Write what has been rendered, each file's part at once."""
         if not self._waiting and self.stuck_by is None:
             return
         with self._adding:
@@ -194,7 +193,6 @@ class RoutedFileHandler(TextHandler):
         return self._files.take_notices()
 
     def close(self) -> None:
-        """Write the rest, and let go of the files."""
         try:
             self.flush()
         finally:

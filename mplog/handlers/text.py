@@ -41,7 +41,6 @@ class TextHandler(LocklessHandler):
     `handle_entries` takes a batch as it comes off the wire; `emit` takes a single record. Both collect, and `flush`,
     which the logging process calls after each batch, writes. A record that cannot be written goes to `handleError`; but
     if `keeps_trying` is set, after an OSError it waits for the next `flush`, with all that follow it.
-
     """
 
     terminator = "\n"
@@ -97,7 +96,7 @@ class TextHandler(LocklessHandler):
             self.write(texts)
             self.stuck_by = None
         except Exception as error:
-            # EFBIG: a file that has reached its greatest size, or the limit of the process, takes no more later, either.
+            # EFBIG: a file that has reached its greatest size, or the limit of the process, never takes more.
             if self.keeps_trying and isinstance(error, OSError) and error.errno != errno.EFBIG:
                 with self._adding:
                     self._sources[:0], self._texts[:0] = sources[self.written :], texts[self.written :]
