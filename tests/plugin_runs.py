@@ -60,8 +60,9 @@ class Runs:
     def __call__(self, test: str, *arguments: str, **outcomes: int) -> pytest.RunResult:
         """Run a test file, and hold the run to its outcomes; 'passed', 'failed' and so on, all others are 0."""
         self.pytester.makepyfile(test_it=test)
-        # As the strictest user has it: any warning is an error.
-        options = ["-W", "error", "-p", "no:cacheprovider", *self.plugins]
+        # As the strictest user has it: any warning is an error, except the one that xdist's own threads cause.
+        warnings = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
+        options = [*warnings, "-p", "no:cacheprovider", *self.plugins]
         result = self.pytester.runpytest_subprocess(*options, *arguments, timeout=100)
         if outcomes:
             result.assert_outcomes(**outcomes)
