@@ -27,62 +27,49 @@ from mplog.sinks.sink import Sink
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a logging process opens. It travels pickled with cloudpickle, and the supervisor does not unpickle it.
-
-    Attributes:
-        sinks: what to open, in this order.
-        format: for handlers that bring no formatter.
-        formatter_defaults: attributes of the class ``logging.Formatter``.
-        overflow: what workers do while the queue is full.
-        fields: what all records have.
-    """
+    """What a logging process opens. It travels pickled with cloudpickle, and the supervisor does not unpickle it."""
 
     sinks: tuple[Sink, ...]
+    #: For handlers that bring no formatter.
     format: str | logging.Formatter
+    #: Attributes of the class ``logging.Formatter``.
     formatter_defaults: dict[str, Any]
     overflow: Overflow
+    #: The constant fields of all records.
     fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How a supervisor answers logging processes that die one after the other, with nothing written in between.
+    """How a supervisor answers logging processes that die one after the other, with nothing written in between."""
 
-    Attributes:
-        at_once: how many are replaced at once. Each further one is replaced after a pause.
-        first_pause: the first pause, in seconds. Each is twice as long as the one before.
-        longest_pause: the longest pause, in seconds.
-        restarts: after so many restarts in vain, the supervisor gives up,
-        seconds: if nothing has been written for so many seconds: the cause of the deaths may pass.
-    """
-
+    #: So many are replaced at once. Each further one is replaced after a pause.
     at_once: int = 5
+    #: The first pause, in seconds; each is twice as long as the one before, up to the longest.
     first_pause: float = 0.1
     longest_pause: float = 5.0
+    #: The supervisor gives up after so many restarts in vain,
     restarts: int = 12
+    #: if nothing has been written for so many seconds: the cause of the deaths may pass.
     seconds: float = 60.0
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Program to supervisor, first: what to run.
+    """Program to supervisor, first: what to run. With a plain queue, the supervisor becomes the logging process."""
 
-    Attributes:
-        configuration: a `Configuration`, pickled with cloudpickle.
-        directory: of the queue; None for a plain queue, for which the supervisor becomes the logging process.
-        fd: the reading end of the FIFO, which the supervisor inherits; -1 for a plain queue.
-        buffer_size: bytes of each of the two buffers.
-        emergency: where the supervisor saves what is left when it gives up; None for a plain queue.
-        patience: when it gives up.
-        program: the pid of the program.
-    """
-
+    #: A pickled `Configuration`.
     configuration: bytes
+    #: Of the queue; None for a plain queue.
     directory: str | None = None
+    #: The reading end of the FIFO, which the supervisor inherits; -1 for a plain queue.
     fd: int = -1
+    #: Bytes of each of the two buffers.
     buffer_size: int = 0
+    #: Where the supervisor saves what is left when it gives up; None for a plain queue.
     emergency: EmergencyFile | None = None
     patience: Patience = Patience()
+    #: The pid of the program.
     program: int = field(default_factory=os.getpid)
 
 

@@ -1,4 +1,4 @@
-"""What wakes the loop up: signals, and threads that have something for it. Runs in the logging process."""
+"""What wakes up the loop and the supervisor: signals, and threads that have something for the loop."""
 
 from __future__ import annotations
 
@@ -14,27 +14,53 @@ QUIET_SECONDS = 0.5
 _TERMINATION_SECONDS = 5.0
 
 
-class Signals:
-    """SIGTERM, SIGHUP, and `wake`.
-
-    SIGHUP means to the logging process, as to other daemons, that files have been moved and are to be opened anew.
+class Wakeup:
+    """Becomes readable at each signal that Python handles, and at `wake`.
 
     Attributes:
         awake: readable when there is something to do.
-        terminated_at: when SIGTERM came last, by the monotonic clock; None if it has not.
-        shall_reopen: whether SIGHUP has come. Reset it.
     """
 
     def __init__(self) -> None:
         self.awake, self._waking = socket.socketpair()
         self.awake.setblocking(False)
         self._waking.setblocking(False)
+        signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
+
+    def wake(self) -> None:
+        """Make `awake` readable. Called from any thread."""
+        with contextlib.suppress(BlockingIOError):
+            self._waking.send(b"\0")
+
+    def clear(self) -> None:
+        """Have `awake` be no longer readable."""
+        with contextlib.suppress(BlockingIOError):
+            self.awake.recv(4096)
+
+    def close(self) -> None:
+        """Take no more signals."""
+        signal.set_wakeup_fd(-1)
+        self.awake.close()
+        self._waking.close()
+
+
+class Signals(Wakeup):
+    """SIGTERM, SIGHUP, and `wake`. Runs in the logging process.
+
+    SIGHUP means to the logging process, as to other daemons, that files have been moved and are to be opened anew.
+
+    Attributes:
+        terminated_at: when SIGTERM came last, by the monotonic clock; None if it has not.
+        shall_reopen: whether SIGHUP has come. Reset it.
+    """
+
+    def __init__(self) -> None:
         self.terminated_at: float | None = None
         self.shall_reopen = False
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, self._on_sighup)
-        signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
+        super().__init__()
 
     def _on_sigterm(self, *_: object) -> None:
         self.terminated_at = time.monotonic()
@@ -50,23 +76,7 @@ class Signals:
         quiet = now - max(heard_at, self.terminated_at)
         return quiet > QUIET_SECONDS or now - self.terminated_at > _TERMINATION_SECONDS
 
-    def wake(self) -> None:
-        """Make `awake` readable. Called from any thread."""
-        with contextlib.suppress(BlockingIOError):
-            self._waking.send(b"\0")
-
-    def clear(self) -> None:
-        """Have `awake` be no longer readable."""
-        with contextlib.suppress(BlockingIOError):
-            self.awake.recv(4096)
-
     def let_go(self) -> None:
         """Runs in a process that a handler has forked: its signals are those of a process of its own."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.close()
-
-    def close(self) -> None:
-        """Take no more signals."""
-        signal.set_wakeup_fd(-1)
-        self.awake.close()
-        self._waking.close()

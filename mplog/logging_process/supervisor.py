@@ -24,13 +24,14 @@ import socket
 import sys
 import time
 import traceback
-from multiprocessing import Pipe
+from multiprocessing import Pipe, connection
 from multiprocessing.connection import Connection
 
 from mplog.errors import MplogError
 from mplog.logging_process import main as logging_process
 from mplog.logging_process.messages import GivenUp, Launch, NewProcess, Patience, Report
 from mplog.logging_process.program import Places
+from mplog.logging_process.signals import Wakeup
 from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills
 
@@ -77,12 +78,7 @@ def _make_memory(size: int, fifo_size: int) -> int:
 
 
 class _Attempts:
-    """Counts logging processes that die in vain, with nothing written, and says when to give up.
-
-    Args:
-        memory: of the buffers.
-        patience: how many may die.
-    """
+    """Counts logging processes that die one after the other with nothing written, and says when to give up."""
 
     def __init__(self, memory: int, patience: Patience) -> None:
         self._memory = memory
@@ -92,11 +88,7 @@ class _Attempts:
         self._written_at = time.monotonic()
 
     def pause(self, *, is_terminated: bool) -> float | None:
-        """Return after how many seconds to start another logging process; None to give up.
-
-        Args:
-            is_terminated: somebody waits for the end of the log.
-        """
+        """Return after how many seconds to start another logging process; None to give up."""
         now = time.monotonic()
         try:
             written = buffers.read_state(self._memory).committed
@@ -116,13 +108,7 @@ class _Attempts:
 
 
 class _Supervisor:
-    """Runs one logging process after the other.
-
-    Args:
-        link: the connection to the program.
-        launch: what to run.
-        memory: of the buffers.
-    """
+    """Runs one logging process after the other, all with the same memory of the buffers."""
 
     def __init__(self, link: Connection, launch: Launch, memory: int) -> None:
         assert launch.directory is not None
@@ -140,11 +126,8 @@ class _Supervisor:
         #: The ends of logging processes that no other has come to tell in the log.
         self._stories: list[str] = []
         # The end of its connection is not enough to tell that a logging process has died: its children may hold that.
-        self._wakeup, self._signals = socket.socketpair()
-        self._wakeup.setblocking(False)
-        self._signals.setblocking(False)
-        signal.set_wakeup_fd(self._signals.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, _wake_up)
+        self._wakeup = Wakeup()
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # so that a poll wakes up
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, *_: object) -> None:
@@ -160,25 +143,17 @@ class _Supervisor:
     def _pause(self, seconds: float) -> None:
         """Wait, but no longer than until SIGTERM."""
         deadline = time.monotonic() + seconds
-        waiting = select.poll()
-        waiting.register(self._wakeup, select.POLLIN)
         was_terminated = self._is_terminated
         while self._is_terminated == was_terminated and (left := deadline - time.monotonic()) > 0:
-            waiting.poll(left * 1000)
-            self._take_signals()
-
-    def _take_signals(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wakeup.recv(4096)
+            connection.wait([self._wakeup.awake], left)
+            self._wakeup.clear()
 
     def run(self) -> int:
         """Return the exit status of the last logging process; in a logging process, its own."""
         try:
             return self._run()
         finally:
-            signal.set_wakeup_fd(-1)
             self._wakeup.close()
-            self._signals.close()
 
     def _run(self) -> int:
         while True:
@@ -208,11 +183,9 @@ class _Supervisor:
             self._pause(pause)
 
     def _become_logging_process(self, control: Connection, supervisor: Connection) -> int:
-        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._wakeup.close()
-        self._signals.close()
         if self._was_ready:
             kill_points.arm("")  # each is reached once
         if self._fd < 0:
@@ -247,7 +220,7 @@ class _Supervisor:
         takes none of them, and must not hold up the restarts to come.
         """
         waiting = select.poll()
-        waiting.register(self._wakeup, select.POLLIN)
+        waiting.register(self._wakeup.awake, select.POLLIN)
         waiting.register(requests, select.POLLIN)
         waiting.register(self._link, select.POLLOUT)
         status = None
@@ -257,8 +230,8 @@ class _Supervisor:
                 if self._link.fileno() in ready:
                     waiting.unregister(self._link)
                     self._hand_over(pid, control)
-                if self._wakeup.fileno() in ready:
-                    self._take_signals()
+                if self._wakeup.awake.fileno() in ready:
+                    self._wakeup.clear()
                     ended, how = os.waitpid(pid, os.WNOHANG)
                     status = how if ended else None
                 while requests.poll():  # also what it has said before it ended
@@ -321,10 +294,6 @@ class _Supervisor:
         with contextlib.suppress(OSError):
             self._link.send(GivenUp(story))
         return 1
-
-
-def _wake_up(*_: object) -> None:
-    """Take a signal, so that a poll wakes up."""
 
 
 def _save(pair: buffers.BufferPair, emergency: EmergencyFile) -> bool:

@@ -30,16 +30,10 @@ if TYPE_CHECKING:
 
 
 class Arguments:
-    """What a server is to do.
-
-    Args:
-        sinks, level, format, config, fields, queue, logger_class, overflow, sync_level, buffer_size: see `LogServer`.
+    """The arguments of `LogServer`, which raise as it does.
 
     Attributes:
-        adopts: the configuration is what the program has set up itself, and is read anew when the server starts.
-
-    Raises:
-        ValueError, TypeError: an argument is wrong; `ConfigurationError` where it is something in `config`.
+        adopts: whether the configuration is what the program has set up itself, and is read again at the start.
     """
 
     def __init__(
@@ -111,11 +105,7 @@ class Arguments:
     # --- when the server starts ---
 
     def check_at_start(self) -> None:
-        """Check what may have changed since the server was made, and read an adopted configuration anew.
-
-        Raises:
-            MplogError: the server cannot start.
-        """
+        """Check what may have changed since the server was made, and read an adopted configuration again."""
         _check_not_importing_main()
         if self.logger_class is Logger and logging.getLoggerClass() not in (logging.Logger, Logger):
             raise ServerStateError(
@@ -134,11 +124,7 @@ class Arguments:
             self.sinks = (self.config.sink,)
 
     def layouts(self) -> tuple[Layout, Layout]:
-        """Return what is put where: for workers, and for programs that attach themselves.
-
-        Raises:
-            StartError: something does not pickle.
-        """
+        """Return what is put where: for workers, and for programs that attach themselves."""
         config, preparation = self.config, self.fields.preparation
         layout, for_attached = (
             (Layout(), Layout()) if config is None else (config.layout(), config.layout(by_value=True))
@@ -160,11 +146,7 @@ class Arguments:
         return replace(layout, preparation=data), replace(for_attached, preparation=data_for_attached)
 
     def pickled_configuration(self) -> bytes:
-        """Return what the logging process opens.
-
-        Raises:
-            StartError: it does not pickle.
-        """
+        """Return what the logging process opens."""
         # A program may have set these for all formatters, such as logging.Formatter.converter = time.gmtime.
         names = ("converter", "default_time_format", "default_msec_format")
         defaults = {name: vars(logging.Formatter)[name] for name in names}

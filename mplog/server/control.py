@@ -98,10 +98,7 @@ class Control:
     def _connect(self, deadline: float) -> bool:
         """Connect to the latest logging process; return whether its sinks are open before the deadline.
 
-        Raises:
-            _NoneLeftError: there is none, and will be none.
-            MplogError: it could not open its sinks.
-            EOFError, OSError: it has died.
+        Raises what has kept it from opening them, EOFError or OSError if it has died, and _NoneLeftError.
         """
         if self._connection is not self._link and not self._take_connection(deadline):
             return False
@@ -114,11 +111,7 @@ class Control:
         return True
 
     def _take_connection(self, deadline: float) -> bool:
-        """Receive the connection to the latest logging process; return whether it came before the deadline.
-
-        Raises:
-            _NoneLeftError: there will be none.
-        """
+        """Receive the connection to the latest logging process; return whether it came before the deadline."""
         taken = False
         while self._link.poll(0 if taken else max(0.0, deadline - time.monotonic())):
             try:
@@ -138,11 +131,7 @@ class Control:
         return taken
 
     def _follow(self, deadline: float) -> bool:
-        """Connect to the next logging process, now that this one has died; return whether that was done in time.
-
-        Raises:
-            LoggingProcessDiedError: there is no next one.
-        """
+        """Connect to the next logging process, now that this one has died; return whether that was done in time."""
         if self._connection is self._link:
             raise self._died()
         while True:
@@ -188,18 +177,12 @@ class Control:
 
     def _ended(self) -> int:
         """Return the exit status of a logging process that is about to end, and kill one that does not end."""
-        try:
-            return self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
+        if not self._ends_within(5):
             self._process.kill()
-            return self._process.wait()
+        return self._process.wait()
 
     def send(self, message: Records | ChildEnded) -> None:
-        """Send something that is not answered.
-
-        Raises:
-            LoggingProcessDiedError: the logging process has ended.
-        """
+        """Send something that is not answered; raise LoggingProcessDiedError if the logging process has ended."""
         try:
             with self._sending:
                 self._connection.send(message)
@@ -261,16 +244,8 @@ class Control:
             self._sending.release()
 
     def _receive(self, deadline: float, tick: Callable[[], None] | None = None) -> bool:
-        """Receive an answer; return whether one came before the deadline.
-
-        Raises:
-            EOFError, OSError: the logging process has died.
-        """
-        while tick is not None and deadline - time.monotonic() > TICK_SECONDS:
-            if self._connection.poll(TICK_SECONDS):
-                break
-            tick()
-        if not self._connection.poll(max(0.0, deadline - time.monotonic())):
+        """Receive an answer; return whether one came before the deadline."""
+        if not _wait(self._connection.poll, deadline, tick):
             return False
         answer: Answer = self._connection.recv()
         self._answers[answer.number] = answer.stats
@@ -289,17 +264,13 @@ class Control:
             tick: called every `TICK_SECONDS` meanwhile; None for nothing.
         """
         self._close()
-        deadline = time.monotonic() + timeout
-        while tick is not None and (timeout := deadline - time.monotonic()) > TICK_SECONDS:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(TICK_SECONDS)
-                return
-            tick()
-        timeout = max(0.0, deadline - time.monotonic())
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        if not _wait(self._ends_within, time.monotonic() + timeout, tick):
             self.leave()
+
+    def _ends_within(self, timeout: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+        return self._process.returncode is not None
 
     def leave(self) -> None:
         """Let the logging process go on alone: it ends after the last process that logs."""
@@ -319,10 +290,7 @@ class Control:
         )
 
     def _died(self) -> LoggingProcessDiedError:
-        try:
-            exitcode: int | None = self._process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            exitcode = None
+        exitcode = self._process.returncode if self._ends_within(1) else None
         how = "was terminated" if exitcode == 0 else f"died with exit status {exitcode}"
         return LoggingProcessDiedError(
             f"the logging process (pid {self._pid}) {how}; what was logged since is not in the log. "
@@ -330,6 +298,15 @@ class Control:
             pid=self._pid,
             exitcode=exitcode,
         )
+
+
+def _wait(poll: Callable[[float], bool], deadline: float, tick: Callable[[], None] | None) -> bool:
+    """Poll until the deadline, with a tick every `TICK_SECONDS`; return whether the poll succeeded."""
+    while tick is not None and deadline - time.monotonic() > TICK_SECONDS:
+        if poll(TICK_SECONDS):
+            return True
+        tick()
+    return poll(max(0.0, deadline - time.monotonic()))
 
 
 def _wait_for_room(link: connection.Connection, deadline: float) -> bool:

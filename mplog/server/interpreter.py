@@ -22,14 +22,11 @@ _BOOTSTRAP = (
 
 
 def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
-    """Start `mplog.logging_process.supervisor.run`, which waits for `module_path`.
+    """Start `mplog.logging_process.supervisor.run`, which first receives `module_path`.
 
     Args:
         end: its end of the connection to this process.
         fd: the reading end of the FIFO; -1 for none.
-
-    Raises:
-        StartError: there is no interpreter, or the operating system cannot start one.
     """
     executable = spawn.get_executable()
     if not executable or getattr(sys, "frozen", False):

@@ -197,8 +197,6 @@ class LogServer:
     ) -> None:
         self.stop()
 
-    # --- what it is ---
-
     @property
     def queue(self) -> Any:
         """The queue: a `LogQueue`, or the plain queue that was given.
@@ -256,11 +254,7 @@ class LogServer:
         return started
 
     def note_end(self, pid: int, name: str, exitcode: int) -> None:
-        """Tell the logging process how a child of this process has ended, which no other process may know.
-
-        Args:
-            pid, name, exitcode: the child's, as in ``multiprocessing.Process``.
-        """
+        """Tell the logging process how a child of this process has ended, which no other process may know."""
         started = self._started
         if started is not None and started.owner == os.getpid():
             with contextlib.suppress(LoggingProcessDiedError):

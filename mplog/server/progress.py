@@ -1,7 +1,7 @@
 """What a person sees while a program ends slowly: how much of the log is left to write.
 
-It is there for a person who waits: nothing is shown unless stderr is a terminal, and in the first second. There is no
-thread: the code that waits calls `Progress.tick`. An error here never disturbs the end of the server.
+Nothing is shown if stderr is no terminal, nor in the first second. There is no thread: the code that waits calls
+`Progress.tick`. An error here never disturbs the end of the server.
 """
 
 from __future__ import annotations

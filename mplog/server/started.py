@@ -40,7 +40,7 @@ class Started:
         owner: the pid of this process.
 
     Raises:
-        MplogError: the server cannot start; nothing is left of it.
+        MplogError: the server cannot start. Nothing is left of it.
     """
 
     def __init__(self, arguments: Arguments, timeout: float, patience: Patience) -> None:
@@ -103,19 +103,14 @@ class Started:
         return 0
 
     def counted(self) -> Stats | None:
-        """Return what is counted in shared memory; None where there is none, or it is there no more."""
+        """Return what is counted in shared memory; None with a plain queue, or if the memory has gone."""
         if not isinstance(self.queue, LogQueue):
             return None
         counts, lost = read_counts(self.queue.directory)
         return to_stats(counts, lost) if counts or self.control.is_alive else None
 
     def end(self, deadline: float) -> Stats:
-        """Have everything written, and end the logging process; return what was counted.
-
-        Raises:
-            DrainTimeoutError: the time is over.
-            LoggingProcessDiedError: the logging process has died before.
-        """
+        """Have everything written, and end the logging process, as `LogServer.stop` does; return what was counted."""
         if self.pump is not None and not self.pump.stop(max(0.0, deadline - time.monotonic())):
             raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
         try:

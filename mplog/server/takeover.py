@@ -29,8 +29,7 @@ class Takeover:
     """The logging of the program before a server started, and while it runs.
 
     Args:
-        queue: the server's.
-        config: the server's; None for one without.
+        queue, config: the server's.
         layout: what the configuration puts where, for this process and its workers.
         for_attached: the same for programs that attach themselves.
     """
