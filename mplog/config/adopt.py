@@ -7,10 +7,11 @@ author knows how to make it in another process.
 
 from __future__ import annotations
 
+import functools
 import logging
 import logging.handlers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mplog.config.configurator import Given
@@ -126,19 +127,25 @@ def _stream(handler: Any) -> Described:
     )
 
 
-def _file(handler: Any) -> Described:
-    # What is in the file already stays there.
-    arguments = {"filename": handler.baseFilename, "encoding": handler.encoding, "errors": handler.errors}
-    return arguments, frozenset({"baseFilename", "mode", "delay"})
+def _attributes(*names: str, made: Iterable[str] = (), **renamed: str) -> Callable[[Any], Described]:
+    """Describe a handler whose arguments are attributes with these names, some of them with another name."""
+    attributes = {**{name: name for name in names}, **renamed}
+
+    def describe(handler: Any) -> Described:
+        found = {name: attribute for name, attribute in attributes.items() if hasattr(handler, attribute)}
+        return {name: getattr(handler, attribute) for name, attribute in found.items()}, frozenset(made)
+
+    return describe
 
 
-def _rotating(handler: Any) -> Described:
-    arguments, made = _file(handler)
-    return {**arguments, "maxBytes": handler.maxBytes, "backupCount": handler.backupCount}, made
+# The mode is left out: what is in the file already stays there.
+_file = functools.partial(
+    _attributes, "encoding", "errors", filename="baseFilename", made=("baseFilename", "mode", "delay")
+)
 
 
 def _timed(handler: Any) -> Described:
-    arguments, made = _file(handler)
+    arguments, made = _file()(handler)
     unit = {"S": 1, "M": 60, "H": 60 * 60, "D": 60 * 60 * 24, "MIDNIGHT": 60 * 60 * 24}.get(handler.when, 7 * 86400)
     arguments |= {"when": handler.when, "interval": handler.interval // unit, "backupCount": handler.backupCount}
     arguments |= {"utc": handler.utc, "atTime": handler.atTime}
@@ -150,24 +157,10 @@ def _timed(handler: Any) -> Described:
 def _memory(handler: Any) -> Described:
     if handler.buffer:
         handler.flush()
-    names = ("capacity", "flushLevel", "flushOnClose")
-    return {name: getattr(handler, name) for name in names}, frozenset()
+    return _attributes("capacity", "flushLevel", "flushOnClose")(handler)
 
 
-def _syslog(handler: Any) -> Described:
-    names = ("address", "facility", "socktype", "timeout")  # the last one as of Python 3.14
-    arguments = {name: getattr(handler, name) for name in names if hasattr(handler, name)}
-    return arguments, frozenset({"socket", "unixsocket", "createSocket"})
-
-
-def _socket(handler: Any) -> Described:
-    names = {"address", "closeOnError", "retryStart", "retryMax", "retryFactor", "retryPeriod"}
-    return {"host": handler.host, "port": handler.port}, frozenset(names) - {"closeOnError"}
-
-
-def _http(handler: Any) -> Described:
-    names = ("host", "url", "method", "secure", "credentials", "context")
-    return {name: getattr(handler, name) for name in names}, frozenset()
+_socket = _attributes("host", "port", made=("address", "retryStart", "retryMax", "retryFactor", "retryPeriod"))
 
 
 def _smtp(handler: Any) -> Described:
@@ -193,15 +186,18 @@ def _django_mail(handler: Any) -> Described:
 _DESCRIBED: dict[type, Callable[[Any], Described]] = {
     logging.StreamHandler: _stream,
     _STDERR: _stream,
-    logging.FileHandler: _file,
-    logging.handlers.WatchedFileHandler: _file,
-    logging.handlers.RotatingFileHandler: _rotating,
+    logging.FileHandler: _file(),
+    logging.handlers.WatchedFileHandler: _file(),
+    logging.handlers.RotatingFileHandler: _file("maxBytes", "backupCount"),
     logging.handlers.TimedRotatingFileHandler: _timed,
     logging.handlers.MemoryHandler: _memory,
-    logging.handlers.SysLogHandler: _syslog,
+    # The timeout is one as of Python 3.14.
+    logging.handlers.SysLogHandler: _attributes(
+        "address", "facility", "socktype", "timeout", made=("socket", "unixsocket", "createSocket")
+    ),
     logging.handlers.SocketHandler: _socket,
     logging.handlers.DatagramHandler: _socket,
-    logging.handlers.HTTPHandler: _http,
+    logging.handlers.HTTPHandler: _attributes("host", "url", "method", "secure", "credentials", "context"),
     logging.handlers.SMTPHandler: _smtp,
 }
 

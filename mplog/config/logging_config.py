@@ -248,29 +248,23 @@ class LoggingConfig:
 def _loggers_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the configurations of all loggers by name; that of the root logger, wherever it stands, is at ""."""
     converted = logging.config.BaseConfigurator(dict(config)).config
+    sections = _items(converted.get("loggers")).items()
     loggers: dict[str, dict[str, Any]] = {}
-    for name, logger in [
-        *_resolved(converted.get("loggers") or {}).items(),
-        ("root", _resolved(converted.get("root"))),
-    ]:
-        if name in ("", "root"):
-            if logger:
-                before = loggers.get("", {})
-                filters = [*(before.get("filters") or ()), *(logger.get("filters") or ())]
-                level = before.get("level") if logger.get("level") is None else logger["level"]
-                loggers[""] = {**logger, "filters": filters, "level": level}
-        else:
+    for name, section in (*sections, ("root", converted.get("root"))):
+        logger = _items(section)
+        if name not in ("", "root"):
             loggers[name] = logger
+        elif logger:
+            before = loggers.get("", {})
+            filters = [*(before.get("filters") or ()), *(logger.get("filters") or ())]
+            level = before.get("level") if logger.get("level") is None else logger["level"]
+            loggers[""] = {**logger, "filters": filters, "level": level}
     return loggers
 
 
-def _resolved(value: Any) -> Any:
-    """Return a part of a configuration with its references resolved."""
-    if isinstance(value, dict):
-        return {key: _resolved(value[key]) for key in value}
-    if isinstance(value, list):
-        return [_resolved(value[index]) for index in range(len(value))]
-    return value
+def _items(section: Any) -> dict[str, Any]:
+    """Return what is in a converted dictionary: it follows references when an item is looked up."""
+    return {key: section[key] for key in section or ()}
 
 
 def _plain(config: Mapping[str, Any], section: str, default: Any) -> Any:

@@ -49,18 +49,8 @@ _LONG = {short[1]: character for character, short in _SHORT.items()}
 _BLOCKS = frozenset({"exc_text", "stack_info"})
 #: Types whose values always look harmless.
 _HARMLESS: frozenset[type] = frozenset(
-    {
-        bool,
-        int,
-        float,
-        types.NoneType,
-        datetime.datetime,
-        datetime.date,
-        datetime.time,
-        datetime.timedelta,
-        decimal.Decimal,
-        uuid.UUID,
-    }
+    (bool, int, float, types.NoneType, decimal.Decimal, uuid.UUID)
+    + (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
 )
 
 
@@ -132,20 +122,12 @@ def _escape_origin(origin: Origin) -> Origin:
     values = msgspec.structs.asdict(origin)
     details = values.pop("details")
     escaped = {name: _escape_value(name, value) for name, value in values.items()}
-    if details is not None:
-        escaped["details"] = tuple(_escape_value("", value) for value in details)
-    else:
-        escaped["details"] = None
+    escaped["details"] = details and tuple(_escape_value("", value) for value in details)
     return origin if escaped == {**values, "details": details} else Origin(**escaped)
 
 
 def _escape_entry(entry: Entry, origin: Origin) -> Entry:
-    """Return the record with its texts escaped.
-
-    Args:
-        entry: the record.
-        origin: its origin, escaped.
-    """
+    """Return the record with its texts escaped; `origin` is its own, escaped."""
     values = list(entry[0])
     if values[MSG] is not None:
         values[MSG] = escape(values[MSG])
@@ -158,12 +140,7 @@ def _escape_entry(entry: Entry, origin: Origin) -> Entry:
 
 
 def _escape_record(record: logging.LogRecord, formatter: logging.Formatter) -> logging.LogRecord:
-    """Return a copy of the record with its texts escaped.
-
-    Args:
-        record: any record; it may also be one of the logging process itself.
-        formatter: makes the text of its exception, if there is none yet.
-    """
+    """Return a copy of the record with its texts escaped; the formatter makes the text of its exception."""
     escaped = copy.copy(record)
     attributes = dict(record.__dict__)
     attributes["msg"], attributes["args"] = record.getMessage(), None

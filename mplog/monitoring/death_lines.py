@@ -41,13 +41,7 @@ class Death(NamedTuple):
 
 
 def describe(death: Death, received: int, last_record_at: float | None) -> str:
-    """Return the line.
-
-    Args:
-        death: who, and how.
-        received: the number of records that have come from the process.
-        last_record_at: when it logged the last of them, in seconds since the epoch; None for never.
-    """
+    """Return the line about a process from which so many records have come, the last one at a time since the epoch."""
     who = f"mplog: {printable(death.name[:100])} (pid {death.pid})"
     records = f"after {received:,} record{'' if received == 1 else 's'}"
     last = "" if last_record_at is None else f"; the last one at {_time_of_day(last_record_at)}"
@@ -55,28 +49,23 @@ def describe(death: Death, received: int, last_record_at: float | None) -> str:
     return f"{who} {end}{',' if death.exitcode < 0 else ''} {records}{last}"
 
 
-def describe_end(exitcode: int, killed_for_memory: int | None) -> str:
-    """Return how a process ended, and for SIGKILL the likely cause.
-
-    Args:
-        exitcode: as ``multiprocessing.Process.exitcode`` has it.
-        killed_for_memory: how many processes the kernel has killed for lack of memory meanwhile; None for not known.
-    """
+def describe_end(exitcode: int, memory_kills: int | None) -> str:
+    """Return how a process ended, and for SIGKILL the likely cause; the arguments are as in `Death`."""
     if exitcode >= 0:
         return f"ended with exit code {exitcode}"
     try:
         name = signal.Signals(-exitcode).name
     except ValueError:
         name = f"signal {-exitcode}"
-    return f"was killed by {name}{_cause(killed_for_memory) if name == 'SIGKILL' else ''}"
+    return f"was killed by {name}{_cause(memory_kills) if name == 'SIGKILL' else ''}"
 
 
-def _cause(killed_for_memory: int | None) -> str:
-    if killed_for_memory is None:
+def _cause(memory_kills: int | None) -> str:
+    if memory_kills is None:
         return " (likely cause: out of memory)"
-    if not killed_for_memory:
+    if not memory_kills:
         return " (likely by another process; the kernel has killed none for being out of memory)"
-    count = f"{killed_for_memory} process{'' if killed_for_memory == 1 else 'es'}"
+    count = f"{memory_kills} process{'' if memory_kills == 1 else 'es'}"
     return f" (likely cause: out of memory; the kernel has killed {count} for that since this one began to log)"
 
 

@@ -29,8 +29,8 @@ from mplog.monitoring.process import Stat, exit_status, memory_kills
 if sys.platform != "win32":
     import resource
 
-#: Processes watched at a time, each with one descriptor; half of what RLIMIT_NOFILE allows, where that is less. The
-#: others log as well, but the log does not tell of their death.
+#: Processes watched at a time, each with one descriptor; half of what RLIMIT_NOFILE allows, where that is less. The log
+#: does not tell of the death of others.
 MAX_WATCHED = 500
 
 #: Seconds until a process that could not be watched is tried again: a new process may have its pid by then.
@@ -47,12 +47,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class _Process:
-    """A process that is watched, or has died without telling how.
-
-    Attributes:
-        started: as in its `Stat`; empty where it had ended before that was read.
-        memory_kills: the kernel's count when the process was first seen.
-    """
+    """A process that is watched, or has died without telling how. `started` is that of its `Stat`, empty if unknown."""
 
     pid: int
     name: str
@@ -124,16 +119,13 @@ class Watch:
     Args:
         path: the FIFO; None for a plain queue.
         owner: the pid of the process that started the logging process.
-        limit: processes to watch at a time, at most.
 
     Attributes:
-        senders: tells which processes are watched.
         ended: the pids of watched processes that have ended, in whatever way; for the caller to take.
     """
 
-    def __init__(self, path: str | None, owner: int, *, limit: int = MAX_WATCHED) -> None:
+    def __init__(self, path: str | None, owner: int) -> None:
         self.senders = Senders(path, owner)
-        self._limit = limit
         self.ended: list[int] = []
         self._processes: dict[int, _Process] = {}
         self._by_fd: dict[int, _Process] = {}
@@ -147,11 +139,9 @@ class Watch:
                 self._epoll = select.epoll()
 
     def __len__(self) -> int:
-        """Return how many processes are watched."""
         return len(self._processes)
 
     def __contains__(self, pid: object) -> bool:
-        """Return whether a process is watched."""
         return pid in self._processes
 
     def fileno(self) -> int | None:
@@ -185,18 +175,13 @@ class Watch:
         if self._epoll is None or time.monotonic() < self._refused.get(pid, 0.0):
             return None
         self._refused.pop(pid, None)
-        if len(self._processes) < self._limit_now() and self._open(_Process(pid, name), self.senders.stat):
+        if len(self._processes) < _limit() and self._open(_Process(pid, name), self.senders.stat):
             return self._processes[pid].started
         _remember(self._refused, pid, time.monotonic() + _RETRY_SECONDS)
         return None
 
     def resume(self, pid: int, name: str, started: bytes) -> bool:
-        """Watch a process that the logging process before this one has watched; return whether that is possible.
-
-        Args:
-            pid, name: of the process.
-            started: what `watch` has returned for it.
-        """
+        """Watch a process for which the logging process before this one got `started` from `watch`, if possible."""
         if self._epoll is None or pid in self._processes:
             return False
 
@@ -231,18 +216,10 @@ class Watch:
         self._processes[process.pid] = self._by_fd[process.fd] = process
         return True
 
-    def _limit_now(self) -> int:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return self._limit if soft == resource.RLIM_INFINITY else min(self._limit, soft // 2)
-
     # --- deaths ---
 
     def deaths(self, timeout: float = 0.0) -> list[Death]:
-        """Return the deaths since the last call, except routine ones.
-
-        Args:
-            timeout: for how many seconds to wait for one; 0 (the default) does not wait.
-        """
+        """Return the deaths since the last call, except routine ones; wait at most `timeout` seconds for one."""
         if self._epoll is None:
             return []
         found = []
@@ -274,10 +251,6 @@ class Watch:
 
         Before Linux 6.15, the kernel forgets how a process ended as soon as the parent has waited for it. The owner
         also knows of processes that died before their first record was read.
-
-        Args:
-            pid, name: of the child.
-            exitcode: as in ``multiprocessing.Process.exitcode``.
         """
         process = self._processes.get(pid)
         if process is not None and _is_over(process.fd):
@@ -303,6 +276,11 @@ class Watch:
         kills = None if before is None or now is None else max(0, now - before)
         death = Death(process.pid, process.name, exitcode, process.died_at, kills)
         return None if death.is_routine else death
+
+
+def _limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_WATCHED if soft == resource.RLIM_INFINITY else min(MAX_WATCHED, soft // 2)
 
 
 def _remember(what: dict[int, _T], pid: int, value: _T) -> None:

@@ -33,12 +33,7 @@ _GAPS = ("missing of ended", "unexplained of ended")
 
 
 class EndedProcesses:
-    """Finds processes that have ended, and moves their counts to the totals.
-
-    Args:
-        tallies, numbers: what is counted.
-        losses: reads the files of losses.
-    """
+    """Finds processes that have ended, and moves their counts to the totals."""
 
     def __init__(self, tallies: Tallies, numbers: Numbers, losses: LossReader) -> None:
         self._tallies = tallies
@@ -60,11 +55,9 @@ class EndedProcesses:
         self._seen.update(pids)
 
     def look(self, watched: Container[int], due: Callable[[], int]) -> None:
-        """Find processes that have ended.
+        """Find processes that have ended, except watched ones, of which `see` is told.
 
-        Args:
-            watched: those whose end `see` is told.
-            due: returns the position of the log at which everything is written that is logged by now.
+        `due` returns the position of the log at which everything is written that is logged by now.
         """
         others = [pid for pid in self.followed if pid not in watched]
         others = random.sample(others, min(len(others), max(_LOOKED_AT, len(others) // 2)))
@@ -84,10 +77,9 @@ class EndedProcesses:
         return [*self._tallies.of("said"), *self._tallies.of("lost")]
 
     def fold(self, done: int) -> None:
-        """Move the counts of processes to the totals whose records are all written.
+        """Move the counts of ended processes to the totals once all their records are written.
 
-        Args:
-            done: the position of the log.
+        `done` is the position of the log.
         """
         ready = [pid for pid, due in self._pending.items() if due <= done]
         if not ready:

@@ -32,11 +32,6 @@ _LOOKED_AT = 1000
 class LossReader:
     """Reads the files of losses of a queue.
 
-    Args:
-        directory: of the queue.
-        tallies: keep what the log has said.
-        has_ended: tells whether the process of a pid has ended.
-
     Attributes:
         ended: files that are not needed after the next commit, by name, with the counts that keep them.
         in_use: the pids of all files that were there at the last look.
@@ -58,8 +53,7 @@ class LossReader:
     def new(self, *, of_all: bool = False) -> list[ProcessLosses]:
         """Return what is to be said now, and count it as said: the caller writes the lines before the next commit.
 
-        Args:
-            of_all: look at all files, however many there are.
+        One look reads some of very many files, except with `of_all`.
         """
         found = self._new_of_buffers()
         try:

@@ -20,12 +20,7 @@ _LONGEST_COMMAND = 300
 
 
 class Output(msgspec.Struct, frozen=True):
-    """Where a handler of the logging process writes.
-
-    Attributes:
-        handler: its ``repr``.
-        glob: a pattern that finds its files; empty if it writes none.
-    """
+    """Where a handler of the logging process writes: its ``repr``, and a pattern that finds its files."""
 
     handler: str
     glob: str = ""
@@ -61,15 +56,7 @@ class Notice(msgspec.Struct, frozen=True):
 
 
 def publish(directory: str, program: int, memory: int, overflow: str, handlers: Iterable[logging.Handler]) -> None:
-    """Write the notice. Runs in the logging process, when its handlers are open.
-
-    Args:
-        directory: of the queue.
-        program: the pid of the program that has started the server.
-        memory: the descriptor of the buffers.
-        overflow: the policy.
-        handlers: what it writes with.
-    """
+    """Write the notice. Runs in the logging process, when its handlers are open."""
     before = read_notice(directory)
     notice = Notice(
         program,

@@ -14,11 +14,7 @@ from mplog.record.layout import SEQUENCE, Entry, Origin
 
 
 class Numbers:
-    """Follows the numbers of processes. Runs in the logging process.
-
-    Args:
-        tallies: keep the counts.
-    """
+    """Follows the numbers of processes. Runs in the logging process."""
 
     def __init__(self, tallies: Tallies) -> None:
         self._tallies = tallies
@@ -31,12 +27,7 @@ class Numbers:
         return self._last.keys()
 
     def count(self, batch: Sequence[Entry], counts: Mapping[Origin, int]) -> None:
-        """Count the numbers of records that came through the queue.
-
-        Args:
-            batch: the records.
-            counts: how many of them come from where.
-        """
+        """Count the numbers of records that came through the queue; `counts` has how many of them come from where."""
         # The only loop over all records here.
         highest: dict[Origin, int] = {}
         get = highest.get

@@ -95,12 +95,7 @@ def is_held(pid: int) -> bool:
 
 
 def exit_status(pid: int, started: bytes, pidfd: int) -> int | None:
-    """Return how a dead process ended, as wait(2) gives it; None where the kernel has forgotten.
-
-    Args:
-        pid, started: as in its `Stat`.
-        pidfd: of the process.
-    """
+    """Return how a dead process ended, as wait(2) gives it; None where the kernel has forgotten."""
     status = noted_status(pidfd)
     if status is None:
         with contextlib.suppress(OSError, ValueError, IndexError):

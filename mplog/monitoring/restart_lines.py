@@ -20,12 +20,7 @@ _PATIENCE_SECONDS = 5.0
 
 
 def not_noted(stories: Sequence[str], noted: Sequence[str]) -> list[str]:
-    """Return the stories that no logging process has noted: one that was killed before its first commit has noted none.
-
-    Args:
-        stories: how logging processes ended, the first one first.
-        noted: what the note of the buffers says of the latest of them.
-    """
+    """Return the stories that no logging process has noted: one that is killed before its first commit notes none."""
     known = (number for number, each in enumerate(stories) if any(one.startswith(each) for one in noted))
     return list(stories[max(known, default=-1) + 1 :])
 

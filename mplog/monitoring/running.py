@@ -70,12 +70,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server of this user, as its logging process has published it.
-
-    Attributes:
-        directory: of its queue.
-        notice: what it has published.
-    """
+    """A server of this user, as the notice in the directory of its queue tells."""
 
     directory: str
     notice: Notice
@@ -201,10 +196,7 @@ def find_servers(directories: Sequence[str] = ()) -> Found:
 
 
 def find_writer(log: str) -> str:
-    """Return the directory of the queue of the server that writes a log.
-
-    Args:
-        log: the path of a file that is there.
+    """Return the directory of the queue of the server that writes the log with this path.
 
     Raises:
         QueueNotFoundError: no server that `find_servers` finds writes it.

@@ -105,12 +105,7 @@ PEAK_UNIT = 1_000_000
 
 
 def to_stats(counts: Mapping[Key, int], files: Mapping[str, ProcessLosses]) -> Stats:
-    """Return counts in the form that a program sees.
-
-    Args:
-        counts: of the logging process.
-        files: what processes say they have lost, by the names of their files.
-    """
+    """Return the counts of the logging process, and what is in the files of losses, in the form that a program sees."""
     kinds: dict[str, dict[Any, int]] = defaultdict(dict)
     for (kind, *rest), count in counts.items():
         if count:
@@ -152,8 +147,8 @@ def _by_process(counts: Mapping[Any, int]) -> list[ProcessLosses]:
 def read_counts(directory: str) -> tuple[dict[Key, int], dict[str, ProcessLosses]]:
     """Return what `to_stats` needs, read from the directory of a queue; empty before a server starts and after its end.
 
-    If the logging process has been killed between a write and its commit, the counts include that write until the next
-    logging process takes it back.
+    After a kill between a write and its commit, the counts include that write until the next logging process takes it
+    back.
     """
     while True:
         files = read_files(directory)

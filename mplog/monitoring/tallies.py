@@ -34,11 +34,7 @@ class Tallies:
 
     Args:
         directory: of the queue; None to have no file.
-        serial: the number of the last write that was committed, 0 for none; later ones are taken back.
-
-    Attributes:
-        serial: the number of the last write, for the note of the commit.
-        values: all counts.
+        serial: the number of the last write that was committed; later ones are taken back.
     """
 
     #: The kind of those that tell which processes are watched, for the next logging process.
@@ -92,10 +88,7 @@ class Tallies:
         return bool(self._changed)
 
     def write(self) -> None:
-        """Write what has changed since the last time, which the caller has committed by now.
-
-        The note of the next commit must name `serial`.
-        """
+        """Write what has changed since the last write, which is committed; the next commit must name `serial`."""
         if self._changed:
             self.serial += 1
             if self._file is not None:

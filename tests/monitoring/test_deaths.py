@@ -553,7 +553,7 @@ def test_no_descriptor_left_is_no_error(
     family: Family, watch: Watch, no_collector: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where any of the steps finds no free descriptor, no process is watched, and no descriptor is lost."""
-    monkeypatch.setattr(watch, "_limit_now", lambda: 500)
+    monkeypatch.setattr(deaths, "_limit", lambda: 500)
     monkeypatch.setattr(deaths, "_RETRY_SECONDS", 0.0)
     pid = family.fork("exit:3")
     before = open_descriptors()
