@@ -54,7 +54,7 @@ def kill_at_random(context: Any, server: mplog.LogServer, directory: Path, kills
 
 
 #: By start method: a worker that is not forked takes its time to start, while the others log flat out.
-KILLS = {"fork": 50, "spawn": 6, "forkserver": 6}
+KILLS = {"fork": 20, "spawn": 4, "forkserver": 4}
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])

@@ -568,9 +568,9 @@ def check_big(queue: LogQueue, kind: str, size: int) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", ["object", "record"])
-def test_hundred_megabytes(queue: LogQueue, kind: str) -> None:
-    """An object, or a record, of 100 MB arrives whole, and does not block another process."""
-    check_big(queue, kind, 100_000_000)
+def test_twenty_megabytes(queue: LogQueue, kind: str) -> None:
+    """An object, or a record, of 20 MB arrives whole, and does not block another process."""
+    check_big(queue, kind, 20_000_000)
 
 
 @pytest.mark.long

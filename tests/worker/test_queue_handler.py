@@ -606,11 +606,19 @@ def raw_fork(directory: str, number: int) -> int | None:
     return None
 
 
-@pytest.mark.parametrize(("how", "forks"), [("multiprocessing", 100), ("os.fork", 200)])
+@pytest.mark.parametrize(
+    ("how", "forks"),
+    [
+        ("multiprocessing", 20),
+        ("os.fork", 40),
+        pytest.param("multiprocessing", 100, marks=pytest.mark.long),
+        pytest.param("os.fork", 200, marks=pytest.mark.long),
+    ],
+)
 def test_forks_in_the_middle_of_logging(
     server: mplog.LogServer, log: Path, tmp_path: Path, how: str, forks: int
 ) -> None:
-    """Forks by the hundred while 8 threads log flat out: each child's record arrives, and none hangs."""
+    """Many forks while 8 threads log flat out: each child's record arrives, and none hangs."""
     run(fork_while_threads_log, server.initializer, str(tmp_path), how, forks)
     server.stop()
     result = verdict(log, tmp_path)
