@@ -32,13 +32,7 @@ class Accounts:
         directory: of the queue, where workers count what they lose; empty for a plain queue.
         tallies: the counts.
         dispatcher: counts what handlers could not write, and writes lines.
-        untold: restarts of which the logging process before this one was to tell.
-        stories: how logging processes have ended since.
-        due: how far the log will have come when everything is written that has been logged by now.
-
-    Attributes:
-        tallies: the counts.
-        restarts: what is to be said of restarts.
+        untold, stories, due: see `Restarts`.
     """
 
     def __init__(
@@ -63,12 +57,7 @@ class Accounts:
         tallies.add(("restarts",), len(stories))
 
     def count(self, batch: Batch, counts: Mapping[Origin, int]) -> None:
-        """Count a batch that has been handled.
-
-        Args:
-            batch: the batch.
-            counts: how many of its records come from where.
-        """
+        """Count a batch that has been handled; `counts` says how many of its records come from where."""
         self.tallies.count_records(counts)
         if batch.are_numbered:
             self._numbers.count(batch.entries, counts)
@@ -95,11 +84,10 @@ class Accounts:
     # --- what is said ---
 
     def check(self, done: int, due: Callable[[], int], watched: Container[int]) -> None:
-        """Say what is to be said, now that the log has come so far.
+        """Say what is to be said, as the log has come so far.
 
         Args:
-            done: how far.
-            due: returns how far it will have come when everything is written that has been logged by now.
+            done, due: see `Source`.
             watched: the processes of which `see_ended` is told.
         """
         now = time.monotonic()
@@ -114,7 +102,7 @@ class Accounts:
         self._say_restarts(done)
 
     def check_all(self, done: int) -> None:
-        """Say everything, now that everything is written."""
+        """Say everything, as everything is written."""
         self._say_losses(of_all=True)
         self._say_restarts(done)
 

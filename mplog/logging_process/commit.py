@@ -8,7 +8,7 @@ README.rst in this folder tells the whole protocol.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -42,63 +42,45 @@ def read_note(pair: BufferPair) -> Note:
     return msgspec.msgpack.decode(pair.note, type=Note) if pair.note else Note(Noted(), b"", 0, [])
 
 
+@dataclass(eq=False)
 class Commit:
-    """Announces what is about to be written, and commits what is.
+    """Announces what is about to be written into the files of `outputs`, and commits what is written."""
 
-    Args:
-        pair: the buffers.
-        announcements: what has been announced since the last commit.
-        accounts: what is counted, and what is to be said of restarts.
-        emergency: reads the emergency file.
-        outputs: those of the handlers.
-    """
+    pair: BufferPair
+    announcements: Announcements
+    accounts: Accounts
+    emergency: EmergencyReader
+    outputs: list[Output]
 
-    def __init__(
-        self,
-        pair: BufferPair,
-        announcements: Announcements,
-        accounts: Accounts,
-        emergency: EmergencyReader,
-        outputs: Sequence[Output],
-    ) -> None:
-        self._pair = pair
-        self._announcements = announcements
-        self._accounts = accounts
-        self._emergency = emergency
-        self._outputs = list(outputs)
-        for index, output in enumerate(outputs):
+    def __post_init__(self) -> None:
+        for index, output in enumerate(self.outputs):
             output.announce = functools.partial(self._announce, index)
 
     def _announce(self, index: int, portion: Portion) -> None:
-        self._announcements.add(index, portion, self._outputs[index].takes_back)
-        self._pair.commit(0, self._note())
+        self.announcements.add(index, portion, self.outputs[index].takes_back)
+        self.pair.commit(0, self._note())
         reach("before write")
 
     def _note(self, rescued: int = 0) -> bytes:
         """Return what the next process must know."""
-        accounts = self._accounts
-        emergency = self._emergency.note(rescued)
+        accounts = self.accounts
+        emergency = self.emergency.note(rescued)
         return msgspec.msgpack.encode(
-            Note(self._announcements.noted(), emergency, accounts.tallies.serial, accounts.restarts.untold)
+            Note(self.announcements.noted(), emergency, accounts.tallies.serial, accounts.restarts.untold)
         )
 
     @property
     def is_due(self) -> bool:
         """Whether something was written or counted since the last commit."""
-        accounts = self._accounts
-        return self._announcements.is_open or accounts.tallies.has_new or accounts.restarts.is_said
+        accounts = self.accounts
+        return self.announcements.is_open or accounts.tallies.has_new or accounts.restarts.is_said
 
     def commit(self, taken: int = 0, rescued: int = 0) -> None:
-        """Say that everything is written that was announced.
-
-        Args:
-            taken: with how many bytes of the buffers.
-            rescued: with how many bytes of the emergency file.
-        """
-        self._announcements.clear()
-        self._accounts.tallies.write()
-        self._accounts.restarts.settle()
-        self._pair.commit(taken, self._note(rescued))
-        self._announcements.remove()
-        for output in self._outputs:
+        """Say that what was announced is written, with so many bytes of the buffers and of the emergency file."""
+        self.announcements.clear()
+        self.accounts.tallies.write()
+        self.accounts.restarts.settle()
+        self.pair.commit(taken, self._note(rescued))
+        self.announcements.remove()
+        for output in self.outputs:
             output.settle()  # nothing is going to be taken back

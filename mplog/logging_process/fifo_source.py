@@ -42,17 +42,7 @@ _CHECK_SECONDS = 1.0
 
 
 class FifoSource(Source):
-    """Records that come through a `LogQueue`.
-
-    Args:
-        places: the FIFO.
-        overflow: what workers do while it is full.
-        pair: the buffers.
-        emergency: reads the emergency file.
-        tallies: count what does not arrive.
-        dispatcher: says so.
-        wake: called in the thread of the intake when there is something to do.
-    """
+    """Records that come through a `LogQueue`. `wake` is called in the thread of the intake when some have come."""
 
     def __init__(
         self,

@@ -17,11 +17,7 @@ Routes = Cache[str | None, tuple[Output, ...]]
 
 
 def routes_to(outputs: Iterable[Output]) -> Routes:
-    """Return the way of each logger's records: up the hierarchy, as ``Logger.callHandlers`` sends them.
-
-    Args:
-        outputs: those of the handlers that are known already. Another one is given an output when it is met.
-    """
+    """Return the way of each logger's records: up the hierarchy, as ``Logger.callHandlers`` sends them."""
     known = {output.handler: output for output in outputs}
 
     def route(name: str | None) -> tuple[Output, ...]:

@@ -23,12 +23,7 @@ _CHECKED_WRITERS = 1000
 
 
 class Inbox:
-    """Turns bytes into batches.
-
-    Args:
-        directory: of the queue.
-        tallies: counts what is no record.
-        troubles: says so.
+    """Turns bytes into batches, and counts what is no record.
 
     Attributes:
         acknowledger: tells workers that their records are on disk.
@@ -64,25 +59,15 @@ class Inbox:
             self._new_garbage()
 
     def open(self, data: bytes, *, drained: bool) -> Batch:
-        """Return what is whole in the next bytes; `Batch.taken` says how many of them that is.
-
-        Args:
-            data: the next bytes.
-            drained: nothing was left in the queue after them.
-        """
+        """Return what is whole in the next bytes. `drained`: nothing was left in the queue after them."""
         entries = self.frames.feed(data, drained=drained)
         broken, skipped = self._new_garbage()
         note_broken(broken, self._tallies, self._troubles)
         self._tallies.add(("skipped",), skipped)
         pieces, self._pieces = self._pieces, []
         taken = len(data) - self.frames.take_back()
-        return Batch(
-            [entry for entry in entries if entry is not None],
-            pieces,
-            taken,
-            are_numbered=True,
-            is_awaited=self.acknowledger.is_due,
-        )
+        records = [entry for entry in entries if entry is not None]
+        return Batch(records, pieces, taken, are_numbered=True, is_awaited=self.acknowledger.is_due)
 
     def _new_garbage(self) -> tuple[int, int]:
         """Return how many pieces of garbage there were since the last call, and how many bytes."""
@@ -111,11 +96,7 @@ class Inbox:
     # --- long records that are not complete ---
 
     def check_incomplete(self, is_drained: Callable[[], bool]) -> None:
-        """Give up the long records whose writers have died.
-
-        Args:
-            is_drained: whether everything is handled that is in the queue by now.
-        """
+        """Give up the long records whose writers have died, if all is handled that is in the queue by now."""
         if self.frames.has_incomplete and time.monotonic() >= self._check_due:
             # Pids come off the wire: of many, some are looked at each time.
             writers = list({message.pid for message in self.frames.incomplete()})

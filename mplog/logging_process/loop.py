@@ -68,58 +68,45 @@ class _Flush:
     marks: list[int] | None = None
 
 
+@dataclass(eq=False)
 class Loop:
     """The loop.
 
-    Args:
-        dispatcher: takes the records.
-        source: where they come from.
-        commit: makes what is written count as written; None for a plain queue, of which nothing outlives this process.
-        accounts: what is counted.
-        workers: the processes that log.
-        program: asks questions.
-        signals: wake the loop up.
+    Attributes:
+        commit: None for a plain queue, of which nothing outlives this process.
     """
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        source: Source,
-        commit: Commit | None,
-        accounts: Accounts,
-        workers: Workers,
-        program: Program,
-        signals: Signals,
-    ) -> None:
-        self._dispatcher = dispatcher
-        self._source = source
-        self._commit = commit
-        self._accounts = accounts
-        self._workers = workers
-        self._program = program
-        self._signals = signals
+    dispatcher: Dispatcher
+    source: Source
+    commit: Commit | None
+    accounts: Accounts
+    workers: Workers
+    program: Program
+    signals: Signals
+
+    def __post_init__(self) -> None:
         self._flushes: list[_Flush] = []
         self._stop_request: int | None = None
         self._is_over = False
         self._heard_at = 0.0
         #: Records that were taken while a file could not be written; None if all can.
         self._unwritten: int | None = None
-        dispatcher.keep_trying()
+        self.dispatcher.keep_trying()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._let_go)
 
     def _let_go(self) -> None:
         """Runs in a process that a handler has forked: close what tells others that this one has ended."""
-        self._signals.let_go()
-        self._program.let_go()
-        self._workers.close()
-        self._source.let_go()
+        self.signals.let_go()
+        self.program.let_go()
+        self.workers.close()
+        self.source.let_go()
 
     # --- the pass ---
 
     def run(self) -> None:
         """Handle what comes until told to stop, or until nobody is left who could write."""
-        self._source.start()
+        self.source.start()
         listened_at = 0.0
         while not self._is_over:
             has_worked = self._work()
@@ -133,9 +120,9 @@ class Loop:
 
     def _work(self) -> bool:
         """Handle a batch, if there is one; return whether there was."""
-        batch = self._source.take()
+        batch = self.source.take()
         if batch is None:
-            self._is_over |= self._source.is_over()
+            self._is_over |= self.source.is_over()
             return False
         self._handle(batch)
         self._answer_flushes()
@@ -144,21 +131,21 @@ class Loop:
     def _handle(self, batch: Batch) -> None:
         """Write a batch, and commit it."""
         self._write(batch)
-        is_on_disk = not batch.is_awaited or self._dispatcher.sync()
+        is_on_disk = not batch.is_awaited or self.dispatcher.sync()
         reach("after write")
-        self._accounts.gather()
-        if self._commit is not None:
-            self._commit.commit(batch.taken, batch.rescued)
-        self._source.settle(batch, is_on_disk)
+        self.accounts.gather()
+        if self.commit is not None:
+            self.commit.commit(batch.taken, batch.rescued)
+        self.source.settle(batch, is_on_disk)
 
     def _write(self, batch: Batch) -> None:
         if batch.pieces:
-            self._dispatcher.handle_bytes(batch.pieces)
+            self.dispatcher.handle_bytes(batch.pieces)
             self._retry()
         if batch.entries:
-            counts = self._dispatcher.handle(batch.entries)
-            self._accounts.count(batch, counts)
-            self._workers.hear(counts)
+            counts = self.dispatcher.handle(batch.entries)
+            self.accounts.count(batch, counts)
+            self.workers.hear(counts)
             if self._unwritten is not None:
                 self._unwritten += len(batch.entries)
             self._retry()
@@ -166,92 +153,92 @@ class Loop:
 
     def _retry(self) -> None:
         """Wait until everything is in its file, however long that is not possible, and say so."""
-        if self._unwritten is not None or not self._dispatcher.stuck:
+        if self._unwritten is not None or not self.dispatcher.stuck:
             return
         self._unwritten = 0
         since, pause = time.monotonic(), _FIRST_RETRY
-        while self._dispatcher.stuck and (not self._is_over or time.monotonic() - since < _LAST_RETRIES_SECONDS):
+        while self.dispatcher.stuck and (not self._is_over or time.monotonic() - since < _LAST_RETRIES_SECONDS):
             # Records of a plain queue come meanwhile. When many wait, further ones are left there.
             self._attend(pause, hears_program=self._unwritten < _MOST_UNWRITTEN)
             self._check_termination()
             pause = min(2 * pause, _LONGEST_RETRY)
-            self._dispatcher.say_stuck()
-            self._dispatcher.flush()
+            self.dispatcher.say_stuck()
+            self.dispatcher.flush()
         self._unwritten = None
-        self._dispatcher.say_unstuck(time.monotonic() - since)
+        self.dispatcher.say_unstuck(time.monotonic() - since)
 
     # --- what else there is ---
 
     def _attend(self, timeout: float | None, *, hears_program: bool = True) -> None:
         """Do what the program asks, waiting so long for it, for a death or for a signal."""
-        control = self._program.control if hears_program else None
-        awake, ended = self._signals.awake, self._workers.fileno()
+        control = self.program.control if hears_program else None
+        awake, ended = self.signals.awake, self.workers.fileno()
         ready = wait([one for one in (control, awake, ended) if one is not None], timeout)
         if awake in ready:
-            self._signals.clear()
+            self.signals.clear()
         if ended in ready:
-            self._accounts.see_ended(self._workers.look(self._source.due))
+            self.accounts.see_ended(self.workers.look(self.source.due))
         if control in ready:
             self._answer()
 
     def _check(self) -> None:
         """Look after everything that is not a record."""
-        self._workers.say_deaths(self._source.done())
+        self.workers.say_deaths(self.source.done())
         self._check_termination()
-        if self._signals.shall_reopen:
-            self._signals.shall_reopen = False
-            self._dispatcher.reopen()
-        self._dispatcher.work()
-        self._dispatcher.troubles.report()
-        self._dispatcher.flush()  # what functions have logged in their own threads
+        if self.signals.shall_reopen:
+            self.signals.shall_reopen = False
+            self.dispatcher.reopen()
+        self.dispatcher.work()
+        self.dispatcher.troubles.report()
+        self.dispatcher.flush()  # what functions have logged in their own threads
         self._retry()
-        self._source.check()
-        self._accounts.check(self._source.done(), self._source.due, self._workers)
+        self.source.check()
+        self.accounts.check(self.source.done(), self.source.due, self.workers)
         reach("after say")
         self._keep_said()
         self._answer_flushes()
 
     def _timeout(self) -> float | None:
         """Return after how many seconds there is something to do unasked; an idle logging process never wakes up."""
-        if self._signals.terminated_at is not None:
+        if self.signals.terminated_at is not None:
             return QUIET_SECONDS / 5
         if any(flush.marks is not None for flush in self._flushes):
             return _DELIVERY_SECONDS
-        dispatcher = self._dispatcher
+        dispatcher = self.dispatcher
         times = [
             _REPORT_SECONDS if dispatcher.troubles.has_unsaid else dispatcher.seconds_until_due(),
-            self._source.timeout(),
-            self._accounts.timeout(),
+            self.source.timeout(),
+            self.accounts.timeout(),
         ]
         return min((each for each in times if each is not None), default=None)
 
     def _check_termination(self) -> None:
-        self._is_over |= self._signals.is_over(self._heard_at)
+        self._is_over |= self.signals.is_over(self._heard_at)
 
     def _keep_said(self) -> None:
         """Commit what was written and counted outside of a batch, so that a restart does not take it back."""
         self._retry()
-        self._accounts.gather()
-        if self._commit is not None and self._commit.is_due:
-            self._commit.commit()
-        self._accounts.remove_files()
+        self.accounts.gather()
+        if self.commit is not None and self.commit.is_due:
+            self.commit.commit()
+        self.accounts.remove_files()
 
     # --- the program ---
 
     def _answer(self) -> None:
         """Do what the program asks, or notice that it has gone."""
-        message = self._program.receive()
+        message = self.program.receive()
         if message is None:
             self._desert()
         elif isinstance(message, Records):
-            self._source.put(message.payloads)
+            self.source.put(message.payloads)
             self._work()
         elif isinstance(message, ChildEnded):
-            ended = self._workers.told(message.pid, message.name, message.exitcode, self._source.due)
-            self._accounts.see_ended(ended)
+            ended = self.workers.told(message.pid, message.name, message.exitcode, self.source.due)
+            self.accounts.see_ended(ended)
         elif message.command == "flush":
             # What the queue had no room for has been logged, too.
-            self._flushes.append(_Flush(message.number, self._source.due(), self._source.files_due()))
+            self._flushes.append(_Flush(message.number, self.source.due(), self.source.files_due()))
             self._answer_flushes()
         elif message.command == "stats":
             self._reply(message.number)
@@ -260,27 +247,27 @@ class Loop:
             self._is_over = True
 
     def _reply(self, number: int | None, stats: Stats | None = None) -> None:
-        if self._program.control is not None:
-            self._program.answer(number, stats or self._accounts.stats())
-            if self._program.control is None:
+        if self.program.control is not None:
+            self.program.answer(number, stats or self.accounts.stats())
+            if self.program.control is None:
                 self._desert()
 
     def _desert(self) -> None:
         """Go on without the program, until nobody is left who could write."""
-        self._is_over |= self._source.desert()
+        self._is_over |= self.source.desert()
 
     def _answer_flushes(self) -> None:
         """Answer the flushes before which everything is written and delivered."""
         for flush in self._flushes:
             if flush.marks is None and self._is_written(flush):
-                flush.marks = self._dispatcher.send_now()
+                flush.marks = self.dispatcher.send_now()
         self._answer_delivered()
 
     def _is_written(self, flush: _Flush) -> bool:
-        if self._source.done() < flush.due:
+        if self.source.done() < flush.due:
             return False
-        while not self._dispatcher.stuck:
-            rescued = self._source.take_rescued(flush.files_due, _EMERGENCY_PATIENCE)
+        while not self.dispatcher.stuck:
+            rescued = self.source.take_rescued(flush.files_due, _EMERGENCY_PATIENCE)
             if rescued is None:
                 return True
             self._handle(rescued)
@@ -289,12 +276,12 @@ class Loop:
     def _answer_delivered(self) -> None:
         """Answer the flushes for which functions have taken everything that is written, in their order."""
         # Not in the middle of a batch that waits for its file: what is noted would not be what is written.
-        while self._flushes and not self._dispatcher.stuck:
+        while self._flushes and not self.dispatcher.stuck:
             flush = self._flushes[0]
-            if flush.marks is None or not self._dispatcher.is_delivered(flush.marks):
+            if flush.marks is None or not self.dispatcher.is_delivered(flush.marks):
                 return
             del self._flushes[0]
-            self._dispatcher.work()  # counts what has failed
+            self.dispatcher.work()  # counts what has failed
             self._keep_said()
             self._reply(flush.number)
 
@@ -302,15 +289,15 @@ class Loop:
 
     def _finish(self) -> None:
         """Take out what is left, close the log, and report."""
-        self._source.end(self._work, self._program.release)
-        self._accounts.check_all(self._source.done())
+        self.source.end(self._work, self.program.release)
+        self.accounts.check_all(self.source.done())
         self._keep_said()
-        self._workers.say_last_deaths(waits=self._program.control is None)
-        self._dispatcher.close()
+        self.workers.say_last_deaths(waits=self.program.control is None)
+        self.dispatcher.close()
         self._answer_delivered()
-        stats = self._accounts.stats()
-        self._source.remove()
-        self._program.done()
+        stats = self.accounts.stats()
+        self.source.remove()
+        self.program.done()
         self._reply(self._stop_request, stats)
-        self._signals.close()
-        self._workers.close()
+        self.signals.close()
+        self.workers.close()

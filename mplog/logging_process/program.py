@@ -36,13 +36,10 @@ class Places:
 
 
 class Program:
-    """The program, and the supervisor, as the logging process talks to them.
-
-    Attributes:
-        control: the connection to the program; None after the program has gone.
-    """
+    """The program, and the supervisor, as the logging process talks to them."""
 
     def __init__(self, control: Connection, supervisor: Connection | None) -> None:
+        #: None after the program has gone.
         self.control: Connection | None = control
         self._supervisor = supervisor
 

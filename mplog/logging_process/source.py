@@ -82,12 +82,7 @@ class Source:
         return True
 
     def end(self, work: Callable[[], bool], release: Callable[[], None]) -> None:
-        """Take out everything that is left, and let nobody send any more.
-
-        Args:
-            work: handles a batch, and returns whether there was one.
-            release: has the supervisor close its end.
-        """
+        """Let nobody send any more, and have `work` handle what is left; `release` closes the supervisor's end."""
 
     def remove(self) -> None:
         """Remove what nobody needs any more."""
@@ -97,12 +92,7 @@ class Source:
 
 
 class PlainSource(Source):
-    """Records of a plain queue.
-
-    Args:
-        tallies: counts what is no record.
-        troubles: says so.
-    """
+    """Records of a plain queue, which the program passes on."""
 
     def __init__(self, tallies: Tallies, troubles: Troubles) -> None:
         self._tallies = tallies
@@ -114,8 +104,6 @@ class PlainSource(Source):
         self._payloads += payloads
 
     def take(self) -> Batch | None:
-        if not self._payloads:
-            return None
         payloads, self._payloads = self._payloads, []
         entries = []
         for payload in payloads:
@@ -123,7 +111,7 @@ class PlainSource(Source):
                 entries.append(self._decoder.decode(payload))
             except (TypeError, ValueError, RecursionError):
                 note_broken(1, self._tallies, self._troubles)
-        return Batch(entries)
+        return Batch(entries) if payloads else None
 
 
 def note_broken(count: int, tallies: Tallies, troubles: Troubles) -> None:

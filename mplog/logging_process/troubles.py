@@ -36,12 +36,7 @@ class Trouble:
 
 
 class Troubles:
-    """All kinds of trouble.
-
-    Args:
-        say: writes a line, as `Dispatcher.say`.
-        clock: the monotonic clock.
-    """
+    """All kinds of trouble, said by `Dispatcher.say`."""
 
     def __init__(self, say: Callable[[str, int, Output | None], object], clock: Callable[[], float]) -> None:
         self._say = say

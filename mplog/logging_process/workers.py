@@ -25,10 +25,7 @@ _LONGEST_NAME = 100
 class Workers:
     """Watches the processes that log, and says which of them have died.
 
-    Args:
-        watch: sees them end.
-        tallies: tell the next logging process which are watched, and when each was last heard from.
-        say: writes a line.
+    The tallies tell the next logging process which are watched, and when each was last heard from.
     """
 
     def __init__(self, watch: Watch, tallies: Tallies, say: Callable[[str, int], object]) -> None:
@@ -72,7 +69,7 @@ class Workers:
                     self._tallies.set(key, round(now * 1000))
 
     def _forget(self, pid: int) -> None:
-        """Have the next logging process not watch a process."""
+        """Tell the next logging process not to watch a process."""
         key = self._watched.pop(pid, None)
         if key is not None:
             self._tallies.set(key, 0)
@@ -86,9 +83,7 @@ class Workers:
     def look(self, due: Callable[[], int]) -> list[int]:
         """Note the deaths that there have been; return the pids of all that have ended, however they did.
 
-        Args:
-            due: returns how far the log will have come when everything is written that has been logged by now. Only
-                then is a death said.
+        A death is said when the log has come as far as `due` returns.
         """
         return self._note(self._watch.deaths(), due)
 
@@ -105,7 +100,7 @@ class Workers:
         return ended
 
     def say_deaths(self, done: int) -> None:
-        """Say the deaths before which everything is written now that the log has come so far."""
+        """Say the deaths before which everything is written, as the log has come so far."""
         while self._unsaid and self._unsaid[0][0] <= done:
             _, death = self._unsaid.pop(0)
             counts = self._tallies.of("received")
@@ -117,11 +112,7 @@ class Workers:
             self._forget(death.pid)
 
     def say_last_deaths(self, *, waits: bool) -> None:
-        """Say all deaths, now that everything is written.
-
-        Args:
-            waits: whether those that still live are just ending.
-        """
+        """Say all deaths, as everything is written. `waits`: those that still live are just ending."""
         deaths = self._watch.rest(_LAST_DEATHS_SECONDS) if waits else self._watch.deaths()
         self._unsaid = [(0, death) for death in [*(death for _, death in self._unsaid), *deaths]]
         self.say_deaths(0)
