@@ -105,7 +105,7 @@ class Loop:
     # --- the pass ---
 
     def run(self) -> None:
-        """Handle what comes until told to stop, or until nobody is left who could write."""
+        """Handle what comes until told to stop, or until no writer is left."""
         self.source.start()
         listened_at = 0.0
         while not self._is_over:
@@ -253,7 +253,7 @@ class Loop:
                 self._desert()
 
     def _desert(self) -> None:
-        """Go on without the program, until nobody is left who could write."""
+        """Go on without the program, until no writer is left."""
         self._is_over |= self.source.desert()
 
     def _answer_flushes(self) -> None:

@@ -1,4 +1,4 @@
-"""A logging process that can open nothing more writes on what it has open (fault 25)."""
+"""A logging process without free descriptors goes on with the files that are open (fault 25)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ resource: Any = pytest.importorskip("resource")
 
 
 def allow_descriptors(pid: int, count: int) -> None:
-    """Have a process open none from this number on; it closes none for it."""
+    """Let a process open no descriptor from this number on; those that are open stay."""
     _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _impatient() -> logging.Handler:
-    """Runs in the logging process: have it try again soon what has failed."""
+    """Runs in the logging process: let it soon try again what has failed."""
     from mplog.files import rotator
 
     rotator._RETRY_SECONDS = 0.05
@@ -47,8 +47,8 @@ def _log(initializer: Any, count: int) -> None:
 
 @pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest", "fallback"])
 def test_logging_process_without_descriptors_writes_on(tmp_path: Path, policy: str) -> None:
-    """New workers, a full queue and a file that is due to be rotated cost it no record; what is left is done when there
-    are descriptors again."""
+    """New workers, a full queue and a rotation that is due cost no record; the rotation is done when descriptors are
+    free again."""
     count, log = 20_000, tmp_path / "app.log"
     sink = mplog.FileSink(log, rotate="200 kB", archive="app.{index:03}.log")
     options: dict[str, Any] = {"format": "%(message)s", "overflow": policy, "buffer_size": 2 * 2**20}
@@ -83,7 +83,7 @@ def test_logging_process_without_descriptors_writes_on(tmp_path: Path, policy: s
 
 @pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_program_without_standard_streams_logs(tmp_path: Path, closing: str) -> None:
-    """Where a daemon has closed them, nothing else has their numbers in the logging process, the next one included."""
+    """If a daemon has closed them, no logging process, first or next, opens anything else under their numbers."""
     program = write_script(
         tmp_path,
         """

@@ -90,7 +90,7 @@ class OwnFormatter(logging.Formatter):
 
 
 def handler_of(what: str) -> logging.Handler:
-    """Return a handler that looks at more than the text of a record, or may, but for "nothing"."""
+    """Return a handler that looks at more than the text of a record, or may, except for "nothing"."""
     handler: logging.Handler = OwnHandler() if what == "a class of its own" else logging.StreamHandler()
     if what == "a buffer":
         handler = logging.handlers.MemoryHandler(10)
@@ -112,7 +112,7 @@ def handler_of(what: str) -> logging.Handler:
      "its own handleError", "a place", "a bad format"],
 )  # fmt: skip
 def test_handlers_that_may_look_at_it_get_the_place_of_a_call(dispatch: Dispatch, what: str) -> None:
-    """One is enough."""
+    """One such handler is enough to have workers send the place of a call."""
     other = handler_of("nothing")
     assert not dispatch(other).needs_details
     assert dispatch(other, handler_of(what)).needs_details
@@ -120,7 +120,7 @@ def test_handlers_that_may_look_at_it_get_the_place_of_a_call(dispatch: Dispatch
 
 @pytest.mark.parametrize("kind", ["StreamHandler", "FileHandler", "RotatingFileHandler", "WatchedFileHandler"])
 def test_handlers_that_only_write_texts_get_no_place_of_a_call(dispatch: Dispatch, tmp_path: Path, kind: str) -> None:
-    """Where no format asks for it: with any of the stdlib's that look at nothing else."""
+    """Handlers of the stdlib that look at nothing but the text do not have it sent, unless their format names it."""
     make: Any = getattr(logging, kind, None) or getattr(logging.handlers, kind)
     handlers = [make() if kind == "StreamHandler" else make(tmp_path / "app.log"), logging.StreamHandler()]
     for handler, text in zip(handlers, ["%(asctime)s %(processName)s %(message)s", None]):
@@ -148,7 +148,7 @@ def test_record_goes_up_the_hierarchy(root: logging.Logger) -> None:
 
 
 def test_record_without_any_handler_goes_to_stderr(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
-    """As in the stdlib: a warning that no handler is there for is on stderr, but not one that a handler leaves out."""
+    """As in the stdlib, a warning that reaches no handler goes to stderr; one that a handler leaves out does not."""
     handler = Memory(logging.CRITICAL)
     logging.getLogger("a").addHandler(handler)
     dispatcher = Dispatcher([handler])
@@ -160,7 +160,7 @@ def test_record_without_any_handler_goes_to_stderr(root: logging.Logger, capsys:
 
 
 def test_handler_levels_and_filters_hold(dispatch: Dispatch) -> None:
-    """Levels and filters of handlers let through what they do in one process; levels of loggers were the sender's."""
+    """Levels and filters of handlers work as in one process. Levels of loggers do not count: workers apply them."""
     errors, filtered, everything = Memory(logging.ERROR), Memory(), Memory()
     filtered.addFilter(lambda record: "no" not in record.getMessage())
     dispatcher = dispatch(errors, filtered, everything)
@@ -343,7 +343,7 @@ def test_same_files_as_in_one_process(root: logging.Logger, tmp_path: Path, way:
 def test_record_that_does_not_decode_costs_itself_only(
     dispatch: Dispatch, file_handler: LogFileHandler, tmp_path: Path, plain: bool
 ) -> None:
-    """Garbage in the part of a record that is decoded late takes no other record of its batch along."""
+    """Garbage in the part of a record that is decoded late costs no other record of its batch."""
     file_handler.setFormatter(logging.Formatter("%(relativeCreated)s %(message)s"))
     dispatcher = dispatch(file_handler, *([Memory()] if plain else []))
     values, origin = record("broken")
@@ -358,12 +358,12 @@ def test_record_that_does_not_decode_costs_itself_only(
 # --- handlers that misbehave ---
 
 
-@pytest.mark.parametrize("position", [0, 1], ids=["before", "behind"])
+@pytest.mark.parametrize("position", [0, 1], ids=["before", "after"])
 @pytest.mark.parametrize("what", ["raise", "handleError", "exit", "interrupt", "recurse"])
 def test_bad_handler_is_isolated_and_reported(
     dispatch: Dispatch, what: str, position: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a handler does to itself reaches no other one; it is counted, and said once an interval."""
+    """A handler that fails harms no other one. Its failures are counted, and said once an interval."""
     good, bad, clock = Memory(), BadHandler(what), Clock()
     dispatcher = dispatch(*((bad, good) if position == 0 else (good, bad)), clock=clock)
     for number in range(5):
@@ -384,7 +384,7 @@ def test_bad_handler_is_isolated_and_reported(
 
 @pytest.mark.processes
 def test_handler_that_logs_itself_is_isolated(tmp_path: Path) -> None:
-    """A handler that logs with each record it gets recurses, as in one process; the others lose nothing by it."""
+    """A handler that logs with each record it gets recurses, as in one process; the other handlers lose nothing."""
     sinks = [mplog.FileSink(tmp_path / "app.log", format="%(message)s"), mplog.HandlerSink(lambda: BadHandler("log"))]
     with mplog.LogServer(*sinks, level="INFO") as server:
         for number in range(5):
@@ -397,7 +397,7 @@ def test_handler_that_logs_itself_is_isolated(tmp_path: Path) -> None:
 
 
 def test_trouble_that_nobody_can_write_goes_to_stderr(dispatch: Dispatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """When all handlers fail, the report goes to stderr, and is no trouble of its own."""
+    """If all handlers fail, the report goes to stderr, and its failure is not reported."""
     dispatcher = dispatch(BadHandler("raise"), BadHandler("handleError"))
     dispatcher.handle([record()])
     dispatcher.troubles.report()
@@ -413,7 +413,7 @@ def test_trouble_that_nobody_can_write_goes_to_stderr(dispatch: Dispatch, capsys
 def test_stderr_that_nobody_reads_does_no_harm(
     dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """Where the report cannot be written to stderr either, everything goes on."""
+    """If the report cannot be written to stderr either, everything goes on."""
 
     class Closed:
         def write(self, text: str) -> int:
@@ -448,7 +448,7 @@ def test_handler_that_overrides_handle_error_is_asked_too(dispatch: Dispatch, wh
 
 
 def test_bad_repr_of_a_handler_does_no_harm(dispatch: Dispatch) -> None:
-    """A handler that cannot even be named is named by its class."""
+    """A handler whose repr() fails is named by its class."""
 
     class Nameless(BadHandler):
         def __repr__(self) -> str:
@@ -514,7 +514,7 @@ def test_bad_formatter_or_filter_is_isolated(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.processes
 def test_blocked_sink_does_not_stop_the_workers(tmp_path: Path) -> None:
-    """While one sink blocks, those who log go on as long as the queue has room, and all is written afterwards."""
+    """While one sink blocks, workers log on as long as the queue has room, and all is written afterwards."""
     gate = Gate(tmp_path / "gate")
     log, slow = tmp_path / "app.log", tmp_path / "slow.log"
     sinks = [log, mplog.HandlerSink(lambda: BlockedHandler(gate, slow))]
@@ -544,7 +544,7 @@ def file_handler(tmp_path: Path) -> Iterator[LogFileHandler]:
 def test_short_writes_tear_nothing(
     dispatch: Dispatch, file_handler: LogFileHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the system writes a few bytes only, the rest follows."""
+    """If the system writes only a few bytes, the rest follows."""
     dispatcher = dispatch(file_handler)
     write, sizes = os.write, itertools.cycle([1, 7, 100])
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data[: next(sizes)])))
@@ -557,7 +557,7 @@ def test_short_writes_tear_nothing(
 def test_full_disk_tears_nothing(
     dispatch: Dispatch, file_handler: LogFileHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    """Where there is room for some bytes only, whole records are there, the rest is counted; afterwards it goes on."""
+    """A disk with room for some bytes gets whole records; the others are counted. With room again, writing goes on."""
     dispatcher = dispatch(file_handler)
     write, left = os.write, [room]
 
@@ -599,7 +599,7 @@ def test_file_size_limit_tears_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_reports_come_while_nobody_logs(tmp_path: Path) -> None:
-    """What could not be written is said soon, though no further record arrives."""
+    """The log soon says what could not be written, though no further record arrives."""
     sinks = [mplog.FileSink(tmp_path / "app.log"), mplog.HandlerSink(lambda: BadHandler("raise"))]
     with mplog.LogServer(*sinks, level="INFO", format="%(message)s"):
         logging.info("x")

@@ -1,4 +1,4 @@
-"""The logging process is killed, and another one goes on where it was (promise 4; faults 4, 5 and 8)."""
+"""A logging process is killed, and the next one goes on where it was (promise 4; faults 4, 5 and 8)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def restarts(log: Path) -> list[str]:
 
 @pytest.mark.parametrize("start_method", ["fork"], indirect=True)
 def test_killed_at_random_loses_nothing(tmp_path: Path, stdlib_context: Any) -> None:
-    """However often it is killed under load, each line is in the file once, whole and in order."""
+    """However often the logging process is killed under load, each line is in the file once, whole and in order."""
     chance = random.Random(1)
     server = mplog.LogServer(tmp_path / "app.log", level="INFO")
     with server, Load(server, tmp_path, stdlib_context) as load:
@@ -117,7 +117,7 @@ def test_killed_at_random_loses_nothing(tmp_path: Path, stdlib_context: Any) -> 
 def test_killed_at_a_named_point_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, moment: int
 ) -> None:
-    """Wherever it is in its work when it is killed, each line is in the file once, whole and in order."""
+    """Killed at any named point of its work, the logging process writes each line once, whole and in order."""
     monkeypatch.setenv(VARIABLE, f"{point}:{moment}")
     context = multiprocessing.get_context("fork")
     with mplog.LogServer(tmp_path / "app.log", level="INFO") as server:
@@ -134,25 +134,25 @@ def test_killed_at_a_named_point_loses_nothing(
 
 
 def test_idle_restart_is_said_and_loses_nothing(tmp_path: Path) -> None:
-    """Killed while nobody logs, it is there again before the next record, and the log says so."""
+    """Killed while no worker logs, the logging process is restarted before the next record, and the log says so."""
     with mplog.LogServer(tmp_path / "app.log", level="INFO") as server:
         logging.info("before")
         server.flush()
         killed = server.pid
         os.kill(killed, signal.SIGKILL)
-        logging.info("behind")
+        logging.info("after")
         server.flush()
         assert server.pid != killed
         assert server.stats().received
     messages = [line.split(" | ")[1] for line in lines(tmp_path / "app.log")]
-    assert [message for message in messages if "mplog:" not in message] == ["before", "behind"]
+    assert [message for message in messages if "mplog:" not in message] == ["before", "after"]
     (said,) = [message for message in messages if "mplog:" in message]
     assert said.startswith(f"mplog: logging process {killed} was killed by SIGKILL")
     assert said.endswith("; 0 records lost")
 
 
 def test_long_record_survives_a_kill_between_its_parts(tmp_path: Path) -> None:
-    """A record of many parts, of which some have been taken in before the kill, arrives whole."""
+    """A record of many parts arrives whole, though only some were taken in before the kill."""
     with mplog.LogServer(tmp_path / "app.log", level="INFO", format="%(message)s") as server:
         text = "x" * 30 * 2**20
         logging.info("first")
@@ -190,7 +190,7 @@ def test_killed_while_it_stops(tmp_path: Path) -> None:
 
 
 def test_parent_killed_leaves_a_supervised_log(tmp_path: Path) -> None:
-    """When the program has been killed, the logging process is still restarted, and ends behind the last writer."""
+    """After the program was killed, the logging process is still restarted, and ends after the last worker."""
     done = run_script(
         tmp_path,
         """
@@ -220,14 +220,14 @@ def test_parent_killed_leaves_a_supervised_log(tmp_path: Path) -> None:
         """,
     )
     directory = done.stdout.strip()
-    wait_until(lambda: not os.path.exists(directory), "the logging process ends behind the last writer")
+    wait_until(lambda: not os.path.exists(directory), "the logging process ends after the last worker")
     written = [line for line in lines(tmp_path / "app.log") if "mplog:" not in line]
     assert written == ["one", *(f"line {number}" for number in range(100))]
 
 
 @pytest.fixture
 def no_process_left() -> Iterator[Callable[[], list[int]]]:
-    """Hold a test to leaving no process behind."""
+    """Check that a test has left no process running."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield lambda: [child.pid for child in psutil.Process().children(recursive=True) if child.pid not in before]
     left = {child.pid for child in psutil.Process().children(recursive=True)} - before
@@ -241,9 +241,9 @@ def test_supervisor_killed(tmp_path: Path, no_process_left: Callable[[], list[in
         supervisor = psutil.Process(server.pid).ppid()
         assert supervisor != os.getpid()
         os.kill(supervisor, signal.SIGKILL)
-        logging.info("behind")
+        logging.info("after")
         server.flush()
-    assert lines(tmp_path / "app.log") == ["before", "behind"]
+    assert lines(tmp_path / "app.log") == ["before", "after"]
 
 
 class _Leaving(logging.Handler):
@@ -266,11 +266,11 @@ def test_handler_that_ends_the_process_loses_nothing(tmp_path: Path) -> None:
     sinks = mplog.FileSink(tmp_path / "app.log"), mplog.HandlerSink(lambda: _Leaving(done))
     with mplog.LogServer(*sinks, level="INFO", format="%(message)s") as server:
         pid = server.pid
-        for message in ("before", "leave", "behind"):
+        for message in ("before", "leave", "after"):
             logging.info(message)
         server.flush()
     written = lines(tmp_path / "app.log")
-    assert [line for line in written if "mplog:" not in line] == ["before", "leave", "behind"]
+    assert [line for line in written if "mplog:" not in line] == ["before", "leave", "after"]
     assert [line for line in written if f"mplog: logging process {pid} ended with exit code 0" in line]
 
 
@@ -293,7 +293,8 @@ def _log_lines(initializer: Any, first: int, count: int) -> None:
 def test_given_up_after_vain_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdlib_context: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A record that kills whoever handles it ends in giving up, loudly; the next server has everything, in order."""
+    """A record that kills each logging process that handles it: the supervisor gives up and says so; the next server
+    writes everything, in order."""
     log = tmp_path / "app.log"
     patience = Patience(at_once=2, first_pause=0.01, longest_pause=0.02, restarts=4, seconds=0.2)
     monkeypatch.setattr(mplog.LogServer, "_patience", patience)
@@ -356,8 +357,8 @@ def _attend_with_a_full_link() -> None:
 
 
 def test_program_that_asks_nothing_holds_up_no_restart() -> None:
-    """However many ends of connections wait for the program, the next logging process is attended to; the program gets
-    the end to it when it takes the others."""
+    """However many ends of connections wait for the program, the supervisor attends to the next logging process. The
+    program gets the end to it when it takes the others."""
     in_fork(_attend_with_a_full_link)
 
 
@@ -392,7 +393,7 @@ def test_sigterm_to_the_supervisor_between_two_logging_processes(
         wait_until(lambda pid=pid: process_has_ended(pid), "it is dead")
         if not is_last:
             wait_until(lambda pid=pid: server.pid != pid, "there is another one")
-    logging.info("behind")
+    logging.info("after")
     if moment == "starting":
         gate.wait_until_reached()
     else:
@@ -401,7 +402,7 @@ def test_sigterm_to_the_supervisor_between_two_logging_processes(
     gate.open()
     wait_until(lambda: process_has_ended(parent.pid), "the supervisor ends")
     server.stop()
-    assert [line for line in lines(log) if "mplog:" not in line] == ["before", "behind"]
+    assert [line for line in lines(log) if "mplog:" not in line] == ["before", "after"]
 
 
 class _Forking(logging.Handler):
@@ -419,7 +420,7 @@ class _Forking(logging.Handler):
 
 
 def test_a_child_of_a_handler_holds_nothing_up(tmp_path: Path, stdlib_context: Any) -> None:
-    """What a handler has forked may live on: the logging process is restarted beside it, and stopped; whoever logs then
+    """What a handler has forked may live on: the logging process is restarted beside it, and stopped. A later call
     learns that nobody reads."""
     log, gate = tmp_path / "app.log", Gate(tmp_path / "gate")
     sinks = mplog.FileSink(log, format="%(message)s"), mplog.HandlerSink(lambda: _Forking(gate))
@@ -431,7 +432,7 @@ def test_a_child_of_a_handler_holds_nothing_up(tmp_path: Path, stdlib_context: A
             pid, parent = server.pid, psutil.Process(server.pid).ppid()
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda: server.pid != pid, "it is restarted")
-            logging.info("behind")
+            logging.info("after")
             server.flush()
             queue = server.queue
         wait_until(lambda: process_has_ended(parent), "the supervisor ends")
@@ -439,14 +440,14 @@ def test_a_child_of_a_handler_holds_nothing_up(tmp_path: Path, stdlib_context: A
     finally:
         gate.open()
     written = lines(log)
-    assert [line for line in written if "mplog:" not in line] == ["fork", "behind"]
+    assert [line for line in written if "mplog:" not in line] == ["fork", "after"]
     assert len(restarts(log)) == 1
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_killed_a_hundred_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same as above with 100 kills, and how long the workers stood still."""
+    """100 kills under load lose, double and tear nothing; it prints how long each restart took."""
     chance = random.Random(2)
     context = multiprocessing.get_context("fork")
     pauses = []

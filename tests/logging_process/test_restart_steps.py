@@ -83,7 +83,7 @@ class Killer(logging.Handler):
 
 
 def test_killed_at_any_step_of_a_rotation(tmp_path: Path) -> None:
-    """SIGKILL before and behind each call that changes the disk, and again in the recovery: each record is in one of
+    """SIGKILL before and after each call that changes the disk, and again in the recovery: each record is in one of
     the files, once, whole and in order."""
     directory = tmp_path / "logs"
     directory.mkdir()
@@ -147,7 +147,7 @@ class _Armed(logging.NullHandler):
 
 @pytest.mark.parametrize("first", ["before read:5", "after read:5", "before read:1"])
 def test_killed_in_its_recovery_loses_nothing(tmp_path: Path, first: str) -> None:
-    """While it finds out what the one before it had read, it is killed, and the next one, too: nothing is lost."""
+    """Two logging processes in a row are killed while they find out what the one before had read: nothing is lost."""
     log, ending = tmp_path / "app.log", tmp_path / "ending"
     points, directory = [first, "in recovery", "in recovery"], str(tmp_path)
     sinks = mplog.HandlerSink(lambda: _Armed(directory, points)), mplog.FileSink(log)
@@ -171,7 +171,7 @@ def test_killed_in_its_recovery_loses_nothing(tmp_path: Path, first: str) -> Non
 
 @pytest.mark.parametrize("point", ["before write:1", "after say:1"])
 def test_killed_while_it_says_that_it_is_another(tmp_path: Path, point: str) -> None:
-    """What it was about to say when it was killed itself, the next one says with what became of that."""
+    """A logging process killed before it has told of a restart leaves that to the next one, which tells of both."""
     log, points, directory = tmp_path / "app.log", ["", point], str(tmp_path)
     sinks = mplog.HandlerSink(lambda: _Armed(directory, points)), mplog.FileSink(log)
     with mplog.LogServer(*sinks, level="INFO") as server:
@@ -186,7 +186,7 @@ def test_killed_while_it_says_that_it_is_another(tmp_path: Path, point: str) -> 
 def test_killed_while_it_drops_the_oldest(
     tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    """What it was about to drop is dropped and counted, or written; nothing is both, or neither."""
+    """What the logging process was about to drop is dropped and counted, or written; nothing is both, or neither."""
     monkeypatch.setenv(VARIABLE, point)
     log, stop = tmp_path / "app.log", tmp_path / "stop"
     sinks = mplog.FileSink(log), mplog.HandlerSink(lambda: BlockedHandler(gate, tmp_path / "slow.log"))
@@ -206,7 +206,7 @@ def test_killed_while_it_drops_the_oldest(
         server.flush(60)
         stats = server.stop(60)
     written = [int(line.split()[1]) for line in lines(log) if line.startswith("w ")]
-    # Errors that find no room for a second, as when a restart takes longer, come by the emergency file, behind others.
+    # Errors that find no room for a second, as when a restart takes longer, come by the emergency file, after others.
     by_emergency = any(Reason.EMERGENCY in losses.by_reason() for losses in stats.lost)
     in_order = [number for number in written if number % 1000] if by_emergency else written
     assert in_order == sorted(in_order)
