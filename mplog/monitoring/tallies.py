@@ -6,7 +6,7 @@
                               the number of the write goes into the note of the commit
 
 The rule of this file: **a count changes with the commit of what it counts.** `write` is called right before a commit,
-and not at any other time.
+and not at any other time. mplog/logging_process/README.rst tells the whole protocol.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 The rule of this file: **at every instant the memory tells what is left to do.** The logging process may be killed
 between any two instructions; the next one maps the same memory, loses nothing and doubles nothing.
+mplog/logging_process/README.rst tells what it does at each instant.
 
 ::
 
