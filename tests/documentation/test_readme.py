@@ -70,7 +70,7 @@ def test_commands() -> None:
             extras = re.findall(r"\[(\w+)\]", command)
             assert all(setup.has_option("options.extras_require", extra) for extra in extras)
         elif program == ".venv/bin/pytest":
-            assert re.search(rf"^ *{re.escape(command)} ", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.M)
+            assert re.search(rf"^ *{re.escape(command)}$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.M)
         else:
             assert command == "$ python3 -m venv .venv"
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
