@@ -82,6 +82,13 @@ def test_public_names_are_loaded_when_they_are_used() -> None:
         mplog.nothing
 
 
+def test_tests_are_in_the_folders_of_what_they_test() -> None:
+    """Each folder of the package has one of tests; the others are about the whole of it."""
+    tests = {path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")}
+    package = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert tests == package | {"documentation", "integrations", "promises"}
+
+
 def test_imports_go_one_way() -> None:
     """A file imports only from its own folder, and from those that come before it on the way of a record."""
     folders = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
