@@ -50,6 +50,8 @@ def prepare() -> None:
     logging.setLogRecordFactory(NumberedRecord)
     logging.captureWarnings(True)
     warnings.simplefilter("always")
+    # Python 3.15 warns of the script itself while it formats a traceback in a worker that was not forked.
+    warnings.filterwarnings("ignore", "Module globals", DeprecationWarning)
 
 
 def survey(path: Path) -> tuple[int, int]:

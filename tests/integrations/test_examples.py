@@ -12,6 +12,7 @@ from pathlib import Path
 
 import docutils.core
 import pytest
+from conftest import skip_without_dill
 
 pytestmark = pytest.mark.processes
 
@@ -180,6 +181,7 @@ def test_process(tmp_path: Path) -> None:
 
 def test_multiprocess_lambdas(tmp_path: Path) -> None:
     """Lambdas run in spawned workers of either library, and what they log is there."""
+    skip_without_dill()
     printed = run("multiprocess_lambdas.py", tmp_path).splitlines()
     assert printed[:3] == ["[10, 11, 12]", "[20, 21, 22]", "[30, 31, 32]"]
     lines = read(tmp_path / "multiprocess_lambdas.log")

@@ -76,7 +76,7 @@ def test_table_names_what_there_is() -> None:
     assert len(rows) == 14
     for example, test in rows:
         assert (EXAMPLES / example).exists(), example
-        assert (ROOT / "tests" / f"{test}.py").exists(), test
+        assert len(list((ROOT / "tests").rglob(f"{test}.py"))) == 1, test
 
 
 def test_manager(tmp_path: Path) -> None:
@@ -98,7 +98,9 @@ def test_joblib(tmp_path: Path) -> None:
 def test_pebble(tmp_path: Path) -> None:
     """The task has its record."""
     pytest.importorskip("pebble")
-    logged = run_below_server(tmp_path, block("pebble.ProcessPool") + "\n    future.result()", "import pebble")
+    # Of several workers, pebble may end one that is still starting, which then complains.
+    text = block("pebble.ProcessPool").replace("ProcessPool(4,", "ProcessPool(1,")
+    logged = run_below_server(tmp_path, text + "\n    future.result()", "import pebble")
     assert logged[0] == "working on 3"
 
 

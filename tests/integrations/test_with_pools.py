@@ -15,7 +15,7 @@ from typing import Any
 import jobs
 import multiprocess.managers
 import pytest
-from conftest import LINE, library_of
+from conftest import LINE, library_of, skip_without_dill
 from oracle import acknowledged, verdict
 
 import mplog
@@ -75,6 +75,8 @@ for manager_class in MANAGERS.values():
 
 def test_manager(context: Any, server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
     """What is logged in the process of a manager is there, also behind its end by a signal."""
+    if library_of(context).__name__ == "multiprocess":
+        skip_without_dill()
     manager = MANAGERS[library_of(context).__name__](ctx=context)
     manager.start(server.initializer)
     worker = manager.Worker()
