@@ -80,12 +80,7 @@ def _check_top(config: dict[str, Any], referred: set[str]) -> None:
 
 
 class _Check:
-    """Looks for mistakes in a configuration whose references are resolved.
-
-    Attributes:
-        config: the configuration.
-        sinks: made from it, by the names of the handlers.
-    """
+    """Looks for mistakes in a configuration with resolved references, and makes its sinks, by the names of handlers."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -149,13 +144,10 @@ class _Check:
         try:
             inspect.signature(kind).bind(None, None, "%")
         except TypeError as error:
-            raise wrong(
-                place,
-                f"{_name(kind)} cannot be made from format, datefmt and style, as a class is: {error}",
-                "Name it as '()', which is given what stands beside it",
-            ) from None
+            what = f"{_name(kind)} cannot be made from format, datefmt and style, as a class is: {error}"
+            raise wrong(place, what, "Name it as '()', which is given the keys beside it") from None
         except ValueError:
-            pass  # it does not say what it takes
+            pass  # it does not tell what it takes
 
     def _check_custom(self, place: str, config: Any, known: set[str]) -> None:
         """Check that the factory takes the other keys, or without a factory, that they are known."""
@@ -216,14 +208,9 @@ class _Check:
     def _check_arguments(
         self, place: str, kind: str, config: Any, others: tuple[str, ...], also: dict[str, str]
     ) -> tuple[Any, dict[str, Any]]:
-        """Return a factory and its arguments.
+        """Return the factory at the key `kind` of an entry, and its arguments: all keys except `others`.
 
-        Args:
-            place: of the entry.
-            kind: the key of the factory.
-            config: the entry.
-            others: the keys that are no arguments.
-            also: other names for arguments.
+        `also` has further names of arguments.
         """
         attributes = config.get(".")
         is_dictionary = isinstance(attributes, Mapping) and all(isinstance(name, str) for name in attributes)

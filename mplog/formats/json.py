@@ -98,12 +98,7 @@ class JSONFormatter(BatchFormatter):
     def _exception(self, record: logging.LogRecord) -> dict[str, Any]:
         arrived = record if isinstance(record, Record) else decode(encode(record))
         frames = [{"file": file, "line": line, "function": function} for file, line, function in arrived.exc_frames]
-        return {
-            "type": arrived.exc_type,
-            "message": arrived.exc_message,
-            "frames": frames,
-            "text": record.exc_text,
-        }
+        return {"type": arrived.exc_type, "message": arrived.exc_message, "frames": frames, "text": record.exc_text}
 
     def _time(self, created: float) -> str | float:
         return created if self.time == "epoch" else f"{_date(created // 1)}{_fraction(created)}"
@@ -123,18 +118,22 @@ class JSONFormatter(BatchFormatter):
         if more:
             pieces.append(Piece(f"{',' if len(pieces) > 1 else ''}{_to_json(more)[1:-1]}"))
         dated = any("stamp" in piece.expression for piece in pieces)
-        names = {
-            "date": _date,
-            "encode": _encode,
-            "extended": _Extended(line, self.fields),
-        }
+        taken = _STANDARD.union(self.fields.values(), line)
+
+        def extended(text: str, extra: dict[str, Any]) -> str:
+            """Return a line with the extra attributes."""
+            if not taken.isdisjoint(extra):
+                raise LookupError
+            more = _to_json(extra)
+            return f"{text[:-1]},{more[1:]}" if len(text) > 2 else more
+
         return compile_loop(
             # Before 1970, the fraction needs more care: `format` does it.
             ["assert created >= 1", "stamp = date(created // 1)"] if dated else [],
             [*pieces, Piece("}")],
             # Exceptions and stacks are rare: `format` writes them.
             ["if exc_text or stack_info: raise LookupError", "text = extended(text, extra)"],
-            names,
+            {"date": _date, "encode": _encode, "extended": extended},
             self,
             terminator,
             rarely="or extra",
@@ -165,20 +164,6 @@ def _date(second: float) -> str:
 def _fraction(created: float) -> str:
     # The remainder of a tiny negative number is 1.
     return f".{min(int(created % 1 * 1e6), 999_999):06d}Z"
-
-
-class _Extended:
-    """Adds the extra attributes to a line."""
-
-    def __init__(self, line: Iterable[str], fields: Mapping[str, str]) -> None:
-        self._taken = _STANDARD.union(fields.values(), line)
-
-    def __call__(self, text: str, extra: dict[str, Any]) -> str:
-        if self._taken.isdisjoint(extra):
-            more = _to_json(extra)
-        else:
-            raise LookupError
-        return f"{text[:-1]},{more[1:]}" if len(text) > 2 else more
 
 
 def _add(line: dict[str, Any], extra: Iterable[tuple[str, Any]], shown_already: frozenset[str]) -> None:

@@ -186,8 +186,8 @@ class Watch:
             return False
 
         def stat(pid: int) -> Stat | None:
-            found = Stat.read(pid)
-            return found if found.started == started else None
+            found = Stat.find(pid)
+            return found if found is not None and found.started == started else None
 
         return self._open(_Process(pid, name, started=started), stat)
 
@@ -208,7 +208,7 @@ class Watch:
                 raise ProcessLookupError(process.pid)
             assert self._epoll is not None
             self._epoll.register(process.fd, select.EPOLLIN)
-        except (OSError, ValueError, IndexError):
+        except OSError:
             os.close(process.fd)
             return False
         process.started = found.started

@@ -49,6 +49,14 @@ class Stat(NamedTuple):
             fields = file.read().rpartition(b")")[2].split()  # what follows the name, which may be anything
         return cls(pid, fields[0], int(fields[1]), int(fields[6]), fields[19], int(fields[49]))
 
+    @classmethod
+    def find(cls, pid: int) -> Stat | None:
+        """Return them, or None where they cannot be read."""
+        try:
+            return cls.read(pid)
+        except (OSError, ValueError, IndexError):
+            return None
+
     @property
     def is_dead(self) -> bool:
         """Whether the process is a zombie: only the status is left, for which the parent has not asked yet."""
@@ -79,29 +87,23 @@ def has_ended(pid: int) -> bool:
 
 def start_mark(pid: int) -> str:
     """Return what tells a process from a later one with its pid; empty if it has ended, or that is not known."""
-    try:
-        found = Stat.read(pid)
-    except (OSError, ValueError, IndexError):
-        return ""
-    return "" if found.is_dead else found.started.decode()
+    found = Stat.find(pid)
+    return "" if found is None or found.is_dead else found.started.decode()
 
 
 def is_held(pid: int) -> bool:
     """Return whether a process is stopped by SIGSTOP or a debugger; False if that is not known."""
-    try:
-        return Stat.read(pid).state in b"Tt"
-    except (OSError, ValueError, IndexError):
-        return False
+    found = Stat.find(pid)
+    return found is not None and found.state in b"Tt"
 
 
 def exit_status(pid: int, started: bytes, pidfd: int) -> int | None:
     """Return how a dead process ended, as wait(2) gives it; None where the kernel has forgotten."""
     status = noted_status(pidfd)
     if status is None:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            stat = Stat.read(pid)
-            if stat.is_dead and stat.started == started:
-                return stat.exit_status
+        stat = Stat.find(pid)
+        if stat is not None and stat.is_dead and stat.started == started:
+            return stat.exit_status
         status = noted_status(pidfd)  # the parent has waited for it in between
     return status
 
