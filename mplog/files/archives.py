@@ -43,14 +43,7 @@ class _Archive:
 
 
 class Archives:
-    """The rotated files of one log.
-
-    Args:
-        path: of the log.
-        rotation: what they are called, and which are kept.
-        notices: take what goes wrong, from any thread.
-        clock: tells the time.
-    """
+    """The rotated files of the log that has this path."""
 
     def __init__(self, path: str, rotation: Rotation, notices: Notices, clock: Clock) -> None:
         self._directory, self._log = os.path.split(path)
@@ -68,11 +61,7 @@ class Archives:
     # --- names ---
 
     def take(self, path: str, written_at: float) -> str:
-        """Rename a file to the next free name of its date, and return its path.
-
-        Raises:
-            OSError: it could not be renamed; everything is as before.
-        """
+        """Rename a file to the next free name of its date, and return its path. On an OSError, it has the old name."""
         around = self._rotation.name.around_index(written_at, self._rotation.zone)
         if self._last is None or self._last[0] != around:
             self._last = around, max((index for _, found, index in self._names() if found == around), default=0)
@@ -222,7 +211,7 @@ class Archives:
                 with decompress(file, how) as decompressed:
                     while not self._abandoned.is_set():
                         chunk = source.read(_CHUNK)
-                        if chunk != _read_full(decompressed, len(chunk) or 1):
+                        if chunk != decompressed.read(len(chunk) or 1):
                             return False
                         if not chunk:
                             return True
@@ -266,11 +255,3 @@ def _open_regular(path: str, _: int) -> int:
         os.close(fd)
         raise FileExistsError(f"{path} is not a regular file")
     return fd
-
-
-def _read_full(file: IO[bytes], size: int) -> bytes:
-    """Read that many bytes, or up to the end."""
-    data = b""
-    while len(data) < size and (chunk := file.read(size - len(data))):
-        data += chunk
-    return data

@@ -1,4 +1,4 @@
-"""When what was written to a file is forced to the disk, so that it survives a power loss."""
+"""Forcing a file to the disk, so that it survives a power loss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ Fsync = Literal["never", "batch"] | float
 
 
 class Disk:
-    """The disk of a file.
-
-    Args:
-        path: the file.
-        policy: when to force what was written.
-        notices: take what fails.
-        clock: tells the time.
+    """The disk of a file, and when to force what was written to it.
 
     Attributes:
         due: the time of the monotonic clock at which `sync` is to be called; None for no such time.
@@ -46,19 +40,17 @@ class Disk:
         return True
 
     def sync_after_write(self, fd: int) -> None:
-        """Do after a write what the policy says."""
         if self._policy == "batch":
             self.sync(fd)
         elif self._policy != "never" and self.due is None:
             self.due = self._clock.monotonic() + self._policy
 
     def sync_before_close(self, fd: int) -> None:
-        """Do what the policy says before the file is left."""
         if self._policy != "never" and fd >= 0:
             self.sync(fd)
 
     def sync_name(self) -> None:
-        """Do what the policy says for the name of a file that was made or renamed."""
+        """Do what the policy says for the name of a new or renamed file."""
         if self._policy != "never":
             try:
                 regular.sync_directory(os.path.dirname(self._path))

@@ -17,20 +17,13 @@ _INTERVAL = 600.0
 class Clock(Protocol):
     """Tells the time, as the module ``time`` does."""
 
-    def time(self) -> float:
-        """Return the seconds since the epoch."""
+    def time(self) -> float: ...
 
-    def monotonic(self) -> float:
-        """Return seconds that never go back."""
+    def monotonic(self) -> float: ...
 
 
 class Notices:
-    """Notices that wait to be logged. Threads may share one.
-
-    Args:
-        clock: tells the time.
-        silent_about: kinds of notices that are not given.
-    """
+    """Notices that wait to be logged, except those of kinds that it is silent about. Threads may share one."""
 
     def __init__(self, clock: Clock = time, silent_about: Iterable[str] = ()) -> None:
         self._clock = clock
@@ -45,11 +38,10 @@ class Notices:
             self.add(notice)
 
     def add(self, notice: str) -> None:
-        """Add a notice in any case."""
         self._waiting.append(f"mplog: {notice}")
 
     def forget(self, kind: str) -> bool:
-        """Return whether there was a notice of this kind; the next one is given at once."""
+        """Return whether a notice of this kind was added; the next one is added at once."""
         return self._said_at.pop(kind, None) is not None
 
     def take(self) -> list[str]:

@@ -23,14 +23,9 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How a file is made and written.
+    """How a file is made and written: see `FileSink`.
 
     Attributes:
-        encoding: its encoding.
-        permissions: of files that are created.
-        owner: user and group of files that are created, as os.chown takes them.
-        follow_symlinks: whether the path may be a symbolic link.
-        fsync: "never", "batch", or the seconds after which what was written is forced to the disk.
         is_watched: look before each write whether the path still leads to the file, and give no notice if not.
     """
 
@@ -45,16 +40,8 @@ class FileOptions:
 class OpenFile:
     """A file that is written at its end, and opened anew when it was moved or deleted.
 
-    Args:
-        path: the file.
-        options: how it is made and written.
-        notices: take what others have done to it.
-        clock: tells the time.
-
     Attributes:
-        path: of the file itself where the given one leads to it by a link: what is rotated is the file, not the link.
-        encoder: makes the portions to `write`.
-        disk: forces what was written to it.
+        path: of the file itself, if a link leads to it: the file is rotated, and not the link.
         written_at: when it was last written, in seconds since the epoch.
         whole_texts: how many texts of the last portion are wholly in the file, also after an error.
     """
@@ -75,7 +62,7 @@ class OpenFile:
         self._looked_at = -math.inf
 
     def fileno(self) -> int:
-        """Return its descriptor; -1 where it is not open."""
+        """Return its descriptor; -1 if it is not open."""
         return self._fd
 
     def open(self) -> None:
@@ -99,7 +86,7 @@ class OpenFile:
             self.disk.sync_name()
 
     def create(self, path: str) -> int:
-        """Make an empty file as this one would be made, and return its descriptor."""
+        """Make an empty file with the same owner and mode, and return its descriptor."""
         return regular.create(path, self._options.permissions, owner=self._options.owner)
 
     def replace(self, fd: int, length: int, written_at: float) -> None:
@@ -115,11 +102,6 @@ class OpenFile:
         self.encoder.continue_at(length)
 
     def close(self, *, remove_empty: bool = False) -> None:
-        """Close it.
-
-        Args:
-            remove_empty: remove it if nothing is in it.
-        """
         if self._fd < 0:
             return
         self.disk.sync_before_close(self._fd)
@@ -130,17 +112,13 @@ class OpenFile:
         self._fd = -1
 
     def position(self) -> Position:
-        """Return how far the file is written, without what is to be cut off."""
+        """Return how far the file is written, except what is to be cut off."""
         status = os.fstat(self._fd)
         length = status.st_size if self._cut_at is None else self._cut_at
         return Position(status.st_dev, status.st_ino, length)
 
     def is_moved(self) -> bool:
-        """Whether the path does not lead to the open file any more.
-
-        Raises:
-            OSError: that cannot be found out at the moment.
-        """
+        """Whether the path no longer leads to the open file."""
         try:
             found = os.stat(self.path, follow_symlinks=self._options.follow_symlinks)
         except FileNotFoundError:
@@ -175,7 +153,7 @@ class OpenFile:
         return Position(status.st_dev, status.st_ino, status.st_size)
 
     def follow_move(self) -> None:
-        """Open the path anew; where that fails, go on in the file that was moved."""
+        """Open the path anew; if that fails, go on in the file that was moved."""
         try:
             self.open()
         except OSError as error:
@@ -191,7 +169,7 @@ class OpenFile:
         """Write a portion, and set `whole_texts`.
 
         Raises:
-            OSError: some texts are not in the file. What was written of another one is cut off, now or by `take_back`.
+            OSError: some texts are not in the file. A part of one is cut off, now or by `take_back`.
         """
         data = memoryview(portion.data)
         done = self.whole_texts = 0
@@ -214,11 +192,7 @@ class OpenFile:
         self.disk.sync_after_write(self._fd)
 
     def take_back(self) -> None:
-        """Cut off the text that was written in part.
-
-        Raises:
-            OSError: that is not possible at the moment.
-        """
+        """Cut off the text that was written in part."""
         if self._cut_at is not None:
             if os.fstat(self._fd).st_size > self._cut_at:
                 os.ftruncate(self._fd, self._cut_at)

@@ -9,12 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Position(NamedTuple):
-    """How far a file is written.
-
-    Attributes:
-        device, inode: which file, under whatever name.
-        length: its bytes.
-    """
+    """How far a file is written, which its device and inode tell from others, whatever its path."""
 
     device: int
     inode: int
@@ -23,12 +18,9 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Portion:
-    """What of a batch goes into one file.
+    """The first texts of a batch, which go into one file: encoded, from `start` on.
 
     Attributes:
-        texts: the first texts of the batch.
-        data: those, encoded.
-        start: where they are going to stand.
         state: of the encoder before them.
     """
 
@@ -39,22 +31,17 @@ class Portion:
 
     @property
     def end(self) -> Position:
-        """How far the file is written after them."""
         return self.start._replace(length=self.start.length + len(self.data))
 
 
 class Encoder:
-    """Encodes texts for a file, some encodings of which begin it with a byte order mark.
-
-    Args:
-        encoding: the encoding. What it cannot express is written as an escape.
-    """
+    """Encodes texts for a file. A character that the encoding does not have is written as an escape."""
 
     def __init__(self, encoding: str) -> None:
         self._encoder = codecs.getincrementalencoder(encoding)("backslashreplace")
 
     def continue_at(self, length: int) -> None:
-        """Go on in a file of this length: a byte order mark stands at the beginning alone."""
+        """Go on in a file of this length: a byte order mark may stand at the beginning only."""
         if length:
             self._encoder.setstate(0)
         else:
@@ -71,8 +58,6 @@ class Encoder:
         """Return as many of the texts as fit into the file, which may be none.
 
         Args:
-            texts: the texts.
-            start: how far the file is written.
             limit: a length of the file up to which every text fits.
             fits: called with the length of the file before a text, the text, and its size in bytes.
             forced: how many texts go in even if they do not fit.
@@ -97,11 +82,7 @@ class Encoder:
         return Portion(texts[: len(pieces)], b"".join(pieces), start, state)
 
     def rewind(self, portion: Portion, done: int) -> tuple[int, int]:
-        """Go back to the end of the last whole text of a portion that was written in part.
-
-        Args:
-            portion: the portion.
-            done: how many of its bytes were written.
+        """Go back to the end of the last whole text, when only `done` bytes of a portion were written.
 
         Returns:
             How many bytes belong to whole texts, and how many texts these are.

@@ -1,4 +1,4 @@
-"""What rotates a log file: never, or by size and time to archives that are compressed and removed.
+"""Rotating a log file: never, or by size and time to archives that are compressed and removed.
 
 ::
 
@@ -26,87 +26,51 @@ _RETRY_SECONDS = 5.0
 
 
 class Rotator:
-    """Rotates a file never, and is the interface of what does.
+    """Rotates a file. This one never does; subclasses say when, and what becomes of the old file."""
 
-    Args:
-        file: the file, which is not open yet.
-    """
-
-    #: Whether something is going on in the background that `close` would wait for, or abandon.
+    #: Whether work is going on in the background that `close` would wait for, or abandon.
     is_tidying = False
 
     def __init__(self, file: OpenFile) -> None:
         self._file = file
-
-    def recover(self) -> None:
-        """Finish what a killed process was doing, before the file is opened."""
-
-    def is_due(self, start: Position) -> bool:
-        """Whether to rotate the file now, at this length, whatever comes next."""
-        return False
-
-    def fit(self, texts: list[str], start: Position, *, forced: int = 0) -> Portion:
-        """Return as many of the texts as the file has room for; none where it is to be rotated first.
-
-        Args:
-            texts: the texts.
-            start: how far the file is written.
-            forced: how many texts go in whatever their length.
-        """
-        return self._file.encoder.encode(texts, start)
-
-    def rotate(self) -> None:
-        """Go on in a new file; where that fails, go on in the old one, and say so."""
-
-    def settle(self) -> None:
-        """Note that what was written so far will not be taken back."""
-
-    def undo(self, inode: int) -> None:
-        """Take back rotations of a killed process, until the log is the file with this inode again."""
-
-    def takes_back(self, inode: int) -> bool:
-        """Whether `undo` also removes what is in the file with this inode."""
-        return False
-
-    def is_name_of(self, name: str) -> bool:
-        """Whether a file that was the log may have been given this name."""
-        return name.startswith(os.path.basename(self._file.path))
-
-    def close(self) -> None:
-        """End what goes on in the background."""
-
-
-class SwappingRotator(Rotator):
-    """Rotates a file; subclasses say when, and what becomes of it."""
-
-    def __init__(self, file: OpenFile) -> None:
-        super().__init__(file)
         directory, name = os.path.split(file.path)
         self._new_path = os.path.join(directory, f".{name}.new")
         self._retry_at = -math.inf
+
+    def recover(self) -> None:
+        """Finish what a killed process was doing. Called before the file is opened."""
 
     @property
     def is_ready(self) -> bool:
         """Whether no rotation has failed in the last seconds."""
         return self._file.clock.monotonic() >= self._retry_at
 
-    def recover(self) -> None:
-        with contextlib.suppress(OSError):  # what cannot be removed is in the way of a rotation, which says so
-            os.unlink(self._new_path)
+    def is_due(self, start: Position) -> bool:
+        """Whether to rotate the file now, whatever comes next."""
+        return False
+
+    def fit(self, texts: list[str], start: Position, *, forced: int = 0) -> Portion:
+        """Return as many of the texts as the file has room for; none if it is to be rotated first.
+
+        Args:
+            forced: how many texts go in whatever their length.
+        """
+        return self._file.encoder.encode(texts, start)
 
     def rotate(self) -> None:
+        """Go on in a new file; if that fails, go on in the old one, and say so."""
         file = self._file
         try:
             if file.is_moved():
-                file.follow_move()  # what is there now is not ours to rotate
+                file.follow_move()  # another file has the path now, which is not ours to rotate
                 return
             archive = self._swap()
         except (OSError, ValueError) as error:  # ValueError: a clock beyond what a date can say
             self._retry_at = file.clock.monotonic() + _RETRY_SECONDS
             file.notices.say(
                 "rotate",
-                f"{file.path} could not be rotated, and is written on; trying again every {_RETRY_SECONDS:g} seconds: "
-                f"{describe(error)}",
+                f"{file.path} could not be rotated, so writing goes on in the same file; trying again every "
+                f"{_RETRY_SECONDS:g} seconds: {describe(error)}",
             )
             return
         if file.notices.forget("rotate"):
@@ -118,7 +82,7 @@ class SwappingRotator(Rotator):
         """Have the old file put away, and go on in a new one; return the path of the old one.
 
         The new one is made under another name first: what can fail has failed before anything changes. After a kill
-        between the two renames there is no file of the log's name, and the next start makes one.
+        between the two renames no file has the log's name, and the next start makes one.
         """
         file = self._file
         with contextlib.suppress(FileNotFoundError):
@@ -142,11 +106,7 @@ class SwappingRotator(Rotator):
         return archive
 
     def put_away(self) -> str:
-        """Give the file its name as a rotated one, and return its path.
-
-        Raises:
-            OSError: that is not possible; everything is as before.
-        """
+        """Give the file its name as a rotated one, and return its path. On an OSError, everything is as before."""
         raise NotImplementedError
 
     def bring_back(self, archive: str) -> None:
@@ -156,14 +116,31 @@ class SwappingRotator(Rotator):
     def after_rotation(self) -> None:
         """Called when the file was rotated."""
 
+    def settle(self) -> None:
+        """Note that nothing will be taken back of what was written so far."""
 
-class ArchiveRotator(SwappingRotator):
-    """Rotates by size and time; rotated files get dated names, and are compressed and removed.
+    def undo(self, inode: int) -> None:
+        """Take back rotations of a killed process, until the log is the file with this inode again."""
 
-    Args:
-        file: the file.
-        rotation: when, and what becomes of it.
-    """
+    def takes_back(self, inode: int) -> bool:
+        """Whether `undo` also removes what is in the file with this inode."""
+        return False
+
+    def is_name_of(self, name: str) -> bool:
+        """Whether a file that was the log may have been given this name."""
+        return name.startswith(os.path.basename(self._file.path))
+
+    def remove_new(self) -> None:
+        """Remove the new file of a killed process."""
+        with contextlib.suppress(OSError):  # what cannot be removed is in the way of a rotation, which says so
+            os.unlink(self._new_path)
+
+    def close(self) -> None:
+        """End the work in the background."""
+
+
+class ArchiveRotator(Rotator):
+    """Rotates by size and time; rotated files get dated names, and are compressed and removed."""
 
     def __init__(self, file: OpenFile, rotation: Rotation) -> None:
         super().__init__(file)
@@ -174,25 +151,26 @@ class ArchiveRotator(SwappingRotator):
         self._timed: tuple[int, int] | None = None
         self._is_tidy = False
 
+    def recover(self) -> None:
+        self.remove_new()
+
     def is_due(self, start: Position) -> bool:
         file, now = start[:2], self._file.clock.time()
-        if not start.length:
-            self._timer.restart(now)  # an empty file is not rotated, but begun
+        if file != self._timed or not start.length:
             self._timed = file
-            return False
-        if file != self._timed:
-            self._timer.restart(self._file.written_at)
-            self._timed = file
-        return self._timer.is_due(now) and self.is_ready
+            # An empty file is not rotated, but begun.
+            self._timer.restart(self._file.written_at if start.length else now)
+        return start.length > 0 and self._timer.is_due(now) and self.is_ready
 
     def fit(self, texts: list[str], start: Position, *, forced: int = 0) -> Portion:
         limit = self._rotation.size
         if limit is None or not self.is_ready:
             return super().fit(texts, start)
-        return self._file.encoder.fit(texts, start, limit, self._fits, forced=forced)
 
-    def _fits(self, length: int, text: str, size: int) -> bool:
-        return not length or length + size <= (self._rotation.size or 0)
+        def fits(length: int, text: str, size: int) -> bool:
+            return not length or length + size <= limit
+
+        return self._file.encoder.fit(texts, start, limit, fits, forced=forced)
 
     def put_away(self) -> str:
         return self._archives.take(self._file.path, self._file.written_at)
@@ -201,10 +179,9 @@ class ArchiveRotator(SwappingRotator):
         self._is_tidy = False
 
     def settle(self) -> None:
-        """Have rotated files compressed and removed, if there was a rotation, or the log was opened just now.
+        """Have rotated files compressed and removed, if there was a rotation, or the log was just opened.
 
-        Not before everything that is in them is noted: until then, a restart looks for them by their inodes, to take
-        back what is not.
+        Until everything in them is noted, a restart looks for them by their inodes, to take back what is not.
         """
         if not self._is_tidy:
             self._is_tidy = True
@@ -215,7 +192,6 @@ class ArchiveRotator(SwappingRotator):
 
     @property
     def is_tidying(self) -> bool:  # type: ignore[override]
-        """Whether rotated files are being compressed or removed."""
         return self._archives.is_tidying
 
     def is_name_of(self, name: str) -> bool:

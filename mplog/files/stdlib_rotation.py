@@ -1,6 +1,6 @@
 """Files that are rotated and named as the stdlib's handlers do it.
 
-The rule of this file: **the stdlib decides, and `SwappingRotator` does it.** When a file is rolled over, what the
+The rule of this file: **the stdlib decides, and `Rotator` does it.** When a file is rolled over, what the
 rolled file is called and which ones go is asked of the stdlib's own handlers, of whatever Python this is, which open no
 file here. The renames go through `Renames`: the stdlib's own, in which each file takes the name of the next one, would
 lose a file when the process is killed between two of them.
@@ -20,19 +20,15 @@ from typing import Any
 from mplog.files.open_file import OpenFile
 from mplog.files.portion import Portion, Position
 from mplog.files.renames import Renames
-from mplog.files.rotator import SwappingRotator
+from mplog.files.rotator import Rotator
 
 #: Whether doRollover() leaves a file that has the rolled one's name already, and goes on in the old file, in place of
 #: removing it: as of https://github.com/python/cpython/issues/88352.
 _KEEPS_ROLLED = sys.version_info >= (3, 12, 2) or (3, 11, 8) <= sys.version_info < (3, 12)
 
 
-class StdlibRotator(SwappingRotator):
-    """Rotates by renames that can be taken back as often as a process is killed.
-
-    Args:
-        file: the file, whose path is no symbolic link.
-    """
+class StdlibRotator(Rotator):
+    """Rotates by renames that can be taken back after a kill. The path of the file is no symbolic link."""
 
     def __init__(self, file: OpenFile) -> None:
         super().__init__(file)
@@ -46,7 +42,7 @@ class StdlibRotator(SwappingRotator):
                 self.was_rolled()
         except OSError as error:
             self._file.notices.say("rotate", f"the last rotation of {self._file.path} could not be finished: {error}")
-        super().recover()
+        self.remove_new()
 
     def bring_back(self, archive: str) -> None:
         self.went_back(self._renames.undo_to(os.fstat(self._file.fileno()).st_ino))
@@ -83,10 +79,9 @@ class SizeRotator(StdlibRotator):
     """Rolls over by size, as ``RotatingFileHandler``.
 
     Args:
-        file: the file, whose path is no symbolic link.
-        max_bytes: what it is to stay below.
+        max_bytes: the size that the file is to stay below.
         backup_count: how many rolled files are kept, as ``app.log.1``, ``app.log.2`` and so on: at least 1.
-        terminator: the end of each text, which the stdlib takes for one character, whatever it is.
+        terminator: the end of each text, which the stdlib counts as one character, whatever it is.
     """
 
     def __init__(self, file: OpenFile, *, max_bytes: int, backup_count: int, terminator: str) -> None:
@@ -131,16 +126,11 @@ def _rolls_empty_file(path: str) -> bool:
 
 
 class TimeRotator(StdlibRotator):
-    """Rolls over by time, as ``TimedRotatingFileHandler``.
-
-    Args:
-        file: the file, whose path is no symbolic link.
-        schedule: the arguments of that handler that say when, and what is kept.
-    """
+    """Rolls over by time, as ``TimedRotatingFileHandler``, some of whose arguments are the schedule."""
 
     def __init__(self, file: OpenFile, schedule: dict[str, Any]) -> None:
         super().__init__(file)
-        # Before the file is made, if it is not there: the time counts from when it was last written.
+        # Before the file is opened: the time counts from when it was last written.
         self._schedule = _Schedule(os.path.realpath(file.path), **schedule, encoding="utf-8", delay=True)
 
     def is_due(self, start: Position) -> bool:

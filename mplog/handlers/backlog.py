@@ -17,12 +17,9 @@ _LENGTH = struct.Struct("<I")
 
 
 class Batch:
-    """Encoded records that are delivered together.
+    """Encoded records that are delivered together: when it is full, or due by the monotonic clock.
 
-    Args:
-        number: batches are numbered as they are made.
-        due: when it is delivered though it is not full, by the monotonic clock.
-        path: the file that has them, too; None for none.
+    Its file has the path None when it could not be written.
     """
 
     def __init__(self, number: int, due: float, path: str | None) -> None:
@@ -34,11 +31,7 @@ class Batch:
         self._saved = 0
 
     def save(self) -> None:
-        """Write what is new into the file.
-
-        Raises:
-            OSError: that is not possible, and will not be tried again.
-        """
+        """Write what is new into the file. After an OSError, that is not tried again."""
         new = self.payloads[self._saved :]
         if self.path is None or not new:
             return
@@ -59,25 +52,23 @@ class Batch:
             self.payloads = list(_payloads(file.read()))
 
     def close(self) -> None:
-        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def remove(self) -> None:
-        """Remove the file."""
         if self.path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
 
 
 class Backlog:
-    """The batches that wait: one that is open, then those that are ready, then those that are being delivered.
+    """The batches that wait: those that are being delivered, those that are ready, and one that is open.
 
     Args:
         size: how many records make a batch full.
         timeout: after how many seconds a batch that is not full is due.
-        warn: called with what keeps a batch from being saved: it is delivered all the same, but not after a kill.
+        warn: called with the error if a batch cannot be saved. It is delivered all the same, unless there is a kill.
 
     Attributes:
         count: how many records wait.
@@ -93,16 +84,15 @@ class Backlog:
         self._path: str | None = None
         self._open: Batch | None = None
         self._ready: deque[Batch] = deque()
-        #: By number: those that are not delivered yet, except the open one.
+        #: By number: all but the open one.
         self._undelivered: dict[int, Batch] = {}
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to deliver that is not being delivered."""
+        """Whether every batch is being delivered."""
         return self._open is None and not self._ready
 
     def add(self, payload: bytes) -> None:
-        """Add a record to the open batch."""
         batch = self._open
         if batch is None:
             batch = self._open = self._new_batch()
@@ -116,7 +106,7 @@ class Backlog:
         return Batch(number, time.monotonic() + self._timeout, self._path and f"{self._path}-{number}")
 
     def save(self) -> None:
-        """Write what is new in the open batch into its file."""
+        """Save the open batch."""
         if self._open is not None:
             try:
                 self._open.save()
@@ -137,7 +127,7 @@ class Backlog:
         self._ready.append(batch)
 
     def keep_in(self, path: str) -> None:
-        """Keep batches in files whose names begin so, and take up those that the process before has left."""
+        """Keep batches in files whose names begin so, and take up those that the process before this one has left."""
         self._path = path
         directory, prefix = os.path.split(f"{path}-")
         for number in sorted(int(name[len(prefix) :]) for name in os.listdir(directory) if name.startswith(prefix)):
@@ -148,11 +138,7 @@ class Backlog:
             self._append(batch)
 
     def take(self, *, at_once: bool) -> Batch | float:
-        """Return a batch that is ready or due, or the seconds until one is, which may be infinite.
-
-        Args:
-            at_once: take the open batch, whenever it is due.
-        """
+        """Return a batch that is ready or due (`at_once`: also the open one), or the seconds until one is."""
         if not self._ready and self._open is not None:
             timeout = self._open.due - time.monotonic()
             if timeout > 0 and not at_once:
@@ -166,7 +152,7 @@ class Backlog:
         self.count -= len(batch.payloads)
 
     def is_delivered(self, number: int) -> bool:
-        """Whether all batches before this one are delivered or given up."""
+        """Whether all batches before that number are delivered or given up."""
         return next(iter(self._undelivered), number) >= number
 
 

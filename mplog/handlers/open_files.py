@@ -18,7 +18,6 @@ class OpenFiles(OrderedDict[str, LogFileHandler]):
     """The open files by their names, the one that was written last at the end.
 
     Args:
-        directory: of the files.
         make: called with a path, opens a file.
         most: how many are open at most, or twice as many while rotated files are being compressed.
     """
@@ -32,11 +31,7 @@ class OpenFiles(OrderedDict[str, LogFileHandler]):
         self._notices: list[str] = []
 
     def open(self, name: str) -> LogFileHandler:
-        """Return the open file of that name, having closed another one if there are too many.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
+        """Return the open file of that name, having closed another one if there are too many."""
         file = self.get(name)
         if file is not None:
             self.move_to_end(name)
@@ -53,11 +48,6 @@ class OpenFiles(OrderedDict[str, LogFileHandler]):
         return file
 
     def close(self, name: str) -> None:
-        """Close a file.
-
-        Raises:
-            OSError: something was not written.
-        """
         file = self.pop(name)
         try:
             self._notices += file.take_notices()
@@ -68,7 +58,7 @@ class OpenFiles(OrderedDict[str, LogFileHandler]):
             self.sync()
 
     def sync(self) -> bool:
-        """Force what was written to the disk, also to files that were closed since; return whether it is there."""
+        """Force what was written to the disk, also in files that were closed since; return whether it is there."""
         are_there = [file.sync() for file in self.values()]
         closed, self._unsynced = self._unsynced, {}
         for name in closed.keys() - self.keys():
@@ -82,11 +72,10 @@ class OpenFiles(OrderedDict[str, LogFileHandler]):
         return all(are_there)
 
     def say(self, notice: str) -> None:
-        """Have something said in the log."""
         self._notices.append(f"mplog: {notice}")
 
     def take_notices(self) -> list[str]:
-        """Return what there is to say in the log, each time with what is new."""
+        """Return what there is to say in the log since the last call."""
         taken, self._notices = self._notices, []
         for file in self.values():
             taken += file.take_notices()

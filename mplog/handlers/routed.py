@@ -42,9 +42,7 @@ class RoutedFileHandler(TextHandler):
 
     Args:
         path: the directory and the pattern.
-        names: the pattern.
         make: called with a path, opens a file.
-        max_open: how many are open at most.
 
     Raises:
         LogFileLockedError: another logging process writes files of the same pattern.

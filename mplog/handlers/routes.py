@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from mplog.files.names import FileNames
-from mplog.record.cache import Bounded
+from mplog.record.cache import Cache
 from mplog.record.decoding import constant_fields
 from mplog.record.layout import DETAILS, NO_DETAILS, ORIGIN, ByOrigin, Origin
 
@@ -29,12 +29,13 @@ class Routes:
     """
 
     def __init__(self, names: FileNames) -> None:
-        self._names = names
+        self._fields = names.fields
         self.by_origin = ByOrigin(self._file_name)
-        self._by_values: Bounded[tuple[Any, ...], str] = Bounded(_KEPT_NAMES)
+        #: By the values of the fields, as texts.
+        self._by_values = Cache(names.name, _KEPT_NAMES, _is_kept)
         #: The one field, where that is an extra attribute, and names by its values that are texts or integers.
         self._field = names.fields[0] if names.fields[0] not in _STANDARD and len(names.fields) == 1 else None
-        self._by_value: Bounded[str | int, str] = Bounded(_KEPT_NAMES)
+        self._by_value: Cache[str | int, str] = Cache(lambda value: self._name([value]), _KEPT_NAMES, _is_kept)
         #: Without a field that may be extra, extra attributes change nothing.
         self._has_extra = not _STANDARD.issuperset(names.fields)
 
@@ -44,23 +45,18 @@ class Routes:
             value = extra.get(self._field)
             # Not True, which is equal to 1.
             if type(value) is str or type(value) is int:
-                name = self._by_value.get(value)
-                if name is None:
-                    name = self._file_name(origin, extra)
-                    if isinstance(value, int) or len(value) <= _LONGEST_KEPT:
-                        self._by_value.keep(value, name)
-                return name
+                return self._by_value[value]
         elif not self._has_extra and _STANDARD.isdisjoint(extra):
             return self.by_origin[origin]
         return self._file_name(origin, extra)
 
     def name_of(self, record: logging.LogRecord) -> str:
         """Return the name for a record that was not sent."""
-        return self._name([record.__dict__.get(field) for field in self._names.fields])
+        return self._name([record.__dict__.get(field) for field in self._fields])
 
     def _file_name(self, origin: Origin, extra: dict[str, Any] | None = None) -> str:
         values = []
-        for field in self._names.fields:
+        for field in self._fields:
             if field in ORIGIN:
                 value = getattr(origin, field)
             elif field in _DETAIL_PLACES:
@@ -75,10 +71,10 @@ class Routes:
 
     def _name(self, values: list[Any]) -> str:
         # 1, 1.0 and True are equal, and make other names.
-        key = tuple([value if type(value) is str or value is None else str(value) for value in values])
-        name = self._by_values.get(key)
-        if name is None:
-            name = self._names.name(values)
-            if sum(map(len, filter(None, key))) <= _LONGEST_KEPT:
-                self._by_values.keep(key, name)
-        return name
+        return self._by_values[
+            tuple([value if type(value) is str or value is None else str(value) for value in values])
+        ]
+
+
+def _is_kept(values: Any, name: str) -> bool:
+    return sum(map(len, filter(None, values if isinstance(values, tuple) else (str(values),)))) <= _LONGEST_KEPT

@@ -19,12 +19,12 @@ class Retry:
     """How a batch is tried again.
 
     Attributes:
-        first: seconds before the second attempt. Each pause is twice as long as the one before, and each is shortened
-            by up to a half at random, so that many who wait for one service do not all come back at once.
+        first: seconds before the second attempt. Each pause is twice as long as the one before, less a random part of
+            up to a half, so that many clients of one service do not all come back at once.
         longest: seconds of the longest pause.
         limit: seconds from the first attempt after which a batch is given up, and its records are counted as failed.
         at_end: seconds for which batches are tried again while the server stops; then each that is left has one more
-            attempt. The default is less than `LogServer.stop` waits for.
+            attempt. The default is less than `LogServer.stop` waits.
     """
 
     first: float = 0.1
@@ -43,11 +43,7 @@ class Retry:
 
     @classmethod
     def of(cls, retry: Retry | Mapping[str, float] | None) -> Retry | None:
-        """Return what a `CallableSink` is given as a `Retry`, and None as it is.
-
-        Raises:
-            TypeError: it is anything else.
-        """
+        """Return the argument of a `CallableSink` as a `Retry`, and None as None."""
         if retry is None or isinstance(retry, Retry):
             return retry
         names = [field.name for field in fields(cls)]
@@ -68,27 +64,26 @@ class CallableSink(Sink):
 
     >>> CallableSink(lambda records: post([vars(each) for each in records]))                   # doctest: +SKIP
 
-    The function runs in the logging process, in a thread, and gets a list: of ``logging.LogRecord``, or of texts where
-    a `format` is given or `escape` is set. Records are the default since who sends them on wants their fields; they are
-    the function's own, and it may change them. When it raises, it is called again with the same batch. What it logs
-    itself goes to the other sinks.
+    The function runs in a thread of the logging process, and gets a list: of ``logging.LogRecord``, with all their
+    fields, or of texts if a `format` is given or `escape` is set. It may change the records. If it raises, it is called
+    again with the same batch. What it logs itself goes to the other sinks.
 
-    Each record is delivered at least once, also when the logging process is killed: what waits is in files of the
-    queue's directory, too. It is delivered again where the process was killed before the function had returned. Not
-    delivered, but counted in ``stats().failed`` and said in the log, is what `retry` gives up and what ``full="drop"``
-    has no room for. `LogServer.flush` waits until what was logged before is delivered, or given up, and so does
-    `LogServer.stop`.
+    Each record is delivered at least once, even if the logging process is killed: records that wait are also in files
+    of the queue's directory. A record is delivered again if the process is killed before the function has returned.
+    Records that `retry` gives up and those for which ``full="drop"`` finds no room are not delivered; they are counted
+    in ``stats().failed``, and the log says so. `LogServer.flush` and `LogServer.stop` wait until everything that was
+    logged before is delivered or given up.
 
     Args:
         function: called with a list of 1 to `batch` records or texts. What it returns is ignored.
         batch: how many it gets at most: 200 by default.
-        timeout: for how many seconds a record waits at most for others to come into its batch: 0.1 by default.
+        timeout: for how many seconds a record waits at most for others to fill its batch: 0.1 by default.
         retry: a `Retry`, or a dictionary of its attributes, such as ``{"limit": 60}``; None gives a batch up when the
             function raises.
         threads: how many call it at a time. With more than one, the order is that of the log within a batch only.
-        waiting: how many records wait at most, those that are just being delivered included: 10,000 by default.
+        waiting: how many records wait at most, including those that are being delivered: 10,000 by default.
         full: what becomes of one more: ``"block"`` (the default) holds up the logging process, as a slow handler does,
-            and so, when the buffers are full, whoever logs; ``"drop"`` counts it as failed.
+            and, when the buffers are full, the workers; ``"drop"`` counts it as failed.
         level, format, filters, logger, propagate, escape: see `Sink`.
     """
 

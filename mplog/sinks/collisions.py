@@ -86,7 +86,8 @@ def _overlap(one: list[str], other: list[str]) -> bool:
         seen.add(place)
         if i == len(one) and j == len(other):
             return True
-        repeats, repeats_other = "".join(one[i : i + 1]) in _REPEATED, "".join(other[j : j + 1]) in _REPEATED
+        repeats = i < len(one) and one[i] in _REPEATED
+        repeats_other = j < len(other) and other[j] in _REPEATED
         if repeats:
             places.append((i + 1, j))
         if repeats_other:

@@ -13,7 +13,7 @@ from mplog.sinks.sink import Sink
 
 
 class ConsoleSink(Sink):
-    """The terminal: what the program's own standard error or output is connected to.
+    """The terminal: the program's own standard error or output, wherever that leads.
 
     Args:
         stream: ``"stderr"`` (the default) or ``"stdout"``.
@@ -40,7 +40,7 @@ class ConsoleSink(Sink):
         stream: TextIO | None = getattr(sys, self.stream)
         if stream is None:
             raise OSError(errno.EBADF, f"this program has no {self.stream}")
-        # What cannot be shown is shown as an escape; a console is no place for an exception.
+        # A character that cannot be shown is shown as an escape: a console is no place for an exception.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
         color = _wants_color(stream) if self.color is None else self.color
         return ConsoleHandler(stream, color=color)

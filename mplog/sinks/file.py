@@ -1,8 +1,4 @@
-"""The sink that is a file.
-
-The rule of this file: **what is wrong with a file's description raises here**, in the program. What becomes of the file
-itself is the business of `log_file`, in the logging process.
-"""
+"""The sink that is a file. Wrong arguments raise here, in the program."""
 
 from __future__ import annotations
 
@@ -33,30 +29,28 @@ class FileSink(Sink):
 
     Args:
         path: the file; a relative path is taken from the current directory of this moment.
-        encoding: its encoding. What it cannot express is written as an escape.
-        mode: the permissions of a file that is created, as chmod takes them: ``0o640``, or ``"640"`` where numbers
-            are not written that way, as in JSON.
-        owner: whom a file that is created belongs to: ``"user"``, ``"user:group"`` or ``":group"``, names or numbers;
-            None (the default) leaves that to the system. Only root may give it to another user.
-        follow_symlinks: open the file also where `path` is a symbolic link. Off by default, since whoever may write
-            to the log's directory could so make the program write anywhere.
-        rotate: when to go on in a new file: a size (``"100 MB"``, or a number of bytes), which no file exceeds but
-            one with a single record that is longer; an interval (``"1 hour"``, counted from midnight); a time of day
-            or a day (``"midnight"``, ``"at 04:30"``, ``"monday"``, ``"monthly"``); several (``"100 MB or midnight"``).
-            The time is looked at when something is written, so an idle log is rotated at its next record. None (the
-            default) is never.
+        encoding: its encoding. A character that it does not have is written as an escape.
+        mode: the permissions of a file that is created: ``0o640``, or ``"640"`` as in JSON, which has no such numbers.
+        owner: of a file that is created: ``"user"``, ``"user:group"`` or ``":group"``, names or numbers; None (the
+            default) leaves that to the system. Only root may give a file to another user.
+        follow_symlinks: open the file even if `path` is a symbolic link. Off by default, since any user who may write
+            to the log's directory could then make the program write anywhere.
+        rotate: when to go on in a new file: a size (``"100 MB"``, or a number of bytes), which only a file with a
+            single, longer record exceeds; an interval (``"1 hour"``, counted from midnight); a time of day or a day
+            (``"midnight"``, ``"at 04:30"``, ``"monday"``, ``"monthly"``); several (``"100 MB or midnight"``). An idle
+            log is rotated at its next record. None (the default) is never.
         archive: the names of rotated files, in the directory of the log: directives of strftime, for the time of the
             file's last record, and an index. By default ``app.%Y-%m-%d.{index:03}.log`` for ``app.log``: those names
             sort as the records do, and a file that is rotated once is never renamed again.
         keep: how many rotated files to keep (``10``), for how long (``"14 days"``) or up to which size of all together
-            (``"2 GB"``), or several (``"14 days and 2 GB"``). None (the default) keeps all. Looked at when the log is
-            opened, and at each rotation.
+            (``"2 GB"``), or several (``"14 days and 2 GB"``). None (the default) keeps all. Files are removed when the
+            log is opened, and after each rotation.
         compress: ``"gz"``, or ``"zst"`` (before Python 3.14 with the extra ``mplog[zstd]``): rotated files are
             compressed in the background.
         timezone: of `rotate` and `archive`: ``"UTC"``, ``"Europe/Berlin"``, or a tzinfo; None (the default) is local
             time.
         fsync: when to force what was written to the disk, so that it survives a power loss: ``"never"`` (the
-            default, since it costs a disk's latency), behind every ``"batch"``, or at most so many seconds later.
+            default, since it costs a disk's latency), after every ``"batch"``, or at most so many seconds later.
         level, format, filters, logger, propagate, escape: see `Sink`.
 
     Raises:
@@ -87,10 +81,9 @@ class FileSink(Sink):
         if not isinstance(follow_symlinks, bool):
             raise TypeError(f"follow_symlinks is True or False, not {follow_symlinks!r}")
         self.path = _to_path(path)
-        self.encoding = encoding
-        self.mode = _check_mode(mode)
-        self.owner = regular.read_owner(owner)
-        self.follow_symlinks = follow_symlinks
+        self.file_options = FileOptions(
+            encoding, _check_mode(mode), regular.read_owner(owner), follow_symlinks, _check_fsync(fsync)
+        )
         self.rotation = make_rotation(
             os.path.basename(self.path),
             rotate=rotate,
@@ -99,17 +92,12 @@ class FileSink(Sink):
             compress=compress,
             timezone=timezone,
         )
-        self.fsync = _check_fsync(fsync)
 
     def describe(self) -> str:
         return repr(self.path)
 
     def check(self) -> None:
-        """Look whether the file could be written, as far as that can be seen without opening it.
-
-        Raises:
-            SinkError: it could not.
-        """
+        """Raise a SinkError if it can be seen, without opening the file, that it could not be written."""
         try:
             self._check_path()
         except OSError as error:
@@ -128,7 +116,7 @@ class FileSink(Sink):
 
     def clear_up(self) -> None:
         """Remove the lock file of a logging process that has died."""
-        file_lock.clear_up(os.path.realpath(self.path) if self.follow_symlinks else self.path)
+        file_lock.clear_up(os.path.realpath(self.path) if self.file_options.follow_symlinks else self.path)
 
     def make_handler(self) -> logging.Handler:
         return self.open_file()
@@ -137,17 +125,12 @@ class FileSink(Sink):
         """Return a handler of this kind, with options of its own. Runs in the logging process."""
         return kind(self.path, self.file_options, rotator=rotator_of(self.rotation), **options)
 
-    @property
-    def file_options(self) -> FileOptions:
-        """How a file is made and written."""
-        return FileOptions(self.encoding, self.mode, self.owner, self.follow_symlinks, self.fsync)
-
 
 def _to_path(path: str | os.PathLike[str]) -> str:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path is that of a file, 'app.log', not {path!r}")
     if "\0" in os.fspath(path):
-        raise ValueError(f"path={path!r} has a NUL, as no path may")
+        raise ValueError(f"path={path!r} has a NUL character, which no path may have")
     return os.path.abspath(path)
 
 

@@ -15,8 +15,8 @@ class HandlerSink(Sink):
     >>> HandlerSink(lambda: logging.handlers.SysLogHandler("/dev/log"))               # doctest: +SKIP
 
     Args:
-        factory: called without arguments in the logging process; returns the handler. A lambda will do. Nothing of
-            ``__main__`` is imported there, so it must not rely on what the program has changed in its own modules.
+        factory: called without arguments in the logging process; returns the handler. A lambda will do. ``__main__``
+            is not imported there, so it must not rely on what the program has changed in its own modules.
         level, format, filters, logger, propagate, escape: see `Sink`.
     """
 

@@ -19,11 +19,11 @@ class RawSink(FileSink):
 
     >>> RawSink("trades.bin", name="trades")         # mplog.write(b"...", to="trades")        # doctest: +SKIP
 
-    Nothing is put between the pieces. When the logging process is killed, none of them is lost, doubled or torn.
+    Nothing is written between the pieces. If the logging process is killed, none is lost, doubled or torn.
 
     Args:
         path: the file.
-        name: what `mplog.write` calls it: ``to=``. ``""`` (the default) is where bytes go that are sent to no name.
+        name: the ``to=`` of `mplog.write`. ``""`` (the default) gets the bytes that are sent without it.
         mode, owner, follow_symlinks, rotate, archive, keep, compress, timezone, fsync: see `FileSink`. A file is
             rotated between two pieces.
     """
@@ -41,7 +41,7 @@ class RawSink(FileSink):
 
 
 class WriterSink(Sink):
-    """Anything that takes bytes that `mplog.write` has sent.
+    """Any writer of bytes that `mplog.write` has sent.
 
     >>> class Upload:                                                                          # doctest: +SKIP
     ...     def write(self, batch): send(b"".join(batch))
@@ -49,11 +49,11 @@ class WriterSink(Sink):
     ...     def close(self): ...
     >>> WriterSink(Upload, name="trades")            # mplog.write(b"...", to="trades")        # doctest: +SKIP
 
-    Bytes are written in order, each piece at least once: again where the logging process was killed behind them.
+    Bytes are written in order, each piece at least once: again if the logging process is killed after writing it.
 
     Args:
         factory: called without arguments in the logging process; returns a `Writer`. A lambda will do.
-        name: what `mplog.write` calls it, see `RawSink`.
+        name: the ``to=`` of `mplog.write`, see `RawSink`.
     """
 
     def __init__(self, factory: Callable[[], Writer], *, name: str = "") -> None:
@@ -93,11 +93,7 @@ def _check(name: str, options: dict[str, Any], sink: Sink) -> None:
 
 
 def check_raw_names(sinks: Sequence[Sink]) -> list[str]:
-    """Return the names of the sinks for bytes.
-
-    Raises:
-        ValueError: two have one name.
-    """
+    """Return the names of the sinks for bytes; raise a ValueError if two have the same."""
     names = [sink.name for sink in sinks if isinstance(sink, (RawSink, WriterSink))]
     for name in names:
         if names.count(name) > 1:

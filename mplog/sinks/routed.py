@@ -23,21 +23,21 @@ class RoutedFileSink(FileSink):
     >>> RoutedFileSink("logs/{processName}.log", rotate="100 MB", keep=5)                      # doctest: +SKIP
     >>> RoutedFileSink("jobs/{job}.log")       # logging.info("started", extra={"job": 42})    # doctest: +SKIP
 
-    What is not a letter or digit of ASCII, or one of ``-_.+@=,``, is escaped in a value as in a URL, so that
-    no value leaves the directory and no two share a file; on a file system that does not tell upper case from lower,
-    two values that differ in that alone do not get two files either, and the second is refused and counted.
+    In a value, anything except ASCII letters, digits and ``-_.+@=,`` is escaped as in a URL, so that no value leaves
+    the directory and no two share a file. On a file system that does not tell upper case from lower, the second of two
+    values that differ in nothing else is refused and counted.
 
     Args:
-        path: a directory, which must be there and is taken as it is, and the pattern of a file name. Its fields are
-            attributes of a record that say where it comes from (``{processName}``, ``{process}``, ``{name}``,
-            ``{levelname}``, ``{threadName}``, ``{taskName}``, ...) or names of fields that it has: of ``extra``,
-            `mplog.context` or the server's ``fields``. ``{{`` and ``}}`` are braces.
-        missing: what stands for a field that a record does not have: ``"none"`` by default.
+        path: an existing directory, and the pattern of a file name. Its fields are attributes of a record that say
+            where it comes from (``{processName}``, ``{process}``, ``{name}``, ``{levelname}``, ``{threadName}``,
+            ``{taskName}``, ...) or names of fields in ``extra``, `mplog.context` or the server's ``fields``. ``{{`` and
+            ``}}`` are braces.
+        missing: the value of a field that a record does not have: ``"none"`` by default.
         max_open: how many files are open at most, each with its lock: 64 by default, and up to twice as many while
             rotated files are being compressed. A file that is closed is opened again when it is written, which costs
-            some 0.3 ms; while it is closed, another server may take it.
+            some 0.3 ms. While it is closed, another server may take it.
         encoding, mode, owner, follow_symlinks, rotate, keep, compress, timezone, fsync: of each file, see `FileSink`.
-            `keep` is about the rotated files of each.
+            `keep` counts the rotated files of each.
         level, format, filters, logger, propagate, escape: see `Sink`.
 
     Raises:
@@ -66,7 +66,6 @@ class RoutedFileSink(FileSink):
         self.max_open = max_open
 
     def clear_up(self) -> None:
-        """Remove the lock files of a logging process that has died."""
         directory = os.path.dirname(self.path)
         super().clear_up()
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""Sinks: where records are written, as recipes.
+"""Sinks: recipes for handlers.
 
 The rule of this file: **a sink is a recipe in the program, and a ``logging.Handler`` in the logging process.** Sinks
-pickle; the handler that ``open()`` makes never leaves the logging process, and neither does its file.
+pickle; the handler that ``open()`` makes never leaves the logging process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from mplog.formats.escaping import escaped_formatter
 
-#: Who logged what, where and when: the process is what a log of several processes is read for.
+#: With the name of the process, which a log of several processes is read for.
 DEFAULT_FORMAT = "%(asctime)s %(levelname)-8s %(processName)s %(name)s | %(message)s"
 
 
@@ -26,14 +26,14 @@ class Sink:
         filters: the handler's filters: objects with a ``filter`` method, or functions.
         logger: the name of a logger: what is logged there and below it is written, and nothing else. ``""`` (the
             default) is the root logger: everything.
-        propagate: False keeps what reaches `logger` from the sinks of the loggers above it, as the attribute of a
-            logger does; it holds for all sinks of that logger.
-        escape: escape, in all that comes with a record, what could forge or disturb a line, such as line breaks,
+        propagate: False keeps the records of `logger` from the sinks of the loggers above it, as the attribute of a
+            logger does. It holds for all sinks of that logger.
+        escape: escape in all that comes with a record whatever could forge or disturb a line, such as line breaks,
             control characters and marks of direction; `unescape` gives it back. Off by default, also on a terminal:
-            what is written is then, byte for byte, what logging would write.
+            the same bytes are written that logging would write.
 
     Attributes:
-        restarted: whether it was open in another logging process before, which has died. Set in the logging process.
+        restarted: whether a logging process that has died had it open. Set in the logging process.
     """
 
     restarted = False
@@ -74,7 +74,7 @@ class Sink:
         return f"{type(self).__name__}({self.describe()})"
 
     def describe(self) -> str:
-        """Return what tells this sink from others in messages."""
+        """Return what tells this sink from others, for messages."""
         return ""
 
     def make_handler(self) -> logging.Handler:
@@ -82,16 +82,12 @@ class Sink:
         raise NotImplementedError(f"{type(self).__name__} must override make_handler()")
 
     def clear_up(self) -> None:
-        """Remove what a logging process that has died could not remove itself."""
+        """Remove what a logging process that has died has left."""
 
     def install(self, default: logging.Formatter) -> list[logging.Handler]:
-        """Open the sink, and give its handlers to their loggers. Runs in the logging process.
+        """Open the sink, and give its handlers to their loggers; return them in the order in which to close them.
 
-        Args:
-            default: the formatter for handlers that have none.
-
-        Returns:
-            The handlers, in the order in which to close them.
+        Runs in the logging process. `default` is the formatter for handlers that have none.
         """
         handler = self.open(default)
         logger = logging.getLogger(self.logger)
@@ -101,11 +97,7 @@ class Sink:
         return [handler]
 
     def open(self, default: logging.Formatter) -> logging.Handler:
-        """Return the handler, ready to write. Runs in the logging process.
-
-        Args:
-            default: the formatter for a handler that has none.
-        """
+        """Return the handler, with the default formatter if it has none. Runs in the logging process."""
         handler = self.make_handler()
         if self.level != logging.NOTSET:
             handler.setLevel(self.level)
@@ -121,12 +113,7 @@ class Sink:
 
 
 def to_formatter(format: str | logging.Formatter) -> logging.Formatter:
-    """Return the format as a formatter.
-
-    Raises:
-        ValueError: it is not a valid ``%``-style format.
-        TypeError: it is neither a format nor a formatter.
-    """
+    """Return the format as a formatter; raise a ValueError or TypeError if it is neither a format nor a formatter."""
     if isinstance(format, str):
         return logging.Formatter(format)
     if not callable(getattr(format, "format", None)):

@@ -169,7 +169,7 @@ def test_sink_travels() -> None:
     words: Any = {"rotate": "1 MB or 04:30", "keep": 3, "compress": "gz", "timezone": "Europe/Berlin", "fsync": 0.5}
     sink = pickle.loads(pickle.dumps(mplog.FileSink("app.log", **words, archive="x%Y.{index}")))
     expected = read(**{name: word for name, word in words.items() if name != "fsync"}, archive="x%Y.{index}")
-    assert sink.fsync == 0.5
+    assert sink.file_options.fsync == 0.5
     assert sink.rotation.name.name(0, None, 7) == expected.name.name(0, None, 7)
     assert [getattr(sink.rotation, name) for name in ("size", "schedules", "zone", "keep", "compress")] == [
         getattr(expected, name) for name in ("size", "schedules", "zone", "keep", "compress")

@@ -230,7 +230,7 @@ def test_rotation_that_fails_goes_on_in_the_file(log: Path, clock: Clock, open_h
         handler.write(numbered(number))
         clock.forward(4)
     (notice,) = handler.take_notices()
-    assert notice.startswith(f"mplog: {log} could not be rotated, and is written on")
+    assert notice.startswith(f"mplog: {log} could not be rotated, so writing goes on in the same file")
     assert written(log) == ["".join(numbered(*range(5)))]
     (log.parent / ".app.log.new").rmdir()
     clock.forward(2)

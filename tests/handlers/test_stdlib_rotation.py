@@ -355,7 +355,7 @@ def test_rotation_that_fails_goes_on_in_the_old_file(log: Path) -> None:
             handler.handle(logging.makeLogRecord({"msg": f"{number}"}))
             handler.flush()
     (notice,) = handler.take_notices()
-    assert "could not be rotated, and is written on" in notice
+    assert "could not be rotated, so writing goes on in the same file" in notice
     handler.close()
     assert log.read_text() == "0\n1\n2\n"
     assert sorted(os.listdir(log.parent)) == ["app.log", "app.log.1", "app.log.2"]
