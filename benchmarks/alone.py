@@ -86,7 +86,7 @@ def _fill(queue: mplog.LogQueue, number: int) -> int:
     """Fill the queue, and return how many records there are in it."""
     count = 0
     while not queue.full():
-        queue.put_record(encode(_record(number + count), number + count + 1, queue.details))
+        queue.sender.put_record(encode(_record(number + count), number + count + 1, queue.details))
         count += 1
     return count
 

@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import mplog
-from mplog.queue import fifo, losses
+from mplog.logging_process.drop_oldest import decode_losses
+from mplog.queue import fifo
 from mplog.queue.emergency import EmergencyReader
+from mplog.queue.losses import ProcessLosses
 from mplog.queue.sync import Acknowledger
 from mplog.record import frame
 from mplog.record.decoding import Decoder, decode
+from mplog.record.frame_reader import FrameReader
 from mplog.record.layout import MSG, SEQUENCE, Entry
 from mplog.worker.initializer import install
 
@@ -36,19 +39,19 @@ class Reader:
     def __init__(self, queue: mplog.LogQueue) -> None:
         self.queue = queue
         self.records: list[Entry] = []
-        self.losses: list[losses.ProcessLosses] = []
+        self.losses: list[ProcessLosses] = []
         decode_entry = Decoder().decode
         self.acknowledger: Acknowledger[Entry] = Acknowledger(queue.directory, decode_entry)
-        self._frames: frame.FrameReader[Any] = frame.FrameReader(
-            {frame.RECORD: decode_entry, frame.SYNC: self.acknowledger.decode, frame.LOSSES: losses.decode}
+        self._frames: FrameReader[Any] = FrameReader(
+            {frame.RECORD: decode_entry, frame.SYNC: self.acknowledger.decode, frame.LOSSES: decode_losses}
         )
 
     def read(self) -> int:
         """Read what is in the queue; return how many records."""
         count = 0
         with contextlib.suppress(BlockingIOError):
-            while fifo.pending(self.queue._read_fd):
-                count += self.feed(os.read(self.queue._read_fd, 2**20))
+            while fifo.pending(self.queue.reader.read_fd):
+                count += self.feed(os.read(self.queue.reader.read_fd, 2**20))
         return count
 
     def feed(self, data: bytes) -> int:
@@ -75,7 +78,7 @@ class Reader:
 def emergency_messages(path: str | os.PathLike[str]) -> list[str]:
     """Return the messages that are in an emergency file, which is gone afterwards."""
     reader, messages = EmergencyReader(os.fspath(path)), []
-    frames: frame.FrameReader[Any] = frame.FrameReader({frame.RECORD: decode})
+    frames: FrameReader[Any] = FrameReader({frame.RECORD: decode})
     while data := reader.read():
         messages += [each.getMessage() for each in frames.feed(data, drained=True)]
         reader.commit(len(data))

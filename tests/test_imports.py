@@ -20,7 +20,7 @@ WORKER = {
     *("record.context", "record.factory"),
     "record.cache",
     *("queue", "queue.log_queue", "queue.fifo", "queue.losses", "queue.overflow", "queue.emergency", "queue.sync"),
-    "queue.shared_file",
+    *("queue.sender", "queue.payloads", "queue.directory", "queue.locks", "queue.shared_file"),
     *("worker", "worker.initializer", "worker.state", "worker.queue_handler", "worker.levels"),
 }
 

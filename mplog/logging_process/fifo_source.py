@@ -24,11 +24,12 @@ from mplog.logging_process.troubles import REPORT_INTERVAL
 from mplog.logging_process.unfinished import Unfinished
 from mplog.monitoring.statistics import PEAK_UNIT
 from mplog.monitoring.tallies import Tallies
-from mplog.queue import fifo
-from mplog.queue import log_queue as queue
+from mplog.queue import directory, fifo
 from mplog.queue.buffers import BufferPair
+from mplog.queue.directory import fifo_path
 from mplog.queue.emergency import EmergencyReader
-from mplog.queue.overflow import Fill, Overflow
+from mplog.queue.fill import Fill
+from mplog.queue.overflow import Overflow
 
 #: Bytes of frames that are handled at a time: some 1,200 records. With five times as many, each costs a third more,
 #: since what is made of them no longer fits into the cache of a processor.
@@ -62,7 +63,7 @@ class FifoSource(Source):
         self._dispatcher = dispatcher
         self._read_fd = places.fd
         # A writing end of our own: as long as the program lives, the FIFO never looks deserted.
-        self._write_fd: int | None = fifo.open_writer(queue.fifo_path(self._directory))
+        self._write_fd: int | None = fifo.open_writer(fifo_path(self._directory))
         self._inbox = Inbox(self._directory, tallies, dispatcher.troubles)
         self._unfinished = Unfinished(self._directory)
         for data in (self._unfinished.load(pair.base), bytes(pair.written())):
@@ -190,7 +191,7 @@ class FifoSource(Source):
             while self.done() < due and (work() or self._pair.intake(self._read_fd) > 0):
                 pass
 
-        path = queue.fifo_path(self._directory)
+        path = fifo_path(self._directory)
         self._intake.stop()
         drain()
         release()
@@ -209,7 +210,7 @@ class FifoSource(Source):
 
     def remove(self) -> None:
         self._emergency.close()
-        queue.remove_directory(self._directory)
+        directory.remove(self._directory)
 
     def let_go(self) -> None:
         for fd in (self._read_fd, self._write_fd):

@@ -6,15 +6,16 @@ import random
 import time
 from collections.abc import Callable
 
+from mplog.logging_process.drop_oldest import decode_losses
 from mplog.logging_process.source import Batch, note_broken
 from mplog.logging_process.troubles import Troubles
 from mplog.monitoring.process import has_ended
 from mplog.monitoring.tallies import Tallies
-from mplog.queue import log_queue as queue
-from mplog.queue import losses
+from mplog.queue.payloads import check_object, decode_bytes
 from mplog.queue.sync import Acknowledger
 from mplog.record import frame
 from mplog.record.decoding import Decoder
+from mplog.record.frame_reader import FrameReader
 from mplog.record.layout import Entry
 
 #: How often it looks whether the writers of unfinished records live, in seconds, and at how many of them.
@@ -39,7 +40,7 @@ class Inbox:
         self._check_due = 0.0
         decoder = Decoder()
         self.acknowledger = Acknowledger(directory, decoder.decode)
-        self.frames: frame.FrameReader[Entry | None] = frame.FrameReader(
+        self.frames: FrameReader[Entry | None] = FrameReader(
             {
                 frame.RECORD: decoder.decode,
                 frame.OBJECT: self._refuse_object,
@@ -79,16 +80,16 @@ class Inbox:
 
     def _keep_bytes(self, payload: bytes) -> None:
         if not self._is_replaying:
-            self._pieces.append(queue.decode_bytes(payload))
+            self._pieces.append(decode_bytes(payload))
 
     def _count_losses(self, payload: bytes) -> None:
-        for lost in losses.decode(payload):
+        for lost in decode_losses(payload):
             if not self._is_replaying:
                 self._tallies.count_lost(lost)
 
     def _refuse_object(self, payload: bytes) -> None:
         """Count what was put() and is no record: it would have to be unpickled, which could run any code."""
-        queue.check_object(payload)
+        check_object(payload)
         if not self._is_replaying:
             self._tallies.add(("objects",))
             self._troubles.warn("object", "put into the queue skipped: not a log record")

@@ -15,8 +15,9 @@ import time
 import traceback
 from collections.abc import Callable
 
+from mplog.logging_process.drop_oldest import without_oldest
 from mplog.queue.buffers import END, FIFO_SIZE, NO_ROOM, BufferPair
-from mplog.queue.overflow import Fill, without_oldest
+from mplog.queue.fill import Fill
 
 #: Milliseconds that it sleeps after a read, so that many records cost one wake-up. One that comes meanwhile waits.
 _LONGEST_NAP = 3

@@ -21,8 +21,8 @@ from mplog.logging_process.workers import Workers
 from mplog.monitoring.deaths import Watch
 from mplog.monitoring.restart_lines import not_noted
 from mplog.monitoring.tallies import Tallies
-from mplog.queue import log_queue as queue
 from mplog.queue.buffers import BufferPair
+from mplog.queue.directory import emergency_path, fifo_path
 from mplog.queue.emergency import EmergencyReader
 from mplog.queue.overflow import Overflow
 
@@ -39,13 +39,13 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     _take_back(announcements, dispatcher)
     tallies = Tallies(directory, note.serial)
     dispatcher.failed.update({name: count for (_, name), count in tallies.of("failed").items()})
-    emergency = EmergencyReader(overflow.emergency or queue.emergency_path(directory), note.emergency)
+    emergency = EmergencyReader(overflow.emergency or emergency_path(directory), note.emergency)
     source = FifoSource(places, overflow, pair, emergency, tallies, dispatcher, signals.wake)
     stories = not_noted(places.stories, note.restarts)
     if stories:
         stories[-1] += f", restarted as {os.getpid()}"
     accounts = Accounts(directory, tallies, dispatcher, note.restarts, stories, source.due())
-    workers = Workers(Watch(queue.fifo_path(directory), places.owner), tallies, dispatcher.say)
+    workers = Workers(Watch(fifo_path(directory), places.owner), tallies, dispatcher.say)
     workers.resume()
     commit = Commit(pair, announcements, accounts, emergency, dispatcher.outputs)
     if stories:

@@ -40,7 +40,7 @@ if sys.platform != "win32":
 
     from mplog.handlers.backlog import count_undelivered
     from mplog.queue import buffers, fifo, kill_points
-    from mplog.queue import log_queue as queue
+    from mplog.queue.directory import fifo_path, given_up_path
     from mplog.queue.emergency import EmergencyFile
 
 
@@ -189,7 +189,7 @@ class _Supervisor:
         if self._was_ready:
             kill_points.arm("")  # each is reached once
         if self._fd < 0:
-            self._fd = fifo.open_reader(queue.fifo_path(self._directory))
+            self._fd = fifo.open_reader(fifo_path(self._directory))
         places = Places(
             control,
             self._launch.configuration,
@@ -265,7 +265,7 @@ class _Supervisor:
         if self._fd < 0:
             # The last logging process was about to end, and had this closed. Workers may have written since.
             with contextlib.suppress(OSError):
-                self._fd = fifo.open_reader(queue.fifo_path(self._directory))
+                self._fd = fifo.open_reader(fifo_path(self._directory))
         while _save(pair, emergency):
             if self._fd < 0:
                 return True
@@ -278,7 +278,7 @@ class _Supervisor:
         """End loudly, with what is left in the emergency file, into which workers write from now on."""
         emergency = self._launch.emergency
         assert emergency is not None
-        with contextlib.suppress(OSError), open(queue.given_up_path(self._directory), "w", encoding="ascii"):
+        with contextlib.suppress(OSError), open(given_up_path(self._directory), "w", encoding="ascii"):
             pass
         story = f"{story}; it was restarted {self._attempts.in_vain} times in vain, and is given up"
         try:

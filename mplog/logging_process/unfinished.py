@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from mplog.queue.shared_file import replace_file
-from mplog.record import frame
+from mplog.record.frame_reader import FrameReader
 
 #: Bytes of unfinished long records that are kept for the next process. One that is longer may be lost in a kill.
 _LIMIT = 2**26
@@ -28,7 +28,7 @@ class Unfinished:
     def _path(self, base: int) -> str:
         return os.path.join(self._directory, f"unfinished-{base}")
 
-    def save(self, base: int, frames: frame.FrameReader[Any]) -> None:
+    def save(self, base: int, frames: FrameReader[Any]) -> None:
         """Keep what belongs before the byte of that number."""
         data = frames.unfinished_frames(_LIMIT)
         if data:

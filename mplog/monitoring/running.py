@@ -25,7 +25,7 @@ from mplog.errors import QueueNotFoundError
 from mplog.monitoring.notice import Notice, Output, read_notice, this_world
 from mplog.monitoring.process import has_ended, is_held, start_mark
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
-from mplog.queue.log_queue import fifo_path, given_up_path
+from mplog.queue.directory import fifo_path, given_up_path
 
 if sys.platform != "win32":
     from mplog.queue import buffers

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from mplog.record import frame
 
 if sys.platform != "win32":
-    import fcntl
+    from mplog.queue.locks import lock_file, unlock_file
 
 __all__ = ["EmergencyFile", "EmergencyReader", "EmergencyRefusedError"]
 
@@ -43,7 +43,6 @@ _WORD = struct.Struct("=Q")
 #: Seconds that a process waits for the lock, which another holds for as long as a write takes; but one that is stopped
 #: holds it until it goes on.
 LOCK_TIMEOUT = 1.0
-_LOCK_PAUSE = 0.001
 
 _TAKEN = ".reading"
 
@@ -73,14 +72,8 @@ def _open_locked(path: str, flags: int, deadline: float) -> int | None:
         fd = _open(path, flags)
         is_ours = False
         try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        return None
-                    time.sleep(_LOCK_PAUSE)
+            if not lock_file(fd, deadline):
+                return None
             # A reader may have taken it away meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 here, there = os.fstat(fd), os.stat(path, follow_symlinks=False)
@@ -92,12 +85,6 @@ def _open_locked(path: str, flags: int, deadline: float) -> int | None:
                 os.close(fd)
         if time.monotonic() >= deadline:
             return None
-
-
-def _unlock(fd: int) -> None:
-    # A process that another thread has forked meanwhile has the file open, too: closing alone would not free it.
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
 
 
 class EmergencyFile:
@@ -180,7 +167,7 @@ class EmergencyFile:
                 del waiting[0]
                 piece.settle(is_there)
         finally:
-            _unlock(fd)
+            unlock_file(fd)
 
 
 class _Piece:
@@ -358,10 +345,10 @@ class EmergencyReader:
                 _end_of(locked, self.path)
                 os.rename(self.path, self._taken_path)
             except BaseException:
-                _unlock(locked)
+                unlock_file(locked)
                 raise
             fd = os.dup(locked)
-            _unlock(locked)
+            unlock_file(locked)
         try:
             header = os.pread(fd, _HEADER.size, 0)
             magic, file_id, self._end, self._position = (
@@ -393,7 +380,7 @@ def _whole(data: bytes) -> int:
             return whole
         if found.kind == frame.PART:
             try:
-                part = frame.part(data[found.payload])
+                part = frame.decode_part(data[found.payload])
             except ValueError:
                 continue
             if part.number < part.total - 1:

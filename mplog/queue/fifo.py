@@ -21,21 +21,8 @@ import stat
 import sys
 import termios
 import time
-
-__all__ = [
-    "create",
-    "is_alive",
-    "is_open",
-    "open_lock",
-    "open_reader",
-    "open_writer",
-    "peek",
-    "pending",
-    "set_size",
-    "size",
-    "try_lock",
-    "wait",
-]
+import weakref
+from typing import Protocol
 
 # Linux; the fcntl module has the names on Linux alone.
 _F_SETPIPE_SZ = 1031
@@ -101,6 +88,26 @@ def is_open(fd: int) -> bool:
     return True
 
 
+class Holder(Protocol):
+    """What keeps ends of FIFOs open."""
+
+    def forget_closed(self) -> None:
+        """Look which of the ends are still open."""
+
+
+#: All that there are in this process.
+holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+
+
+def forget_closed() -> None:
+    """Look which ends the program has closed: some programs close all descriptors, as daemons do.
+
+    All at once, before one of the numbers comes into use again for another end.
+    """
+    for holder in list(holders):
+        holder.forget_closed()
+
+
 def _out_of_the_way(fd: int) -> int:
     try:
         high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
@@ -159,22 +166,8 @@ def peek(fd: int) -> bytes:
 
 
 def open_lock(path: str) -> int:
-    """Open a file to `try_lock`."""
+    """Open a file to lock, as far out of the way as a FIFO."""
     return _out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-
-
-def try_lock(fd: int) -> bool:
-    """Take a lock that the kernel frees when the process dies; return whether it was free (fcntl(2), F_SETLK).
-
-    ``fcntl.lockf(fd, fcntl.LOCK_UN)`` gives it back.
-    """
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
-        return False
-    return True
 
 
 def wait(fd: int, event: int, deadline: float | None) -> bool:

@@ -21,12 +21,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-import msgspec
 
 from mplog.queue.shared_file import map_fd
-from mplog.record import frame
 
 
 class Reason(enum.IntEnum):
@@ -307,53 +303,3 @@ def pid_of(name: str) -> int:
     """Return the pid in the name of a file; 0 for none."""
     digits = name[len(_PREFIX) :].partition("-")[0]
     return int(digits) if digits.isdecimal() and len(digits) < 20 else 0
-
-
-# --- as a frame, among the records ---
-
-_WireCount = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-_WireLevel = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
-_WireLosses = list[tuple[_WireCount, str, list[tuple[_WireLevel, Reason, _WireCount]]]]
-_decode = msgspec.msgpack.Decoder(_WireLosses).decode
-_NAME_ROOM = 50
-_COUNTS_IN_FRAME = 10
-
-
-def frames(processes: Iterable[ProcessLosses]) -> bytes:
-    """Return frames of kind `frame.LOSSES` that tell this, each process once."""
-    together: dict[tuple[int, str], Counter[tuple[int, Reason]]] = {}
-    for process in processes:
-        together.setdefault((process.pid, process.name), Counter()).update(process.counts)
-    pieces: list[Any] = []
-    for (pid, name), counts in together.items():
-        rows = [(level, int(reason), count) for (level, reason), count in counts.items()]
-        pieces += [
-            (pid, name[:_NAME_ROOM], rows[start : start + _COUNTS_IN_FRAME])
-            for start in range(0, len(rows), _COUNTS_IN_FRAME)
-        ]
-    made: list[bytes] = []
-    payload, waiting = b"", list[Any]()
-    for piece in pieces:
-        longer = msgspec.msgpack.encode([*waiting, piece])
-        if len(longer) > frame.PAYLOAD_SIZE:
-            made.append(frame.header(frame.LOSSES, len(payload)) + payload)
-            waiting, longer = [], msgspec.msgpack.encode([piece])
-        waiting.append(piece)
-        payload = longer
-    if waiting:
-        made.append(frame.header(frame.LOSSES, len(payload)) + payload)
-    return b"".join(made)
-
-
-def decode(payload: bytes) -> list[ProcessLosses]:
-    """Return what the payload of such a frame tells.
-
-    Raises:
-        ValueError: it is none (msgspec's errors are ValueErrors).
-    """
-    if len(payload) > frame.PAYLOAD_SIZE:
-        raise ValueError("losses in a message of many frames")
-    return [
-        ProcessLosses(pid, name, {(level, reason): count for level, reason, count in rows})
-        for pid, name, rows in _decode(payload)
-    ]

@@ -11,23 +11,12 @@ the oldest records taken out of the intake buffer (`without_oldest`).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import msgspec
-
-from mplog.queue import losses
-from mplog.queue.losses import ProcessLosses, Reason
-from mplog.queue.shared_file import map_file
-from mplog.record import frame
-from mplog.record.decoding import origin_of
-
-__all__ = ["EMERGENCY_SIZE", "KEPT_LEVEL", "Fill", "Overflow", "is_in_event_loop", "without_oldest"]
 
 #: Records of this level and above are kept as long as anything can be.
 KEPT_LEVEL = logging.ERROR
@@ -202,117 +191,3 @@ def is_in_event_loop() -> bool:
     """Whether an asyncio event loop runs in this thread."""
     asyncio: Any = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None
-
-
-# --- the fill, for drop_below ---
-
-_FILL_NAME = "fill"
-_FULL = 255
-
-
-class Fill:
-    """How full the buffers are, in one byte of shared memory: neither end makes a system call to tell or to look.
-
-    Args:
-        directory: of the queue.
-        writable: for the logging process, which makes the file; a worker only looks.
-
-    Raises:
-        OSError: there is no such file, or it cannot be made.
-    """
-
-    def __init__(self, directory: str, *, writable: bool = False) -> None:
-        self._byte = map_file(os.path.join(directory, _FILL_NAME), 1, writable=writable)
-
-    def set(self, fraction: float) -> None:
-        """Say how full they are, from 0 to 1. Runs in the logging process."""
-        value = int(min(1.0, max(0.0, fraction)) * _FULL)
-        if self._byte[0] != value:
-            self._byte[0] = value
-
-    @property
-    def fraction(self) -> float:
-        """How full they are, from 0 to 1, in steps of 1/255."""
-        return self._byte[0] / _FULL
-
-    def close(self) -> None:
-        """Let go of the memory."""
-        self._byte.close()
-
-
-# --- drop_oldest: runs in the logging process ---
-
-
-def without_oldest(content: bytes | memoryview, wanted: int) -> tuple[bytes, int]:
-    """Take the oldest records below ERROR out of what the intake buffer holds.
-
-    Only whole records go: of a long one all parts, or none where some of them are not there. What is dropped is told
-    in a frame of kind `frame.LOSSES` at the place of the first, together with what such a frame that was there already
-    tells; so it stands in the buffer in the same instant in which the records do not, and is lost or doubled no more
-    than a record is.
-
-    Args:
-        content: whole frames.
-        wanted: how many bytes shall become free.
-
-    Returns:
-        The frames that stay, and how many records do not: 0 where there is nothing to gain, and nothing has changed.
-    """
-    data = bytes(content)
-    dropped: Counter[tuple[int, str, int]] = Counter()
-    told: list[ProcessLosses] = []
-    gone: list[frame.Found] = []
-    long_ones: dict[bytes, list[tuple[frame.Found, frame.Part]]] = {}
-    freed = 0
-    for found in frame.walk(data):
-        if freed >= wanted:
-            break
-        try:
-            if found.kind == frame.RECORD:
-                pieces, payload = [found], data[found.payload]
-            elif found.kind == frame.PART:
-                part = frame.part(data[found.payload])
-                parts = long_ones.setdefault(part.message_id, [])
-                parts.append((found, part))
-                if part.kind != frame.RECORD or [each.number for _, each in parts] != list(range(part.total)):
-                    continue
-                pieces, payload = [each for each, _ in parts], b"".join(each.piece for _, each in parts)
-            elif found.kind == frame.LOSSES:
-                told += losses.decode(data[found.payload])
-                gone.append(found)
-                continue
-            else:
-                continue
-            origin = origin_of(payload)
-        except (ValueError, RecursionError):
-            continue  # garbage, which whoever writes the buffer counts
-        if origin.levelno >= KEPT_LEVEL:
-            continue
-        dropped[origin.process or 0, origin.processName or "", origin.levelno] += 1
-        gone += pieces
-        freed += sum(piece.end - piece.start for piece in pieces)
-    notices = losses.frames([*told, *_as_losses(dropped)])
-    gone.sort()
-    freed = sum(piece.end - piece.start for piece in gone)
-    if not dropped or freed <= len(notices):
-        return data, 0
-    kept, position = [data[: gone[0].start], notices], gone[0].start
-    for piece in gone:
-        kept.append(data[position : piece.start])
-        position = piece.end
-    kept.append(data[position:])
-    return b"".join(kept), dropped.total()
-
-
-def _as_losses(dropped: Counter[tuple[int, str, int]]) -> Iterable[ProcessLosses]:
-    processes: dict[tuple[int, str], dict[tuple[int, Reason], int]] = {}
-    for (pid, name, level), count in dropped.items():
-        processes.setdefault((pid, name), {})[level, Reason.OLDEST] = count
-    return [ProcessLosses(pid, name, counts) for (pid, name), counts in processes.items()]
-
-
-def open_fill(directory: str) -> Fill | None:
-    """Return the fill of a queue's buffers; None where nobody tells it, or no descriptor is left to look."""
-    with contextlib.suppress(OSError):
-        return Fill(directory)
-    return None

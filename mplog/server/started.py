@@ -13,8 +13,9 @@ from typing import Any
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError
 from mplog.logging_process.messages import Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
+from mplog.queue.directory import emergency_path
 from mplog.queue.emergency import EmergencyFile
-from mplog.queue.log_queue import LogQueue, emergency_path
+from mplog.queue.log_queue import LogQueue
 from mplog.server.arguments import Arguments
 from mplog.server.backlog import Backlog
 from mplog.server.control import Control

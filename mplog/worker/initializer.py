@@ -122,10 +122,10 @@ class _ArgsHandler(QueueHandler):
     """Sends the arguments of the message, too."""
 
     def prepare(self, record: logging.LogRecord) -> bytes:
-        queue: Any = self.queue
-        if isinstance(queue, LogQueue):
-            return encode(record, next(queue.sequence), queue.details, with_args=True)
-        return encode(record, with_args=True)
+        sender = self.sender
+        if sender is None:
+            return encode(record, with_args=True)
+        return encode(record, next(sender.sequence), sender.details, with_args=True)
 
 
 def _sends_to(handler: QueueHandler, queue: Any) -> bool:

@@ -220,11 +220,11 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
     ):
         return msg, args
     # From here on, what a LogRecord's constructor and a QueueHandler do, in that order.
-    queue: Any = handler.queue
+    sender: Any = handler.sender
     rest = None
-    if queue.details or COUNTS_NANOSECONDS:
+    if sender.details or COUNTS_NANOSECONDS:
         created, milliseconds, relative = now()
-        if queue.details:
+        if sender.details:
             rest = relative, None
     else:
         created = time.time()
@@ -233,7 +233,7 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         process_name = _processes._current_process._name
         if process_name == "MainProcess":
             process_name = _process_name()
-        if queue.details:
+        if sender.details:
             origin = _place(logger, level, process_name, sys._getframe(1))
             if origin is None:
                 return msg, args
@@ -253,7 +253,7 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         extra = plain_fields(named(fields.items())) if fields else None
         if in_use.pid:
             extra = merged(extra)
-        payload = pack((next(queue.sequence), message, extra, None, created, milliseconds, None, rest, origin))
+        payload = pack((next(sender.sequence), message, extra, None, created, milliseconds, None, rest, origin))
     except Exception:
         payload = b""
     except (SystemExit, GeneratorExit) as error:
@@ -269,7 +269,7 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         except Exception:
             handler.handleError(decode(payload))  # it may have been sent already, so not again
         return None
-    queue.count_unused()  # the number of the record, which gets another
+    sender.count_unused()  # the number of the record, which gets another
     return message, ()
 
 

@@ -68,6 +68,8 @@ class QueueHandler(logging.handlers.QueueHandler):
 
             self.listener = make_listener(queue, handlers, listener, respect_handler_level=respect_handler_level)
         self._told_in_pid = 0
+        #: Where a `LogQueue` has what each record needs.
+        self.sender = queue.sender if isinstance(queue, LogQueue) else None
         self._put = queue.record_putter if isinstance(queue, LogQueue) else queue.put
         if isinstance(queue, (Queue, SimpleQueue)):
             self._put = lambda payload: queue.put(decode(payload))
@@ -102,8 +104,8 @@ class QueueHandler(logging.handlers.QueueHandler):
         if not self.filters:
             if self.is_direct:
                 try:
-                    queue: Any = self.queue
-                    self.send_encoded(encode(record, next(queue.sequence), queue.details))
+                    sender: Any = self.sender
+                    self.send_encoded(encode(record, next(sender.sequence), sender.details))
                 except Exception as error:
                     self._fail(record, error)
             else:
@@ -131,8 +133,8 @@ class QueueHandler(logging.handlers.QueueHandler):
                 self._tell_failures()
             level = record.levelno
             if type(level) is int and level >= self.sync_level:
-                queue: Any = self.queue
-                queue.put_synced(payload)
+                sender: Any = self.sender
+                sender.put_synced(payload)
             else:
                 self.send_encoded(payload)
         except Exception as error:
@@ -169,9 +171,8 @@ class QueueHandler(logging.handlers.QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> bytes:
         """Return the record as plain data. Override this to change records before they leave the process."""
-        if isinstance(self.queue, LogQueue):
-            return encode(record, next(self.queue.sequence), self.queue.details)
-        return encode(record)
+        sender = self.sender
+        return encode(record) if sender is None else encode(record, next(sender.sequence), sender.details)
 
     def enqueue(self, payload: bytes) -> None:  # type: ignore[override]
         """Put an encoded record into the queue. While the queue is full, its overflow policy decides."""

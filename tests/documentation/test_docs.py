@@ -22,7 +22,9 @@ from mplog.logging_process import dispatch, loop
 from mplog.monitoring import tallies
 from mplog.queue import buffers, overflow
 from mplog.queue import log_queue as queue
+from mplog.queue.payloads import MAX_OBJECT_SIZE
 from mplog.record import frame, plain
+from mplog.record.frame_reader import UNFINISHED_LIMIT
 from mplog.record.layout import MAX_RECORD_SIZE
 from mplog.server import shutdown
 
@@ -94,11 +96,11 @@ def test_files_of_the_code_are_there() -> None:
 LIMITS = {
     "A frame": f"{frame.FRAME_SIZE:,} bytes on Linux",
     "A record, encoded": f"{MAX_RECORD_SIZE >> 20} MiB",
-    "mplog.write": f"{queue.MAX_OBJECT_SIZE >> 20} MiB",
+    "mplog.write": f"{MAX_OBJECT_SIZE >> 20} MiB",
     "The queue": f"{queue.DEFAULT_SIZE >> 20} MiB",
     "Each of the two buffers": f"{buffers.DEFAULT_SIZE >> 20} MiB",
     "The emergency file": f"{overflow.EMERGENCY_SIZE >> 20} MiB",
-    "Unfinished long records": f"{frame.UNFINISHED_LIMIT >> 20} MiB",
+    "Unfinished long records": f"{UNFINISHED_LIMIT >> 20} MiB",
     "``start()``": f"{mplog.server.log_server.START_TIMEOUT:g} s",
     "``stop()``": f"{mplog.server.log_server.STOP_TIMEOUT:g} s",
     "GracefulShutdown": f"{shutdown.TIMEOUT:g} s",

@@ -27,6 +27,7 @@ import mplog
 from mplog.monitoring import deaths, process
 from mplog.monitoring.death_lines import Death, describe
 from mplog.monitoring.deaths import Watch
+from mplog.queue.directory import fifo_path
 
 pytestmark = [
     pytest.mark.processes,
@@ -189,7 +190,7 @@ def test_children_and_strangers_are_watched(family: Family, watch: Watch, queue:
     )
     stranger = int(orphan.stdout)
     with Family(queue.path) as other:
-        child = subprocess.Popen(["sleep", "100"], pass_fds=[queue._write_fd])
+        child = subprocess.Popen(["sleep", "100"], pass_fds=[queue.sender.write_fd])
         pids = [os.getpid(), child.pid, family.fork("signal:9"), other.fork("exit:1"), stranger]
         for pid in pids:
             watch.watch(pid, "worker")
@@ -253,7 +254,7 @@ def test_a_process_without_the_queue_is_not_watched(family: Family, watch: Watch
 def test_a_file_with_the_name_of_the_queue_is_not_the_queue(watch: Watch) -> None:
     """Having another queue open does not make a sender of this one."""
     other = mplog.LogQueue()
-    assert os.path.basename(other.path) == os.path.basename(mplog.queue.log_queue.fifo_path(""))
+    assert os.path.basename(other.path) == os.path.basename(fifo_path(""))
     with Family(other.path) as strangers:
         watch.watch(strangers.fork("signal:9"), "worker")
         assert len(watch) == 0

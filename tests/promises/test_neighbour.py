@@ -33,11 +33,12 @@ from mplog.handlers.log_file import LogFileHandler
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.troubles import Troubles
 from mplog.queue import fifo
-from mplog.queue.log_queue import check_object
+from mplog.queue.payloads import check_object
 from mplog.record import frame
 from mplog.record.decoding import Decoder, decode_entry
 from mplog.record.encoding import encode
-from mplog.record.frame import OBJECT, RECORD, FrameReader
+from mplog.record.frame import OBJECT, RECORD
+from mplog.record.frame_reader import UNFINISHED_LIMIT, FrameReader
 from mplog.record.layout import Entry
 
 pytestmark = pytest.mark.processes
@@ -326,12 +327,12 @@ def test_frame_runs_no_code(tmp_path: Path, log: Path) -> None:
     attack = pickle.dumps(Exploit(trace))
     with mplog.LogServer(log, format="%(message)s") as server:
         server.queue.put(Exploit(trace))
-        server.queue.put_record(attack)
+        server.queue.sender.put_record(attack)
         for code in range(128):
             record = logging.LogRecord("a", 40, "/x", 1, "extension", None, None)
             values = msgspec.msgpack.decode(encode(record))
             values[2] = {"x": msgspec.msgpack.Ext(code, attack)}
-            server.queue.put_record(msgspec.msgpack.encode(values))
+            server.queue.sender.put_record(msgspec.msgpack.encode(values))
         logging.warning("the end")
     assert "the end" in lines(log) and "extension" not in lines(log)
     assert not trace.exists()
@@ -451,7 +452,9 @@ def hostile_frame(dice: random.Random) -> bytes:
     """Return a frame that takes memory unless there is a bound."""
     kind = dice.randrange(4)
     if kind == 0:  # the beginning of a long message that never ends
-        return frame._part(dice.randbytes(16), dice.randrange(2**31), 0, 10**6, RECORD, b"x" * dice.choice([0, 4000]))
+        return frame.encode_part(
+            dice.randbytes(16), dice.randrange(2**31), 0, 10**6, RECORD, b"x" * dice.choice([0, 4000])
+        )
     if kind == 1:
         return dice.randbytes(2000)
     record = logging.LogRecord(f"logger-{dice.random()}", 40, "/x", 1, "m", None, None)
@@ -484,7 +487,7 @@ def test_flood_of_hostile_frames_takes_bounded_memory(log: Path) -> None:
             server.flush(60)
             sizes.append(process.memory_info().rss)
         # Unfinished messages, names of origins and of processes, and what the allocator keeps of them.
-        assert max(sizes) < frame.UNFINISHED_LIMIT * 1.5 + 300 * 2**20, sizes
+        assert max(sizes) < UNFINISHED_LIMIT * 1.5 + 300 * 2**20, sizes
         print([size >> 20 for size in sizes])
     assert sum(line.startswith("root honest ") for line in lines(log)) == 6
 
@@ -493,7 +496,7 @@ def test_unfinished_messages_take_what_is_counted() -> None:
     """Unfinished messages take no more memory than the limit says, with tiny parts and with large ones."""
     for size in (0, 100, 4000):
         reader: FrameReader[Entry] = FrameReader({RECORD: decode_entry})
-        parts = [frame._part(os.urandom(16), 1, 0, 1000, RECORD, bytes(size)) for _ in range(2000)]
+        parts = [frame.encode_part(os.urandom(16), 1, 0, 1000, RECORD, bytes(size)) for _ in range(2000)]
         tracemalloc.start()
         try:
             for part in parts:
@@ -684,7 +687,9 @@ def test_a_flood_of_first_parts_is_looked_at_once_in_a_while(log: Path, tmp_path
         began = time.monotonic()
         fd = os.open(server.queue.path, os.O_WRONLY)
         for number in range(4000):
-            begun = frame._part(os.urandom(16), os.getpid() if number % 2 else os.getppid(), 0, 3, frame.RECORD, b"x")
+            begun = frame.encode_part(
+                os.urandom(16), os.getpid() if number % 2 else os.getppid(), 0, 3, frame.RECORD, b"x"
+            )
             os.write(fd, begun)
         os.close(fd)
         for number in range(100):
@@ -701,6 +706,6 @@ def test_unfinished_records_of_many_writers_are_given_up(log: Path) -> None:
     with mplog.LogServer(log, level="INFO", format="%(message)s") as server:
         fd = os.open(server.queue.path, os.O_WRONLY)
         for number in range(1500):
-            os.write(fd, frame._part(os.urandom(16), 2**22 + 1 + number, 0, 3, frame.RECORD, b"x"))
+            os.write(fd, frame.encode_part(os.urandom(16), 2**22 + 1 + number, 0, 3, frame.RECORD, b"x"))
         os.close(fd)
         wait_until(lambda: server.stats().incomplete == 1500, "all are given up")

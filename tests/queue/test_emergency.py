@@ -22,6 +22,7 @@ from scripts import elapsed
 from mplog.queue import emergency
 from mplog.queue.emergency import EmergencyFile, EmergencyReader, EmergencyRefusedError
 from mplog.record import frame
+from mplog.record.frame_reader import FrameReader
 
 SIZE = 2**24
 
@@ -41,7 +42,7 @@ def message(text: str) -> bytes:
 
 def texts(data: bytes) -> list[str]:
     """Return the messages that are in whole frames."""
-    reader: frame.FrameReader[str] = frame.FrameReader({frame.RECORD: bytes.decode})
+    reader: FrameReader[str] = FrameReader({frame.RECORD: bytes.decode})
     found = list(reader.feed(data, drained=True))
     assert (reader.broken, reader.incomplete()) == (0, [])
     return found

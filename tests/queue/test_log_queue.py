@@ -33,8 +33,10 @@ from oracle import wait_until
 
 import mplog
 from mplog import LogQueue
-from mplog.queue import fifo
-from mplog.queue import log_queue as module
+from mplog.queue import fifo, payloads
+from mplog.queue.directory import fifo_path, lock_path
+from mplog.queue.locks import try_lock_process
+from mplog.queue.payloads import MAX_OBJECT_SIZE
 from mplog.record import frame
 from mplog.record.encoding import encode
 from mplog.record.layout import MAX_RECORD_SIZE, Record
@@ -312,7 +314,7 @@ def test_unpickling_may_use_the_queue(queue: LogQueue) -> None:
 
 def test_too_long_object_is_refused(queue: LogQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object over the limit raises in put(), says how long it is, and the queue goes on."""
-    monkeypatch.setattr(module, "MAX_OBJECT_SIZE", 1000)
+    monkeypatch.setattr(payloads, "MAX_OBJECT_SIZE", 1000)
     with pytest.raises(mplog.MessageTooLongError, match="Put it into a file") as caught:
         queue.put(b"x" * 1001)
     assert caught.value.length > 1001
@@ -475,7 +477,7 @@ def test_is_one_object_in_a_process(queue: LogQueue) -> None:
     with child(use_after_close, queue) as process:
         assert queue.get(timeout=60) == "after"
         ended(process, "it has put")
-    assert not queue._closed
+    assert not queue.sender.is_closed
 
 
 def use_after_close(queue: LogQueue) -> None:
@@ -491,7 +493,7 @@ def test_open_needs_a_reader(tmp_path: Path) -> None:
     """open() of what is no queue, or one that nobody reads, raises QueueNotFoundError."""
     with pytest.raises(mplog.QueueNotFoundError, match="no log queue"):
         LogQueue.open(str(tmp_path))
-    fifo.create(module.fifo_path(str(tmp_path)))
+    fifo.create(fifo_path(str(tmp_path)))
     with pytest.raises(mplog.QueueNotFoundError, match="no log queue"):
         LogQueue.open(str(tmp_path))
 
@@ -575,9 +577,7 @@ def test_twenty_megabytes(queue: LogQueue, kind: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("kind", "size"), [("object", module.MAX_OBJECT_SIZE - 100), ("record", MAX_RECORD_SIZE - 1000)]
-)
+@pytest.mark.parametrize(("kind", "size"), [("object", MAX_OBJECT_SIZE - 100), ("record", MAX_RECORD_SIZE - 1000)])
 def test_longest_of_all(queue: LogQueue, kind: str, size: int) -> None:
     """The longest object that is not refused, and the longest record that is not cut, arrive whole."""
     check_big(queue, kind, size)
@@ -639,7 +639,7 @@ def test_writer_killed_in_a_long_message_costs_that_one(small: LogQueue, kind: s
     with pytest.raises(stdlib_queue.Empty):
         small.get_nowait()
     assert small.broken == 1
-    assert small._reader_here().frames.incomplete() == []
+    assert small.reader.inbox.frames.incomplete() == []
 
 
 @pytest.mark.processes
@@ -664,10 +664,10 @@ def test_full_in_the_middle_of_a_long_message(small: LogQueue) -> None:
         with pytest.raises(stdlib_queue.Full):
             small.put(b"x" * 1_000_000, block, timeout)
         assert drain(small) == []
-        assert len(small._reader_here().frames.incomplete()) == 1
+        assert len(small.reader.inbox.frames.incomplete()) == 1
         small.put("next")
         assert small.get() == "next"
-        assert small._reader_here().frames.incomplete() == []
+        assert small.reader.inbox.frames.incomplete() == []
     assert small.broken == 0
 
 
@@ -704,7 +704,7 @@ def test_ctrl_c_in_the_middle_of_a_long_message(small: LogQueue) -> None:
         os.kill(process.pid, signal.SIGINT)
         assert small.get(timeout=60) == "interrupted"
         ended(process, "it has put")
-    assert small._reader_here().frames.incomplete() == []
+    assert small.reader.inbox.frames.incomplete() == []
     assert small.broken == 0
 
 
@@ -718,7 +718,7 @@ def test_threads_send_each_notice(small: LogQueue) -> None:
     assert sorted(small.get(timeout=60) for _ in range(200)) == sorted(list(range(50)) * 4)
     for thread in threads:
         thread.finish("it has put everything")
-    assert (small._abandoned, small._reader_here().frames.incomplete()) == ([], [])
+    assert (small.sender._abandoned, small.reader.inbox.frames.incomplete()) == ([], [])
 
 
 @pytest.mark.parametrize("seconds", [0.0002, 0.001])
@@ -912,7 +912,7 @@ def test_consumers_killed_at_random(queue: LogQueue) -> None:
 def hold(path: str, sender: Any) -> None:
     """Runs in a child: hold the lock of the readers."""
     fd = fifo.open_lock(path)
-    assert fifo.try_lock(fd)
+    assert try_lock_process(fd)
     sender.send("held")
     signal.pause()
 
@@ -922,7 +922,7 @@ def test_stopped_consumer_does_not_stop_a_timeout(queue: LogQueue) -> None:
     """While another process is stopped in the middle of taking an object, a timeout still holds."""
     receiver, sender = FORK.Pipe(False)
     queue.put("there")
-    with child(hold, os.path.join(queue.directory, module._LOCK_NAME), sender):
+    with child(hold, lock_path(queue.directory), sender):
         assert receiver.poll(60), "waited for the child to take the lock"
         start = time.monotonic()
         with pytest.raises(stdlib_queue.Empty):
@@ -938,7 +938,7 @@ def test_stopped_consumer_does_not_stop_a_timeout(queue: LogQueue) -> None:
 def test_thread_that_waits_does_not_stop_a_timeout(queue: LogQueue) -> None:
     """While another thread waits in get(), a get() with a timeout ends in time."""
     waiting = Thread(queue.get)
-    wait_until(lambda: queue._reader_here().is_reading, "the thread waits")
+    wait_until(lambda: queue.reader.inbox.is_reading, "the thread waits")
     with pytest.raises(stdlib_queue.Empty):
         queue.get(timeout=0.05)
     with pytest.raises(stdlib_queue.Empty):
@@ -991,7 +991,7 @@ def test_interrupted_get_leaves_the_queue_usable(queue: LogQueue) -> None:
     assert interrupted > 10
     assert sorted(set(got)) == got
     assert total - interrupted <= len(got)
-    assert fifo.pending(queue._read_fd) == 0
+    assert fifo.pending(queue.reader.read_fd) == 0
     with child(consume, queue, other := LogQueue()):
         queue.put("by another process")
         assert other.get(timeout=60) == "by another process"
@@ -1004,7 +1004,7 @@ def test_ctrl_c_while_get_waits_takes_nothing(queue: LogQueue) -> None:
         main = threading.get_ident()
 
         def interrupt() -> None:
-            wait_until(lambda: queue._reader_here().is_reading, "the main thread waits")
+            wait_until(lambda: queue.reader.inbox.is_reading, "the main thread waits")
             signal.pthread_kill(main, signal.SIGINT)
 
         thread = Thread(interrupt)
@@ -1040,7 +1040,7 @@ def test_signal_handler_that_gets(queue: LogQueue) -> None:
 def test_fork_of_a_waiting_reader_can_read(queue: LogQueue) -> None:
     """A fork that is made while a thread waits in get() reads by itself, with no lock of the thread's."""
     waiting = Thread(queue.get)
-    wait_until(lambda: queue._reader_here().is_reading, "the thread waits")
+    wait_until(lambda: queue.reader.inbox.is_reading, "the thread waits")
     answers = LogQueue()
     with child(lambda: answers.put(sorted([queue.get(timeout=60), queue.get(timeout=60)]))):
         os.kill(os.getpid(), 0)
@@ -1218,7 +1218,7 @@ def test_collected_queue_removes_its_directory() -> None:
     queue = LogQueue()
     directory = queue.directory
     queue.put(1)
-    descriptors = [queue._read_fd, queue._write_fd, queue._lock_fd]
+    descriptors = [queue.reader.read_fd, queue.sender.write_fd, queue.reader._lock_fd]
     for descriptor in descriptors:
         os.fstat(descriptor)
     del queue
@@ -1339,5 +1339,5 @@ def test_size_is_what_the_kernel_grants() -> None:
         rooms.append(count)
     assert rooms[0] < rooms[1]
     if sys.platform == "linux":
-        assert fcntl.fcntl(small._write_fd, 1032) == small._maxsize == 4096
-        assert fcntl.fcntl(large._write_fd, 1032) == large._maxsize
+        assert fcntl.fcntl(small.sender.write_fd, 1032) == small._maxsize == 4096
+        assert fcntl.fcntl(large.sender.write_fd, 1032) == large._maxsize

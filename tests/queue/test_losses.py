@@ -20,8 +20,9 @@ from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_ha
 
 import mplog
 from mplog import Overflow, Reason
+from mplog.logging_process.drop_oldest import decode_losses, encode_losses
 from mplog.queue import losses
-from mplog.queue.log_queue import emergency_path
+from mplog.queue.directory import emergency_path
 from mplog.queue.losses import Losses, ProcessLosses
 from mplog.record import frame
 from mplog.worker.initializer import install
@@ -166,18 +167,18 @@ def test_losses_travel_in_frames() -> None:
         ProcessLosses(pid, f"w{pid}", {(level, Reason.OLDEST): pid + level for level in range(25)})
         for pid in range(1, 60)
     ]
-    data = losses.frames([*sent, *sent[:3]])
+    data = encode_losses([*sent, *sent[:3]])
     received: dict[int, dict[Any, int]] = {}
     for found in frame.walk(data):
         assert (found.kind, found.end - found.start <= frame.FRAME_SIZE) == (frame.LOSSES, True)
-        for each in losses.decode(data[found.payload]):
+        for each in decode_losses(data[found.payload]):
             received.setdefault(each.pid, {}).update(each.counts)
     expected = {each.pid: {key: n * (2 if each.pid <= 3 else 1) for key, n in each.counts.items()} for each in sent}
     assert received == expected
-    assert losses.frames([]) == b""
+    assert encode_losses([]) == b""
     for payload in (b"", b"\x91\x01", b"\xff" * 20):
         with pytest.raises(ValueError, match=r"Input|Expected|truncated|malformed|trailing"):
-            losses.decode(payload)
+            decode_losses(payload)
 
 
 # --- the sum ---

@@ -29,12 +29,15 @@ from scripts import elapsed
 
 import mplog
 from mplog import Overflow, Reason
-from mplog.queue import emergency, losses, overflow
-from mplog.queue.log_queue import emergency_path
-from mplog.queue.overflow import KEPT_TIMEOUT, Fill, without_oldest
+from mplog.logging_process.drop_oldest import decode_losses, without_oldest
+from mplog.queue import emergency, losses
+from mplog.queue.directory import emergency_path
+from mplog.queue.fill import Fill
+from mplog.queue.overflow import KEPT_TIMEOUT
 from mplog.record import frame
 from mplog.record.decoding import decode
 from mplog.record.encoding import encode
+from mplog.record.frame_reader import FrameReader
 from mplog.worker.initializer import install
 from mplog.worker.state import LoggingState
 
@@ -276,10 +279,17 @@ def test_no_policy_sheds_errors(queue: mplog.LogQueue, log_: logging.Logger) -> 
 
 def test_the_fill_is_seen_at_once_and_looked_up_late(queue: mplog.LogQueue) -> None:
     """A worker that looks before the logging process has made the file sees it later."""
-    assert overflow.open_fill(queue.directory) is None
+    with pytest.raises(FileNotFoundError):
+        Fill(queue.directory)
+    queue.overflow = Overflow.drop_below("WARNING")
+    put, record = queue.record_putter, encode(logging.makeLogRecord({"levelno": logging.INFO}), 1)
+    put(record)
+    assert queue.losses.counts == {}
     told = Fill(queue.directory, writable=True)
-    seen = overflow.open_fill(queue.directory)
-    assert seen is not None
+    told.set(1.0)
+    put(record)
+    assert queue.losses.counts == {(logging.INFO, Reason.SHED): 1}
+    seen = Fill(queue.directory)
     for fraction in (0.0, 0.5, 1.0, 7.0, -1.0):
         told.set(fraction)
         assert abs(seen.fraction - min(1, max(0, fraction))) < 0.005
@@ -445,7 +455,7 @@ def content_of(data: bytes) -> tuple[list[str], dict[tuple[int, str, int], int],
     """Return the messages that are in frames, the losses that they tell, and the pieces of garbage."""
     told: Counter[tuple[int, str, int]] = Counter()
     messages: list[str] = []
-    reader: frame.FrameReader[Any] = frame.FrameReader({frame.RECORD: decode, frame.LOSSES: losses.decode})
+    reader: FrameReader[Any] = FrameReader({frame.RECORD: decode, frame.LOSSES: decode_losses})
     for each in reader.feed(data, drained=True):
         if isinstance(each, list):
             for process in each:

@@ -22,7 +22,7 @@ from scripts import elapsed
 import mplog
 from mplog import Overflow, Reason
 from mplog.queue import losses
-from mplog.queue.log_queue import emergency_path
+from mplog.queue.directory import emergency_path
 from mplog.queue.sync import Acknowledger, Sync, Waiter
 from mplog.record import frame
 from mplog.record.decoding import decode
@@ -317,7 +317,7 @@ def test_a_frame_of_its_own_kind_does_not_disturb_the_others(reader: Reader) -> 
         log.info("%d", number)
     token = os.urandom(16)
     payload = encode(logging.makeLogRecord({"msg": "synced", "levelno": 40}))
-    os.write(reader.queue._write_fd, frame.frame(frame.SYNC, token + payload) or b"")
+    os.write(reader.queue.sender.write_fd, frame.frame(frame.SYNC, token + payload) or b"")
     for number in range(50):
         log.info("%d", number)
     reader.read()

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from readers import in_fork
 
-from mplog.queue import losses
+from mplog.logging_process.drop_oldest import decode_losses
 from mplog.record import decoded_size, frame
 from mplog.record.decoding import _UNCHECKED_SIZE, Decoder, decode
 from mplog.record.encoding import encode
@@ -118,10 +118,10 @@ def test_what_is_cut_is_left_to_the_decoder(data: bytes) -> None:
 def test_losses_off_the_wire_are_bounded() -> None:
     """A frame that tells of losses is one frame, with numbers of which sums can be kept."""
     good = (711, "w", [(20, 1, 5)])
-    assert losses.decode(msgspec.msgpack.encode([good]))[0].lost == 5
+    assert decode_losses(msgspec.msgpack.encode([good]))[0].lost == 5
     for bad in ((-1, "w", []), (2**63, "w", []), (1, "w", [(20, 1, -5)]), (1, "w", [(20, 1, 2**63)])):
         with pytest.raises(ValueError, match=r"Expected|out of range"):
-            losses.decode(msgspec.msgpack.encode([bad]))
+            decode_losses(msgspec.msgpack.encode([bad]))
     long = [(number, "w", [(20, 1, 1)]) for number in range(frame.PAYLOAD_SIZE)]
     with pytest.raises(ValueError, match="many frames"):
-        losses.decode(msgspec.msgpack.encode(long))
+        decode_losses(msgspec.msgpack.encode(long))

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from mplog.record import frame
-from mplog.record.frame import FRAME_SIZE, OBJECT, RECORD, FrameReader
+from mplog.record import frame, frame_reader
+from mplog.record.frame import FRAME_SIZE, OBJECT, RECORD
+from mplog.record.frame_reader import UNFINISHED_LIMIT, FrameReader
 
 HEADER = 8
 ROOM = FRAME_SIZE - HEADER
@@ -274,13 +275,14 @@ def test_parts_that_disagree_break_the_message() -> None:
     identity = message_id()
     reader = new_reader()
     reader.feed(
-        frame._part(identity, 1, 0, 3, RECORD, b"x") + frame._part(identity, 1, 1, 4, RECORD, b"y"), drained=True
+        frame.encode_part(identity, 1, 0, 3, RECORD, b"x") + frame.encode_part(identity, 1, 1, 4, RECORD, b"y"),
+        drained=True,
     )
     assert (reader.broken, reader.incomplete()) == (1, [])
-    reader.feed(frame._part(identity, 1, 5, 2**32 - 1, RECORD, b"x"), drained=True)
+    reader.feed(frame.encode_part(identity, 1, 5, 2**32 - 1, RECORD, b"x"), drained=True)
     assert (reader.broken, reader.incomplete()) == (2, [])
     for kind in (0, 3, 99):
-        reader.feed(frame._part(message_id(), 1, 0, 1, kind, payload(b"x")), drained=True)
+        reader.feed(frame.encode_part(message_id(), 1, 0, 1, kind, payload(b"x")), drained=True)
     assert (reader.broken, reader.skipped) == (5, 0)
 
 
@@ -300,7 +302,7 @@ def test_lost_messages_are_dropped_by_choice() -> None:
     """Unfinished messages are dropped by what the caller says of them, and the others stay."""
     reader = new_reader()
     for pid in (1, 2, 3):
-        reader.feed(frame._part(message_id(), pid, 0, 2, RECORD, b"x"), drained=True)
+        reader.feed(frame.encode_part(message_id(), pid, 0, 2, RECORD, b"x"), drained=True)
     dropped = reader.drop_incomplete(lambda message: message.pid == 2)
     assert [message.pid for message in dropped] == [2]
     assert [message.pid for message in reader.incomplete()] == [1, 3]
@@ -311,11 +313,11 @@ def test_lost_messages_are_dropped_by_choice() -> None:
 def test_unfinished_messages_are_bounded(parts: list[tuple[int, int]]) -> None:
     """Unfinished messages never take more than the limit; the oldest one goes first, and is counted."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(frame, "UNFINISHED_LIMIT", 50_000)
+        monkeypatch.setattr(frame_reader, "UNFINISHED_LIMIT", 50_000)
         reader = new_reader()
         for identity, size in parts:
             known = {message.pid: len(message.pieces) for message in reader.incomplete()}
-            piece = frame._part(b"%016d" % identity, identity, known.get(identity, 0), 10**6, RECORD, bytes(size))
+            piece = frame.encode_part(b"%016d" % identity, identity, known.get(identity, 0), 10**6, RECORD, bytes(size))
             reader.feed(piece, drained=True)
             left = reader.incomplete()
             held = sum(message.size for message in left)
@@ -329,22 +331,22 @@ def test_unfinished_messages_are_bounded(parts: list[tuple[int, int]]) -> None:
 
 def test_many_tiny_unfinished_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts without content count, too, so that a flood of them takes no memory without end."""
-    monkeypatch.setattr(frame, "UNFINISHED_LIMIT", 100_000)
+    monkeypatch.setattr(frame_reader, "UNFINISHED_LIMIT", 100_000)
     reader = new_reader()
     for number in range(10_000):
-        reader.feed(frame._part(b"%016d" % number, 1, 0, 2, RECORD, b""), drained=True)
+        reader.feed(frame.encode_part(b"%016d" % number, 1, 0, 2, RECORD, b""), drained=True)
     assert len(reader.incomplete()) < 200
     assert reader.given_up == 10_000 - len(reader.incomplete())
 
 
 def test_longest_message_fits_the_limit() -> None:
     """What a queue takes and what a record may have, a reader has room for."""
-    from mplog.queue.log_queue import MAX_OBJECT_SIZE
+    from mplog.queue.payloads import MAX_OBJECT_SIZE
     from mplog.record.layout import MAX_RECORD_SIZE
 
     for size in (MAX_OBJECT_SIZE, MAX_RECORD_SIZE):
         pieces = -(-size // (ROOM - PART_HEADER))
-        assert size + pieces * 128 + 512 < frame.UNFINISHED_LIMIT
+        assert size + pieces * 128 + 512 < UNFINISHED_LIMIT
 
 
 # --- a reader that shares the queue ---

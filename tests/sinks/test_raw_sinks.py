@@ -24,7 +24,7 @@ from readers import Counter, running
 from scripts import lines
 
 import mplog
-from mplog.queue.log_queue import decode_bytes
+from mplog.queue.payloads import decode_bytes
 from mplog.record import frame
 from mplog.record.encoding import encode
 

@@ -1,0 +1,139 @@
+"""`drop_oldest`: the oldest records go out of the intake buffer, and a frame among the others says how many."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+import msgspec
+
+from mplog.queue.losses import ProcessLosses, Reason
+from mplog.queue.overflow import KEPT_LEVEL
+from mplog.record import frame
+from mplog.record.decoding import origin_of
+
+
+def without_oldest(content: bytes | memoryview, wanted: int) -> tuple[bytes, int]:
+    """Take the oldest records below ERROR out of what the intake buffer holds.
+
+    Only whole records go: of a long one all parts, or none where some of them are not there. A frame of kind
+    `frame.LOSSES` in the place of the first says what is dropped, together with what such a frame that was there
+    already says. So the frame is in the buffer in the same instant in which the records are not, and is lost or doubled
+    no more than a record is.
+
+    Args:
+        content: whole frames.
+        wanted: how many bytes shall become free.
+
+    Returns:
+        The frames that stay, and how many records do not: 0 where there is nothing to gain, and nothing has changed.
+    """
+    data = bytes(content)
+    dropped: Counter[tuple[int, str, int]] = Counter()
+    told: list[ProcessLosses] = []
+    gone: list[frame.Found] = []
+    freed = 0
+    for pieces, kind, payload in _messages(data):
+        if freed >= wanted:
+            break
+        try:
+            if kind == frame.LOSSES:
+                told += decode_losses(payload)
+                gone += pieces
+                continue
+            origin = origin_of(payload)
+        except (ValueError, RecursionError):
+            continue  # garbage, which is counted when the buffer is written
+        if origin.levelno < KEPT_LEVEL:
+            dropped[origin.process or 0, origin.processName or "", origin.levelno] += 1
+            gone += pieces
+            freed += _size(pieces)
+    notices = encode_losses([*told, *_as_losses(dropped)])
+    if not dropped or _size(gone) <= len(notices):
+        return data, 0
+    gone.sort()
+    kept, position = [data[: gone[0].start], notices], gone[0].start
+    for piece in gone:
+        kept.append(data[position : piece.start])
+        position = piece.end
+    kept.append(data[position:])
+    return b"".join(kept), dropped.total()
+
+
+def _messages(data: bytes) -> Iterator[tuple[list[frame.Found], int, bytes]]:
+    """Yield the frames, kind and payload of each record, and of each frame of kind `frame.LOSSES`."""
+    parts: defaultdict[bytes, list[tuple[frame.Found, frame.Part]]] = defaultdict(list)
+    for found in frame.walk(data):
+        payload = data[found.payload]
+        if found.kind in (frame.RECORD, frame.LOSSES):
+            yield [found], found.kind, payload
+        elif found.kind == frame.PART:
+            try:
+                part = frame.decode_part(payload)
+            except ValueError:
+                continue
+            so_far = parts[part.message_id]
+            so_far.append((found, part))
+            if part.kind == frame.RECORD and [each.number for _, each in so_far] == list(range(part.total)):
+                yield [each for each, _ in so_far], frame.RECORD, b"".join(each.piece for _, each in so_far)
+
+
+def _size(pieces: Iterable[frame.Found]) -> int:
+    return sum(piece.end - piece.start for piece in pieces)
+
+
+def _as_losses(dropped: Counter[tuple[int, str, int]]) -> list[ProcessLosses]:
+    processes: dict[tuple[int, str], dict[tuple[int, Reason], int]] = {}
+    for (pid, name, level), count in dropped.items():
+        processes.setdefault((pid, name), {})[level, Reason.OLDEST] = count
+    return [ProcessLosses(pid, name, counts) for (pid, name), counts in processes.items()]
+
+
+# --- frames of kind LOSSES ---
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Level = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+_decode = msgspec.msgpack.Decoder(list[tuple[_Count, str, list[tuple[_Level, Reason, _Count]]]]).decode
+_NAME_ROOM = 50
+_COUNTS_IN_FRAME = 10
+
+
+def encode_losses(processes: Iterable[ProcessLosses]) -> bytes:
+    """Return frames of kind `frame.LOSSES` that say what processes have lost, each process once."""
+    together: defaultdict[tuple[int, str], Counter[tuple[int, Reason]]] = defaultdict(Counter)
+    for process in processes:
+        together[process.pid, process.name].update(process.counts)
+    pieces: list[Any] = []
+    for (pid, name), counts in together.items():
+        rows = [(level, int(reason), count) for (level, reason), count in counts.items()]
+        pieces += [
+            (pid, name[:_NAME_ROOM], rows[start : start + _COUNTS_IN_FRAME])
+            for start in range(0, len(rows), _COUNTS_IN_FRAME)
+        ]
+    made: list[bytes] = []
+    payload, waiting = b"", list[Any]()
+    for piece in pieces:
+        longer = msgspec.msgpack.encode([*waiting, piece])
+        if len(longer) > frame.PAYLOAD_SIZE:
+            made.append(frame.header(frame.LOSSES, len(payload)) + payload)
+            waiting, longer = [], msgspec.msgpack.encode([piece])
+        waiting.append(piece)
+        payload = longer
+    if waiting:
+        made.append(frame.header(frame.LOSSES, len(payload)) + payload)
+    return b"".join(made)
+
+
+def decode_losses(payload: bytes) -> list[ProcessLosses]:
+    """Return what the payload of such a frame says.
+
+    Raises:
+        ValueError: the payload is malformed (msgspec's errors are ValueErrors).
+    """
+    if len(payload) > frame.PAYLOAD_SIZE:
+        raise ValueError("losses in a message of many frames")
+    return [
+        ProcessLosses(pid, name, {(level, reason): count for level, reason, count in rows})
+        for pid, name, rows in _decode(payload)
+    ]

@@ -1,0 +1,65 @@
+"""How full the buffers are, told by the logging process, and what `drop_below` does with it in a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from mplog.queue.sender import Sender, level_of
+from mplog.queue.shared_file import map_file
+
+_NAME = "fill"
+_FULL = 255
+
+
+class Fill:
+    """How full the buffers are, in one byte of shared memory: neither end makes a system call to write or to look.
+
+    Args:
+        directory: of the queue.
+        writable: for the logging process, which makes the file; a worker only looks.
+
+    Raises:
+        OSError: there is no such file, or it cannot be made.
+    """
+
+    def __init__(self, directory: str, *, writable: bool = False) -> None:
+        self._byte = map_file(os.path.join(directory, _NAME), 1, writable=writable)
+
+    def set(self, fraction: float) -> None:
+        """Say how full they are, from 0 to 1. Runs in the logging process."""
+        value = int(min(1.0, max(0.0, fraction)) * _FULL)
+        if self._byte[0] != value:
+            self._byte[0] = value
+
+    @property
+    def fraction(self) -> float:
+        """How full they are, from 0 to 1, in steps of 1/255."""
+        return self._byte[0] / _FULL
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._byte.close()
+
+
+class Shedding:
+    """Puts records, except those that `Overflow.drop_below` drops as the buffers fill. Runs in a worker.
+
+    Args:
+        sender: of the queue.
+    """
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._fill: Fill | None = None
+
+    def put_record(self, payload: bytes) -> None:
+        """Put a record, or drop it and count it."""
+        if self._fill is None:
+            with contextlib.suppress(OSError):  # no logging process has started yet, or no descriptor is left
+                self._fill = Fill(self._sender.directory)
+        overflow = self._sender.overflow
+        if self._fill is not None and self._fill.fraction >= overflow.at and overflow.sheds(level_of(payload)):
+            self._sender.count_shed(payload)
+        else:
+            self._sender.put_record(payload)

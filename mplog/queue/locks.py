@@ -1,0 +1,62 @@
+"""Locks between processes, which the kernel frees when the process that holds one dies. POSIX only.
+
+Three kinds, because each has what the others lack:
+
+- `try_lock_process` (fcntl(2), F_SETLK) belongs to a process: a fork that has inherited the descriptor does not hold
+  it. The processes that read a queue keep their descriptor open, so they need this one.
+- `lock_file` (flock(2)) belongs to an open file: it keeps threads of one process apart, too, and closing another
+  descriptor of the same file does not free it. The emergency file is opened anew each time, so it needs this one.
+- ``filelock`` (`mplog.files.lock`) works on every platform, with a file of its own that tells who holds it. Log files
+  have it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+
+_PAUSE = 0.001
+
+
+def try_lock_process(fd: int) -> bool:
+    """Take a lock that belongs to this process; return whether it was free."""
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        return False
+    return True
+
+
+def unlock_process(fd: int) -> None:
+    """Give back what `try_lock_process` has taken; do nothing if it has not."""
+    fcntl.lockf(fd, fcntl.LOCK_UN)
+
+
+def lock_file(fd: int, deadline: float) -> bool:
+    """Take a lock that belongs to this open file; return whether that was possible in time.
+
+    Args:
+        fd: of the open file.
+        deadline: a time of ``time.monotonic()``. A process holds the lock for as long as a write takes, but one that is
+            stopped holds it until it goes on.
+    """
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_PAUSE)
+        else:
+            return True
+
+
+def unlock_file(fd: int) -> None:
+    """Give back what `lock_file` has taken, and close the file."""
+    # A process that another thread has forked meanwhile has the file open, too: closing alone would not free it.
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)

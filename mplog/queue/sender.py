@@ -1,0 +1,370 @@
+"""`Sender`: what a process does that puts into a queue.
+
+::
+
+    payload -> frame(s) ---- write, atomic ----> FIFO
+                   `- no room: wait, then the emergency file, or dropped and counted (`mplog.queue.overflow`)
+
+The rule of this file: **when a call returns, what it was given is out of the process**, or counted as lost. There is no
+lock to die with, no thread to forget, no buffer to flush.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import math
+import multiprocessing.process
+import os
+import queue
+import select
+import sys
+import time
+from typing import Any
+
+from mplog.errors import NoReaderError
+from mplog.queue.directory import emergency_path, fifo_path, is_given_up, remove_if_unused
+from mplog.queue.emergency import EmergencyFile
+from mplog.queue.losses import Losses, Reason
+from mplog.queue.overflow import PATIENCE, Overflow, is_in_event_loop
+from mplog.queue.payloads import encode_bytes, encode_object
+from mplog.queue.sync import Sync, Waiter
+from mplog.record import frame
+from mplog.record.cache import Cache
+from mplog.record.decoding import origin_of
+from mplog.record.encoding import Cut, encode
+
+if sys.platform != "win32":
+    from mplog.queue import fifo
+
+_write = os.write
+#: The headers of records, by the length of what follows.
+_headers: Cache[int, bytes] = Cache(lambda length: frame.header(frame.RECORD, length), frame.PAYLOAD_SIZE + 1)
+
+
+class Sender:
+    """The writing end of a queue in this process.
+
+    Args:
+        directory: of the queue.
+
+    Attributes:
+        path: of the FIFO.
+        write_fd: the writing end, -1 while it is not open.
+        is_closed: whether the queue is closed in this process.
+        sequence, details, overflow, sync, preparation, losses: see `LogQueue`.
+    """
+
+    write_fd = -1
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.path = fifo_path(directory)
+        self.is_closed = False
+        self.sequence = itertools.count(1)
+        self.details = True
+        self.overflow = Overflow.block()
+        self.sync: Sync | None = None
+        self.preparation = b""
+        self.losses = Losses(directory)
+        self._gave_up_at = -math.inf
+        self._abandoned: list[bytes] = []
+        fifo.holders.add(self)
+
+    def __repr__(self) -> str:
+        return f"<LogQueue {self.path}{', closed' if self.is_closed else ''}>"
+
+    def __del__(self) -> None:
+        if sys is not None and not sys.is_finalizing():  # later, something may still log
+            self.close_end()
+
+    # --- the FIFO ---
+
+    def open(self) -> int:
+        """Return the writing end, opened if it is not.
+
+        Raises:
+            NoReaderError: no process reads the queue any more.
+        """
+        if self.write_fd < 0:
+            try:
+                self.write_fd = fifo.open_writer(self.path)
+            except FileNotFoundError:
+                raise NoReaderError(
+                    f"{self.path} does not exist any more: its logging process has ended. Start a new LogServer."
+                ) from None
+            except BrokenPipeError:
+                raise self.no_reader() from None
+        return self.write_fd
+
+    def no_reader(self) -> NoReaderError:
+        """Return the error that says that no process reads the queue any more."""
+        return NoReaderError(
+            f"nobody reads {self.path} any more: its logging process has ended. Start a new LogServer."
+        )
+
+    def pending(self) -> int:
+        """Return how many bytes are in the queue at this moment."""
+        if self.is_closed:
+            raise OSError(f"Queue {self!r} is closed")  # as the base class of LogQueue does, unlike in put() and get()
+        try:
+            return fifo.pending(self.open())
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            fifo.forget_closed()
+            return fifo.pending(self.open())
+
+    def close_end(self) -> None:
+        """Close the writing end."""
+        fd, self.write_fd = self.write_fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def forget_closed(self) -> None:
+        """Look whether the program has closed the writing end."""
+        if not fifo.is_open(self.write_fd):
+            self.write_fd = -1
+
+    def start_anew(self) -> None:
+        """Runs in a process that has just been forked: count anew."""
+        self.sequence = itertools.count(1)
+        self.losses = Losses(self.directory)
+
+    def send(self, kind: int, payload: bytes, block: bool, timeout: float | None) -> None:
+        """Write a message into the FIFO.
+
+        Args:
+            kind: of `mplog.record.frame`.
+            payload: the message.
+            block, timeout: see `LogQueue.put`.
+
+        Raises:
+            queue.Full, ValueError, NoReaderError: see `LogQueue.put`.
+        """
+        if self.is_closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for notice in self._abandoned[:]:
+            self._write(notice, block, deadline)
+            with contextlib.suppress(ValueError):  # another thread has sent it, too, which does no harm
+                self._abandoned.remove(notice)
+        whole = frame.frame(kind, payload)
+        if whole is not None:
+            self._write(whole, block, deadline)
+            return
+        message_id = os.urandom(16)
+        try:
+            for part in frame.frames(kind, payload, message_id):
+                self._write(part, block, deadline)
+        except BaseException:
+            # Full, or Ctrl-C, between two parts: the reader must not wait for the rest.
+            self._abandoned.append(frame.abandon(message_id))
+            raise
+
+    def _write(self, data: bytes, block: bool, deadline: float | None) -> None:
+        while True:
+            try:
+                os.write(self.open(), data)
+            except BlockingIOError:
+                if not block or not fifo.wait(self.write_fd, select.POLLOUT, deadline):
+                    raise queue.Full from None
+            except NoReaderError:
+                raise
+            except BrokenPipeError:
+                raise self.no_reader() from None
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                fifo.forget_closed()
+            else:
+                return
+
+    # --- objects and bytes ---
+
+    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Put an object; see `LogQueue.put`."""
+        if not isinstance(obj, logging.LogRecord):
+            self.send(frame.OBJECT, encode_object(obj), block, timeout)
+            return
+        payload = encode(obj, next(self.sequence), self.details)
+        if self.preparation:
+            from mplog.record.fields import load_preparation
+
+            payload = load_preparation(self.preparation)(payload)
+        try:
+            self.send(frame.RECORD, payload, block, timeout)
+        except BaseException as error:
+            # Of a full queue, the caller knows, and may try again.
+            self._count(payload, Reason.UNUSED if isinstance(error, queue.Full) else _reason(error))
+            raise
+
+    def write(self, data: bytes | bytearray | memoryview, to: str, timeout: float | None) -> None:
+        """Send bytes to a sink; see `LogQueue.write`."""
+        payload = encode_bytes(data, to)
+        if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned and not self.is_closed:
+            try:
+                _write(self.write_fd, frame.header(frame.BYTES, len(payload)) + payload)
+            except OSError:
+                pass
+            else:
+                return
+        try:
+            self.send(frame.BYTES, payload, timeout != 0, timeout)
+        except NoReaderError:
+            if not is_given_up(self.directory):
+                raise
+            if self._emergency_file().append(frame.whole(frame.BYTES, payload), sync=True) is False:
+                raise
+
+    # --- records ---
+
+    def put_record(self, payload: bytes) -> None:
+        """Put a record that `mplog.record.encoding.encode` has encoded; while the queue is full, do as `overflow` says.
+
+        Raises:
+            ValueError: the queue is closed in this process.
+            NoReaderError: no process reads the queue any more.
+        """
+        # The way of nearly every record: one frame, room for it, nothing to catch up on. All else is below.
+        if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned:
+            try:
+                _write(self.write_fd, _headers[len(payload)] + payload)
+            except OSError:
+                pass
+            else:
+                return
+        self._put_slowly(payload)
+
+    def put_synced(self, payload: bytes) -> bool:
+        """Put a record like `put_record`, and wait until it is on disk, for as long as `sync` says.
+
+        Where the queue has no room in that time, it goes into the emergency file, and that on disk.
+
+        Returns:
+            Whether it is on disk.
+
+        Raises:
+            ValueError: the queue is closed in this process.
+            NoReaderError: no process reads the queue any more.
+        """
+        seconds = 0.0 if self.sync is None else self.sync.timeout
+        if self.overflow.never_block_loop and is_in_event_loop():
+            seconds = 0.0
+        deadline = time.monotonic() + seconds
+        waiter = None
+        is_there = False
+        try:
+            if seconds:
+                with contextlib.suppress(OSError):  # no descriptor is left, or no room
+                    waiter = Waiter(self.directory)
+            is_sent = self._put_slowly(payload, token=waiter.token if waiter is not None else b"", limit=seconds)
+            if waiter is not None and is_sent:
+                is_there = waiter.wait(deadline)
+        finally:
+            if waiter is not None:
+                waiter.close()
+                remove_if_unused(self.directory)
+        if is_sent and not is_there:
+            self._count(payload, Reason.UNSYNCED)
+        return is_there or is_sent is None
+
+    def _put_slowly(self, payload: bytes, *, token: bytes = b"", limit: float | None = None) -> bool | None:
+        """Put a record for which there may be no room.
+
+        Args:
+            payload: the record.
+            token: of the `Waiter` for it; b"" for none.
+            limit: of a record to be written through, the seconds that it waits for room at most, whatever the policy.
+
+        Returns:
+            True where it is in the queue, None where it is in the emergency file, False where it is dropped.
+        """
+        policy = self.overflow.policy
+        level = logging.NOTSET if policy == "block" else level_of(payload)
+        timeout = self.overflow.wait(level, time.monotonic() - self._gave_up_at < PATIENCE)
+        if limit is not None:
+            timeout = limit if timeout is None else min(limit, timeout)
+        try:
+            self.send(frame.SYNC if token else frame.RECORD, token + payload, timeout != 0, timeout)
+        except queue.Full:
+            if timeout:
+                self._gave_up_at = time.monotonic()
+            return self._put_elsewhere(payload, Reason.TIMEOUT if timeout else Reason.QUEUE_FULL, limit is not None)
+        except NoReaderError as error:
+            if not is_given_up(self.directory):
+                self._count(payload, _reason(error))
+                raise
+            is_kept = self._put_elsewhere(payload, Reason.REJECTED, is_synced=True)
+            if is_kept is False:
+                raise  # there is no room for it anywhere, and no logging process left that would say so
+            return is_kept
+        except BaseException as error:
+            self._count(payload, _reason(error))
+            raise
+        if type(payload) is Cut:
+            self._count(payload, Reason.TRUNCATED)
+        return True
+
+    def _put_elsewhere(self, payload: bytes, reason: Reason, is_synced: bool) -> bool | None:
+        """Put a record for which the queue has no room into the emergency file, or drop it."""
+        if is_synced or self.overflow.keeps(level_of(payload)):
+
+            def count(is_there: bool) -> None:
+                self._count(payload, Reason.EMERGENCY if is_there else Reason.NO_EMERGENCY)
+
+            try:
+                whole = frame.whole(frame.RECORD, payload)
+                is_there = self._emergency_file().append(whole, sync=is_synced, later=count)
+                if is_there:
+                    count(is_there)
+                if is_there is not False:
+                    return None
+            except OSError:
+                pass
+            except BaseException as error:
+                self._count(payload, _reason(error))
+                raise
+            reason = Reason.NO_EMERGENCY
+        self._count(payload, reason)
+        return False
+
+    def _emergency_file(self) -> EmergencyFile:
+        overflow = self.overflow
+        return EmergencyFile(overflow.emergency or emergency_path(self.directory), overflow.emergency_size)
+
+    # --- counting ---
+
+    def count_shed(self, payload: bytes) -> None:
+        """Count a record that is dropped because of its level."""
+        self._count(payload, Reason.SHED)
+
+    def count_unused(self) -> None:
+        """Count a number of `sequence` that no record carries."""
+        self.losses.count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
+
+    def _count(self, payload: bytes, reason: Reason) -> None:
+        try:
+            origin = origin_of(payload)
+        except (ValueError, RecursionError):
+            self.losses.count(logging.NOTSET, reason, None)
+        else:
+            self.losses.count(origin.levelno, reason, origin.processName)
+        if reason is Reason.REJECTED:
+            remove_if_unused(self.directory)
+
+
+def level_of(payload: bytes) -> int:
+    """Return the level of an encoded record."""
+    try:
+        return origin_of(payload).levelno
+    except (ValueError, RecursionError):
+        return logging.NOTSET
+
+
+def _reason(error: BaseException) -> Reason:
+    """Return why a record is lost that was not put into the queue."""
+    return Reason.REJECTED if isinstance(error, NoReaderError) else Reason.INTERRUPTED
