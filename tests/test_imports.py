@@ -46,7 +46,7 @@ LOADED = "import sys; print(*sorted(sys.modules))"
 
 
 def loaded_by(program: str) -> set[str]:
-    """Return the modules that are loaded in a fresh interpreter behind a program."""
+    """Return the modules that are loaded in a fresh interpreter after a program."""
     done = jobs.run_python(["-c", f"{program}\n{LOADED}"])
     assert done.stderr == ""
     return set(done.stdout.split())

@@ -1,9 +1,8 @@
 """Levels that a server changes while its workers run.
 
-The rule of this file: **a worker notices by itself, for the price of one look.** In the directory of the queue there is
-a word of shared memory that counts the changes, and a file that lists them. A worker compares the word with what it has
-seen when it sends a record; `mplog.Logger` does so at each call, also at one that is below the level. There is no
-thread, no signal and no lock.
+The directory of the queue holds a word of shared memory that counts the changes, and a file that lists them. A worker
+compares the word with the last value it has seen whenever it sends a record; `mplog.Logger` does so at each call, also
+below the level. There is no thread, no signal and no lock.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import os
 import msgspec
 
 from mplog.queue.shared_file import map_file, replace_file
-
-__all__ = ["LevelChanges", "look", "watch", "watched"]
 
 _COUNTER_NAME = "level-changes"
 _CHANGES_NAME = "levels"

@@ -419,7 +419,7 @@ IMPATIENT = """
     import sys
     import mplog
     from mplog.cli.main import main
-    from mplog.logging_process.supervisor import Patience
+    from mplog.logging_process.messages import Patience
     mplog.LogServer._patience = Patience(at_once=2, first_pause=0.01, longest_pause=0.02, restarts=4, seconds=0.2)
     sys.exit(main(sys.argv[1:]))
 """
