@@ -26,11 +26,11 @@ from typing import Any
 
 from readers import fork
 
-from mplog.queue import buffers, fifo
+from mplog.queue import buffer_memory, buffers, fifo
 from mplog.queue import kill_points as faults
 from mplog.record import frame
 
-SIZE = 2 * buffers.FIFO_SIZE
+SIZE = 2 * buffer_memory.FIFO_SIZE
 
 HEADER = struct.Struct(">6sH")  # of a frame: what it begins with, length of the payload
 MESSAGE = struct.Struct("<III")  # writer, number, checksum of what follows
@@ -64,7 +64,7 @@ def log(fd: int, read_fd: int, path: str, shared: memoryview, replaces: bool, po
     """Runs in the logging process: go on where the one before it was."""
     faults.arm(point)
     sys.setswitchinterval(0.0002)  # the two threads meet more often
-    before = buffers.read_state(fd)
+    before = buffer_memory.read_state(fd)
     pair = buffers.BufferPair(fd)
     if before.announced:
         shared[FOUND_MADE if pair.state.fill > before.fill else FOUND_NOT_MADE] += 1
@@ -157,7 +157,7 @@ def watch(fd: int, timeout: float) -> None:
     taken = committed = 0
     deadline = time.monotonic() + timeout
     while True:
-        state = buffers.read_state(fd)
+        state = buffer_memory.read_state(fd)
         assert taken <= state.taken and committed <= state.committed <= state.taken, (taken, committed, state)
         taken, committed = state.taken, state.committed
         left = deadline - time.monotonic()
@@ -201,8 +201,8 @@ def main() -> None:
     fifo_path, log_path = os.path.join(order["directory"], "fifo"), os.path.join(order["directory"], "log")
     fifo.create(fifo_path)
     read_fd = fifo.open_reader(fifo_path)
-    fifo.set_size(read_fd, buffers.FIFO_SIZE)
-    fd = buffers.create(SIZE)
+    fifo.set_size(read_fd, buffer_memory.FIFO_SIZE)
+    fd = buffer_memory.create(SIZE)
     shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
     writers = [fork(write, fifo_path, writer, shared) for writer in range(count)]
     ends = []

@@ -16,7 +16,8 @@ import traceback
 from collections.abc import Callable
 
 from mplog.logging_process.drop_oldest import without_oldest
-from mplog.queue.buffers import END, FIFO_SIZE, NO_ROOM, BufferPair
+from mplog.queue.buffer_memory import FIFO_SIZE
+from mplog.queue.buffers import END, NO_ROOM, BufferPair
 from mplog.queue.fill import Fill
 
 #: Milliseconds that it sleeps after a read, so that many records cost one wake-up. One that comes meanwhile waits.

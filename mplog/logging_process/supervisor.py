@@ -39,7 +39,7 @@ if sys.platform != "win32":
     import resource
 
     from mplog.handlers.backlog import count_undelivered
-    from mplog.queue import buffers, fifo, kill_points
+    from mplog.queue import buffer_memory, buffers, fifo, kill_points
     from mplog.queue.directory import fifo_path, given_up_path
     from mplog.queue.emergency import EmergencyFile
 
@@ -72,7 +72,7 @@ def _make_memory(size: int, fifo_size: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     try:
-        return buffers.create(size, fifo_size)
+        return buffer_memory.create(size, fifo_size)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -91,7 +91,7 @@ class _Attempts:
         """Return after how many seconds to start another logging process; None to give up."""
         now = time.monotonic()
         try:
-            written = buffers.read_state(self._memory).committed
+            written = buffer_memory.read_state(self._memory).committed
         except ValueError as error:
             print(f"mplog: {error}", file=sys.stderr, flush=True)
             return None

@@ -28,7 +28,7 @@ from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.directory import fifo_path, given_up_path
 
 if sys.platform != "win32":
-    from mplog.queue import buffers
+    from mplog.queue import buffer_memory
 
 _PREFIX = "mplog-"
 #: How many files of one sink are listed: a sink that names files by the records may have thousands.
@@ -113,14 +113,14 @@ class RunningServer:
             living=frozenset(pid for _, pid in stats.by_process if pid and not has_ended(pid)),
         )
 
-    def _buffers(self, notice: Notice) -> buffers.State | None:
+    def _buffers(self, notice: Notice) -> buffer_memory.State | None:
         for pid in (notice.supervisor, notice.pid):
             path = self._memory_path(pid)
             if path:
                 with contextlib.suppress(OSError, ValueError):
                     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                     try:
-                        return buffers.read_state(fd)
+                        return buffer_memory.read_state(fd)
                     finally:
                         os.close(fd)
         return None

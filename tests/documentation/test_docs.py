@@ -20,7 +20,7 @@ from mplog.config import check as config_check
 from mplog.files import names as file_names
 from mplog.logging_process import dispatch, loop
 from mplog.monitoring import tallies
-from mplog.queue import buffers, overflow
+from mplog.queue import buffer_memory, overflow
 from mplog.queue import log_queue as queue
 from mplog.queue.payloads import MAX_OBJECT_SIZE
 from mplog.record import frame, plain
@@ -98,7 +98,7 @@ LIMITS = {
     "A record, encoded": f"{MAX_RECORD_SIZE >> 20} MiB",
     "mplog.write": f"{MAX_OBJECT_SIZE >> 20} MiB",
     "The queue": f"{queue.DEFAULT_SIZE >> 20} MiB",
-    "Each of the two buffers": f"{buffers.DEFAULT_SIZE >> 20} MiB",
+    "Each of the two buffers": f"{buffer_memory.DEFAULT_SIZE >> 20} MiB",
     "The emergency file": f"{overflow.EMERGENCY_SIZE >> 20} MiB",
     "Unfinished long records": f"{UNFINISHED_LIMIT >> 20} MiB",
     "``start()``": f"{mplog.server.log_server.START_TIMEOUT:g} s",

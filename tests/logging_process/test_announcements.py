@@ -12,7 +12,7 @@ from mplog.files.portion import Portion, Position
 from mplog.logging_process.announcements import Announcements, Noted
 from mplog.logging_process.commit import Note
 from mplog.monitoring.restart_lines import Restarts
-from mplog.queue.buffers import NOTE_SIZE
+from mplog.queue.buffer_memory import NOTE_SIZE
 
 _LARGE = 2**63 - 1
 

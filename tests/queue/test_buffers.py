@@ -19,9 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mplog.queue import buffers, fifo
+from mplog.queue import buffer_memory, buffers, fifo
 from mplog.queue import kill_points as faults
-from mplog.queue.buffers import END, FIFO_SIZE, NO_ROOM, NOTE_SIZE, NOTHING, BufferPair, State
+from mplog.queue.buffer_memory import FIFO_SIZE, NOTE_SIZE, State
+from mplog.queue.buffers import END, NO_ROOM, NOTHING, BufferPair
 
 SIZE = 2 * FIFO_SIZE
 PIPE_BUF = select.PIPE_BUF
@@ -75,7 +76,7 @@ def pipe() -> Iterator[Pipe]:
 @pytest.fixture
 def memory() -> Iterator[int]:
     """The memory of a pair."""
-    fd = buffers.create(SIZE)
+    fd = buffer_memory.create(SIZE)
     yield fd
     os.close(fd)
 
@@ -120,7 +121,7 @@ def seen(fd: int) -> tuple[bytes, bytes, int, int]:
     state = pair.state
     pair.close()
     again = BufferPair(fd)
-    assert again.state == state == buffers.read_state(fd)
+    assert again.state == state == buffer_memory.read_state(fd)
     assert state.announced == 0
     result = again.note, rest_of(again), state.taken, state.committed
     again.close()
@@ -132,7 +133,8 @@ class Camera:
 
     def __init__(self, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pictures: list[tuple[str, int]] = []
-        monkeypatch.setattr(buffers, "reach", lambda point: self.pictures.append((point, copy_of(memory))))
+        for module in (buffers, buffer_memory):
+            monkeypatch.setattr(module, "reach", lambda point: self.pictures.append((point, copy_of(memory))))
 
     def develop(self) -> list[tuple[str, tuple[bytes, bytes, int, int]]]:
         """Return the points that were reached since the last time, and what a process that starts then sees."""
@@ -259,7 +261,7 @@ def test_no_more_is_read_than_was_announced(
     readv = os.readv
 
     def read_late(fd: int, views: list[memoryview]) -> int:
-        assert buffers.read_state(memory).announced == 5
+        assert buffer_memory.read_state(memory).announced == 5
         pipe.write(b"later")
         return readv(fd, views)
 
@@ -421,11 +423,11 @@ def test_a_note_is_any_bytes(memory: int, length: int) -> None:
 def test_another_process_reads_the_state(memory: int, pair: BufferPair, pipe: Pipe) -> None:
     """A descriptor that cannot write is enough to read what the buffers hold."""
     read_only = os.open(f"/dev/fd/{memory}", os.O_RDONLY)
-    assert buffers.read_state(read_only) == State(SIZE, FIFO_SIZE)
+    assert buffer_memory.read_state(read_only) == State(SIZE, FIFO_SIZE)
     take_in(pair, pipe, b"12345")
     pair.swap()
     pair.commit(2)
-    state = buffers.read_state(read_only)
+    state = buffer_memory.read_state(read_only)
     assert state == pair.state
     assert (state.taken, state.committed, state.unwritten, state.announced) == (5, 2, 3, 0)
     os.close(read_only)
@@ -443,7 +445,7 @@ def test_the_fraction_is_one_where_the_intake_may_stop(memory: int, pair: Buffer
     assert fractions[1] == PIPE_BUF / 2 / (SIZE - FIFO_SIZE)
     assert fractions[-1] == 1
     assert pair.swap()
-    assert buffers.read_state(memory).fraction == 0
+    assert buffer_memory.read_state(memory).fraction == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="elsewhere the blocks are allocated at once")
@@ -461,9 +463,9 @@ def test_buffers_that_could_cut_a_frame_are_refused() -> None:
     """A buffer is at least twice as large as the FIFO, and of whole pages."""
     for size, fifo_size in ((SIZE - mmap.PAGESIZE, 65536), (SIZE, SIZE), (0, 0), (-1, 0), (SIZE + 1, 65536)):
         with pytest.raises(ValueError, match=f"buffers of {size} bytes: they must be .* at least twice as large"):
-            buffers.create(size, fifo_size)
-    fd = buffers.create()
-    assert buffers.read_state(fd).size == buffers.DEFAULT_SIZE == 8 * 2**20
+            buffer_memory.create(size, fifo_size)
+    fd = buffer_memory.create()
+    assert buffer_memory.read_state(fd).size == buffer_memory.DEFAULT_SIZE == 8 * 2**20
     os.close(fd)
 
 
@@ -473,7 +475,7 @@ def test_without_anonymous_memory_an_unlinked_file_does(
     """Where there is no memfd, the memory is a file without a name, all of its blocks allocated."""
     monkeypatch.delattr(os, "memfd_create", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    fd = buffers.create(SIZE)
+    fd = buffer_memory.create(SIZE)
     status = os.fstat(fd)
     assert list(tmp_path.iterdir()) == []
     assert not os.get_inheritable(fd)
@@ -499,7 +501,7 @@ def test_a_full_disk_is_an_error_when_the_memory_is_made(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "pwrite", pwrite)
     with pytest.raises(OSError, match="No space left"):
-        buffers.create(SIZE)
+        buffer_memory.create(SIZE)
     monkeypatch.undo()
     assert [fifo.is_open(fd) for fd in opened] == [False]
 
@@ -511,19 +513,19 @@ def damage(memory: int, where: str) -> None:
     elif where == "cut":
         os.ftruncate(memory, os.fstat(memory).st_size - 1)
     elif where == "zeros":
-        os.pwrite(memory, bytes(buffers._START), 0)
+        os.pwrite(memory, bytes(buffer_memory._START), 0)
     elif where == "noise":
-        os.pwrite(memory, os.urandom(buffers._START), 0)
+        os.pwrite(memory, os.urandom(buffer_memory._START), 0)
     elif where == "version":
         os.pwrite(memory, struct.pack("=Q", 3), 8)
     elif where == "size":
         os.pwrite(memory, struct.pack("=Q", SIZE // 2), 16)
     elif where == "states":
-        for start in buffers._SLOTS:
+        for start in buffer_memory._SLOTS:
             os.pwrite(memory, b"\xff", start + 20)
     else:
         assert where == "note"
-        os.pwrite(memory, b"X", buffers._NOTES[1])
+        os.pwrite(memory, b"X", buffer_memory._NOTES[1])
 
 
 @pytest.mark.parametrize(
@@ -549,7 +551,7 @@ def test_damaged_memory_is_a_clear_error(memory: int, where: str, message: str) 
         BufferPair(memory)
     if where != "note":
         with pytest.raises(ValueError, match=message):
-            buffers.read_state(memory)
+            buffer_memory.read_state(memory)
 
 
 # --- killed ---
@@ -754,30 +756,32 @@ def test_killed_after_any_byte_the_state_is_the_old_or_the_new_one(
 
     def look(image: bytearray) -> tuple[Any, ...]:
         view = memoryview(image)
-        for start in (0, *(buffers._START + place * SIZE for place in range(3))):
-            os.pwrite(scratch, view[start : start + buffers._START], start)
+        for start in (0, *(buffer_memory._START + place * SIZE for place in range(3))):
+            os.pwrite(scratch, view[start : start + buffer_memory._START], start)
         return seen(scratch)
 
     def check(operation: Any) -> None:
-        image = bytearray(os.pread(memory, buffers._START + 3 * SIZE, 0))
+        image = bytearray(os.pread(memory, buffer_memory._START + 3 * SIZE, 0))
         old = look(image)
         stores.clear()
         reads.clear()
         operation()
-        new = look(bytearray(os.pread(memory, buffers._START + 3 * SIZE, 0)))
+        new = look(bytearray(os.pread(memory, buffer_memory._START + 3 * SIZE, 0)))
         last, _ = stores[-1]
-        assert last in [list(range(slot, slot + 8)) for slot in buffers._SLOTS], "the number is not the last store"
+        assert last in [list(range(slot, slot + 8)) for slot in buffer_memory._SLOTS], (
+            "the number is not the last store"
+        )
         looks = [look(image) for _ in torn(image, stores, reads[0] if reads else -1)]
         assert looks[-1] == new
         assert set(looks) == {old, new}
         assert looks[0] == old
         assert len(looks) > 200
 
-    recorder = Recorder(pair._memory, stores)
-    monkeypatch.setattr(pair, "_memory", recorder)
-    monkeypatch.setattr(pair, "_words", Recorder(pair._words, stores))
+    recorder = Recorder(pair.memory.view, stores)
+    monkeypatch.setattr(pair.memory, "view", recorder)
+    monkeypatch.setattr(pair.memory, "_words", Recorder(pair.memory._words, stores))
     monkeypatch.setattr(os, "readv", record_readv)
-    while pair._sequence < 250:  # the numbers pass 256, so that more than one of their bytes changes
+    while pair.memory._sequence < 250:  # the numbers pass 256, so that more than one of their bytes changes
         pair.commit(0)
     pair.commit(0, b"first note")
     pipe.write(b"a" * 100)
@@ -799,7 +803,7 @@ def test_killed_after_any_byte_the_state_is_the_old_or_the_new_one(
     check(lambda: pair.replace(lambda content: b"f" * 10))
     check(lambda: pair.commit(300))
     check(pair.swap)
-    assert pair._sequence > 260
+    assert pair.memory._sequence > 260
     monkeypatch.undo()
     assert rest_of(pair) == b"f" * 10
     pair.close()
@@ -824,7 +828,7 @@ OPERATIONS = st.lists(
 @settings(max_examples=60, deadline=None)
 def test_whatever_is_done_the_bytes_come_out_as_they_went_in(operations: list[tuple[str, int]]) -> None:
     """Any order of writes, intakes, swaps, commits of a part, and reopenings keeps every byte, once, in order."""
-    memory, pipe = buffers.create(SIZE), Pipe()
+    memory, pipe = buffer_memory.create(SIZE), Pipe()
     pair = BufferPair(memory)
     sent, received, note, dropped = bytearray(), bytearray(), b"", 0
     # Of what was dropped: in the intake buffer, in the writing buffer, and with everything before it written.
@@ -869,7 +873,7 @@ def test_whatever_is_done_the_bytes_come_out_as_they_went_in(operations: list[tu
             if not len(pair.unwritten()):
                 behind, in_writing = behind + in_writing * (what != "rest"), 0
             assert pair.note == note
-            assert (pair.state.committed, pair.state) == (len(received) + behind, buffers.read_state(memory))
+            assert (pair.state.committed, pair.state) == (len(received) + behind, buffer_memory.read_state(memory))
         assert received == sent
     finally:
         pair.close()

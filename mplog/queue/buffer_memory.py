@@ -1,0 +1,275 @@
+"""The memory of the two buffers: what is where in it, and the state that says what the buffers hold.
+
+::
+
+    header | slot | slot | note | note | buffer | buffer | spare
+
+The rule of this file: **the state is in two slots, written in turn.** The slot with the higher sequence number counts.
+The number is one aligned word, stored last; until then the other slot counts. A checksum tells a slot from garbage, and
+from one just being written when another process looks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+import struct
+import tempfile
+import zlib
+
+from mplog.queue.kill_points import reach
+from mplog.queue.shared_file import lengthen
+
+#: The size of a FIFO unless told otherwise, in bytes: what Linux grants to anybody.
+FIFO_SIZE = 2**20
+
+#: The size of each buffer unless told otherwise, in bytes: several times the FIFO, so that the intake seldom has to
+#: stop for a swap, and small beside what a program takes; what is never filled takes no memory at all.
+DEFAULT_SIZE = 8 * 2**20
+
+#: The longest note, in bytes.
+NOTE_SIZE = 4096
+
+# Each slot is on cache lines of its own, and the buffers begin on a page of their own (of 16 KiB on some machines).
+_MAGIC = b"mplogbuf"
+_VERSION = 2
+_HEADER = struct.Struct("=8sQQ8s")  # magic, version, size of a buffer, mark
+_SLOTS = (128, 320)
+_BODY = struct.Struct("=15Q")  # sequence number, fields of State
+_CHECKSUM = struct.Struct("=Q")
+_NOTES = (4096, 4096 + NOTE_SIZE)
+_HEAD = 512  # up to the end of the slots
+_START = 16384
+_WORD = 8
+PLACES = 3
+# What stands in the place of a read until it is made. No frame begins with it, and no worker knows it.
+MARK_SIZE = 8
+
+
+@dataclasses.dataclass
+class State:
+    """What the buffers hold, at one instant. Sizes and lengths are in bytes.
+
+    Attributes:
+        size: of each buffer.
+        fifo_size: of the largest FIFO that is read.
+        intake: which of the three places is the intake buffer, 0 to 2.
+        fill: what the intake buffer holds.
+        announced: what is just being read into it.
+        length: what the writing buffer holds.
+        done: how much of that is written.
+        taken: what was ever taken in.
+        note_slot: which of two places the note is in.
+        note_length: its length.
+        note_checksum: its CRC-32.
+        writing: which place is the writing buffer.
+        dropped: what was dropped out of the intake buffer (`BufferPair.replace`).
+        dropped_before: the same of the writing buffer, from the time when it took in.
+    """
+
+    size: int
+    fifo_size: int
+    intake: int = 0
+    fill: int = 0
+    announced: int = 0
+    length: int = 0
+    done: int = 0
+    taken: int = 0
+    note_slot: int = 0
+    note_length: int = 0
+    note_checksum: int = 0
+    writing: int = 1
+    dropped: int = 0
+    dropped_before: int = 0
+
+    @property
+    def unwritten(self) -> int:
+        """Bytes that were taken in and are not yet written."""
+        return self.fill + self.length - self.done
+
+    @property
+    def base(self) -> int:
+        """Bytes ever taken in before those that the writing buffer holds, or has held before some were dropped."""
+        return self.taken - self.fill - self.dropped - self.length - self.dropped_before
+
+    @property
+    def committed(self) -> int:
+        """Bytes ever written, or dropped with everything before them written.
+
+        What was dropped counts when all of its buffer is written: there may be others among it that stay.
+        """
+        return self.base + self.done + (self.dropped_before if self.done == self.length else 0)
+
+    @property
+    def fraction(self) -> float:
+        """How full the intake buffer is, from 0 to 1, where what a full FIFO holds would not fit any more.
+
+        The intake stops there, and the FIFO fills, however little is left in the writing buffer.
+        """
+        return min(1.0, self.fill / (self.size - self.fifo_size))
+
+
+def create(size: int = DEFAULT_SIZE, fifo_size: int = FIFO_SIZE) -> int:
+    """Make the memory of a pair, and return a descriptor of it.
+
+    It lasts as long as a process has the descriptor open. A child process inherits it by fork, not by exec.
+
+    Args:
+        size: of each buffer, in bytes; 8 MiB by default.
+        fifo_size: of the FIFO that will be read, in bytes; 1 MiB by default.
+
+    Raises:
+        ValueError: the buffers are less than twice as large as the FIFO.
+        OSError: there is no room for them.
+    """
+    if size < 2 * max(fifo_size, FIFO_SIZE) or size % mmap.PAGESIZE:
+        raise ValueError(
+            f"buffers of {size} bytes: they must be of whole pages, and at least twice as large as a FIFO of "
+            f"{max(fifo_size, FIFO_SIZE)} bytes, so that all that is in it always fits into one."
+        )
+    total = _START + PLACES * size
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("mplog-buffers")
+    else:
+        with tempfile.TemporaryFile(prefix="mplog-buffers-") as file:
+            fd = os.dup(file.fileno())
+    try:
+        if hasattr(os, "memfd_create"):
+            os.ftruncate(fd, total)  # no disk that could be full
+        else:
+            lengthen(fd, total)
+        mark = b"\0" + os.urandom(MARK_SIZE - 1)
+        os.pwrite(fd, _HEADER.pack(_MAGIC, _VERSION, size, mark), 0)
+        os.pwrite(fd, _encode(0, State(size, fifo_size)), _SLOTS[0])
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Memory:
+    """The memory, mapped, for the one process that uses the buffers.
+
+    Args:
+        fd: the descriptor that `create` returned; it may be closed afterwards.
+
+    Attributes:
+        size: of each buffer, in bytes.
+        mark: what stands in the place of a read until it is made.
+        state: what the buffers hold. Changes are in the memory after a `save`.
+        view: all of the memory.
+
+    Raises:
+        ValueError: this is not the memory of a pair, or it is damaged.
+    """
+
+    def __init__(self, fd: int) -> None:
+        head, self.size, self.mark = _check(fd)
+        found = _newest(head)
+        if found is None or found[1].size != self.size:
+            raise _damaged("neither of its two states is valid")
+        self._sequence, self.state = found
+        self._map = mmap.mmap(fd, _START + PLACES * self.size)
+        self.view = memoryview(self._map)
+        self._words = self.view[:_HEAD].cast("Q")
+        if zlib.crc32(self.note) != self.state.note_checksum:
+            self.close()
+            raise _damaged("the note does not fit its checksum")
+
+    def close(self) -> None:
+        """Let go of the memory, which stays as it is.
+
+        Raises:
+            BufferError: a view of it is still in use.
+        """
+        self._words.release()
+        self.view.release()
+        self._map.close()
+
+    def start(self, place: int) -> int:
+        """Return where one of the three places begins."""
+        return _START + place * self.size
+
+    def save(self) -> None:
+        """Make the state in the memory that of this object, at one instant."""
+        self._sequence += 1
+        slot = _encode(self._sequence, self.state)
+        start = _SLOTS[self._sequence % 2]
+        # It keeps its old number, the lower of the two, while it changes.
+        self.view[start + _WORD : start + len(slot)] = slot[_WORD:]
+        reach("in state")
+        self._words[start // _WORD] = self._sequence
+
+    @property
+    def note(self) -> bytes:
+        """The note; empty before the first."""
+        start = _NOTES[self.state.note_slot]
+        return bytes(self.view[start : start + self.state.note_length])
+
+    @note.setter
+    def note(self, note: bytes) -> None:
+        if len(note) > NOTE_SIZE:
+            raise ValueError(f"a note of {len(note)} bytes is longer than {NOTE_SIZE}.")
+        slot = 1 - self.state.note_slot  # the state in memory means the other until it is replaced
+        start = _NOTES[slot]
+        self.view[start : start + len(note)] = note
+        self.state.note_slot, self.state.note_length, self.state.note_checksum = slot, len(note), zlib.crc32(note)
+
+
+def read_state(fd: int) -> State:
+    """Return the state of a pair of buffers that another process uses.
+
+    Raises:
+        ValueError: this is not the memory of one.
+    """
+    # A state that is being written does not count, and the other does. Both have changed meanwhile only if this process
+    # was held up in the middle of its read.
+    for _ in range(10):
+        found = _newest(_check(fd)[0])
+        if found is not None:
+            return found[1]
+    raise _damaged("neither of its two states is valid")
+
+
+def _damaged(why: str) -> ValueError:
+    """Return the error for memory that makes no sense."""
+    return ValueError(f"the memory of the buffers is damaged: {why}.")
+
+
+def _check(fd: int) -> tuple[bytes, int, bytes]:
+    """Return the head of the memory, the size of a buffer, and the mark.
+
+    Raises:
+        ValueError: this is not the memory of a pair.
+    """
+    head = os.pread(fd, _HEAD, 0)
+    if len(head) < _HEAD or not head.startswith(_MAGIC):
+        raise ValueError(f"descriptor {fd} is not the memory of a pair of buffers.")
+    _, version, size, mark = _HEADER.unpack_from(head)
+    if version != _VERSION:
+        raise ValueError(f"buffers of version {version} were made by another release of mplog; this is {_VERSION}.")
+    if os.fstat(fd).st_size != _START + PLACES * size:
+        raise _damaged(f"{os.fstat(fd).st_size} bytes for three of {size}")
+    return head, size, mark
+
+
+def _encode(sequence: int, s: State) -> bytes:
+    """Return the state as it stands in a slot."""
+    body = _BODY.pack(
+        sequence, s.size, s.fifo_size, s.intake, s.fill, s.announced, s.length, s.done, s.taken,
+        s.note_slot, s.note_length, s.note_checksum, s.writing, s.dropped, s.dropped_before,
+    )  # fmt: skip
+    return body + _CHECKSUM.pack(zlib.crc32(body))
+
+
+def _newest(head: bytes | memoryview) -> tuple[int, State] | None:
+    """Return the sequence number and the state that counts, None where neither slot is valid."""
+    found = None
+    for parity, start in enumerate(_SLOTS):
+        body = head[start : start + _BODY.size]
+        (checksum,) = _CHECKSUM.unpack_from(head, start + _BODY.size)
+        sequence, *fields = _BODY.unpack(body)
+        if checksum == zlib.crc32(body) and sequence % 2 == parity and (found is None or sequence > found[0]):
+            found = sequence, State(*fields)
+    return found
