@@ -36,7 +36,7 @@ def test_it_kills_and_counts(tmp_path: Path) -> None:
 
 
 def test_account_tells_the_truth(tmp_path: Path) -> None:
-    """What is missing, doubled or torn in the file is counted, and an account of nothing is not clean."""
+    """Missing, doubled and torn records in the file are counted, and an empty account is not clean."""
     log = tmp_path / "demo.log"
     line = "2026-01-01 00:00:00,000 INFO worker-1 demo | worker={} record={}\n"
     log.write_text("older\n")
@@ -70,7 +70,7 @@ def test_terminal_without_rich(tmp_path: Path) -> None:
 
 
 def test_output_that_is_closed(tmp_path: Path) -> None:
-    """It ends, without a traceback, when nobody reads any more."""
+    """It ends without a traceback when its output is closed."""
     running = start("demo", directory=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout is not None
     assert running.stderr is not None
@@ -89,7 +89,7 @@ def test_interrupt(tmp_path: Path) -> None:
     while not all(f"worker={index} record=1\n" in said for index in range(4)):
         said += running.stdout.readline()
     os.killpg(running.pid, signal.SIGINT)
-    assert running.communicate(timeout=60)[1] == ""  # and nobody has its output open any more
+    assert running.communicate(timeout=60)[1] == ""  # and no process has its output open any more
     assert running.returncode == 130
 
 

@@ -62,7 +62,7 @@ def test_levels_of_the_server(tmp_path: Path, server: library.LogServer) -> None
 
 
 def test_fields(tmp_path: Path) -> None:
-    """They stand behind the message, and are fields in JSON: texts, and what JSON has besides."""
+    """They follow the message, and are fields in JSON, of all types that JSON has."""
     fields = ["a=1", "b=two words", "c=", "n:=1", "f:=1.5", "t:=true", "l:=[1, 2]", "name=taken", 'q=a"b', "e=x=y"]
     with library.LogServer(tmp_path / "app.log", level="INFO", format=library.JSONFormatter()) as server:
         queue = server.queue.directory
@@ -221,8 +221,8 @@ def test_no_server(tmp_path: Path, server: library.LogServer) -> None:
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-def test_directory_that_somebody_else_has_made_anew(tmp_path: Path, server: library.LogServer, level: str) -> None:
-    """Where a server was killed, what somebody has planted in its place is neither written to nor believed."""
+def test_directory_that_another_user_has_made_again(tmp_path: Path, server: library.LogServer, level: str) -> None:
+    """What another user has planted in place of a killed server is neither written to nor believed."""
     planted, target = tmp_path / "planted", tmp_path / "target"
     planted.mkdir()
     with server:
@@ -237,7 +237,7 @@ def test_directory_that_somebody_else_has_made_anew(tmp_path: Path, server: libr
 
 
 def test_lines_behind_the_end_of_the_server_are_not_lost(tmp_path: Path, server: library.LogServer) -> None:
-    """What nobody takes any more goes to stderr, and the status is 1."""
+    """Messages after the end of the server go to stderr, and the status is 1."""
     server.start()
     with subprocess.Popen(
         [sys.executable, "-m", "mplog", "log", "info", "-"],

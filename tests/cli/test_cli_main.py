@@ -29,8 +29,8 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("unbuffered", [None, "1"])
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_output_that_nobody_reads(directory: Path, command: list[str], unbuffered: str | None) -> None:
-    """A command whose output goes into a closed pipe says nothing of it, and ends with exit status 1.
+def test_output_without_a_reader(directory: Path, command: list[str], unbuffered: str | None) -> None:
+    """A command whose output goes into a closed pipe ends silently with exit status 1.
 
     Help that is not buffered has status 0: argparse itself ignores it.
     """

@@ -126,7 +126,7 @@ def test_no_command(tmp_path: Path) -> None:
 
 
 def test_options_of_the_command_are_its_own(tmp_path: Path) -> None:
-    """What stands behind the command reaches it as it is, also -- and options that mplog has, too."""
+    """Arguments after the command reach it as they are, also -- and options of mplog."""
     wanted = ["--log", "x", "--", "-c", "--help"]
     program = ["sh", "-c", 'printf "%s\\n" "$@"', "sh"]
     for command in (program, ["--", *program]):
@@ -135,7 +135,7 @@ def test_options_of_the_command_are_its_own(tmp_path: Path) -> None:
 
 
 def test_shell_scripts_and_python_programs_share_the_log(tmp_path: Path) -> None:
-    """What is started finds the server by MPLOG_QUEUE; the options say how it is written."""
+    """Programs find the server by MPLOG_QUEUE; the options say how the log is written."""
     program = "import logging, mplog; mplog.attach(); logging.debug('from %s', 'Python')"
     script = f"mplog log debug 'from a shell' n:=1; python -c \"{program}\""
     command = "mplog run --log app.log --level debug --format '%(levelname)s %(message)s' -- ./job"
@@ -251,7 +251,7 @@ def test_keys_reach_the_command_once_and_not_the_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize("capture", [False, True])
 def test_job_control(tmp_path: Path, capture: bool) -> None:
     """Ctrl-Z stops the job for the shell, fg goes on with it, and the status arrives."""
-    # Builtins alone: a shell that is just starting a program by vfork() stops only behind that.
+    # Builtins alone: a shell that starts a program by vfork() stops only afterwards.
     (tmp_path / "job").write_text("#!/bin/sh\n: > ready\nwhile ! [ -e go ]; do :; done\nexit 9\n")
     (tmp_path / "job").chmod(0o755)
     options = ["--capture"] if capture else []
@@ -397,7 +397,7 @@ def _logging_process(runner: int) -> psutil.Process:
 
 
 def test_lines_behind_the_end_of_the_server_pass_through(tmp_path: Path) -> None:
-    """Once nobody takes records any more, each line, of whatever level, comes out where the command has printed it."""
+    """After the server has ended, each line of any level comes out where the command has printed it."""
     lines = "seq 1000; seq 2000 2010 >&2"
     (tmp_path / "job").write_text(f"{lines}\nmplog serve stop >stopped\n{lines}\nexit 3\n")
     script = "export MPLOG_QUEUE=$(mplog serve start --log app.log); mplog run --capture --name job -- sh job"
@@ -434,7 +434,7 @@ POISONING = """
         except OSError:
             break
         time.sleep(0.01)
-    print("behind")
+    print("after")
 """
 
 
@@ -460,13 +460,13 @@ def test_lines_behind_vain_restarts(tmp_path: Path, has_room: bool) -> None:
     if has_room:
         assert done.stdout == ""
         assert mplog("run", "--log", "app.log", "true", directory=tmp_path).returncode == 0
-        assert messages(tmp_path / "app.log") == ["poison", "behind"]
+        assert messages(tmp_path / "app.log") == ["poison", "after"]
     else:
-        assert done.stdout == "behind\n"
+        assert done.stdout == "after\n"
         assert "mplog run: lines that are not in the log: 1\n" in done.stderr
 
 
-def test_pipe_that_somebody_keeps_open(tmp_path: Path) -> None:
+def test_pipe_that_a_process_keeps_open(tmp_path: Path) -> None:
     """mplog run waits for what the command has left running as long as it was told, and then says so."""
     script = "echo one; (while ! [ -e go ]; do sleep 0.05; done; echo two) & exit 4"
     began = time.monotonic()
@@ -480,7 +480,7 @@ def test_pipe_that_somebody_keeps_open(tmp_path: Path) -> None:
     assert "ended with exit code 4" in said[-1]
 
 
-def test_pipe_that_somebody_never_stops_writing_to(tmp_path: Path) -> None:
+def test_pipe_that_a_process_never_stops_writing_to(tmp_path: Path) -> None:
     """A program that is left running and prints without end does not keep mplog run from ending."""
     script = "(while echo more; do :; done) & echo $! > pid; exit 4"
     running = start("run", "--log", "app.log", "--capture", "--linger", "0.1", "sh", "-c", script, directory=tmp_path)
@@ -497,7 +497,7 @@ def test_pipe_that_somebody_never_stops_writing_to(tmp_path: Path) -> None:
 
 
 def test_pipe_that_is_closed_in_time(tmp_path: Path) -> None:
-    """What is still printed behind the end of the command, in the time that it has, is in the log."""
+    """Lines that are printed soon after the command has ended are in the log."""
     script = "(sleep 0.3; echo two) & echo one"
     done = mplog("run", "--log", "app.log", "--capture", "--linger", "30", "sh", "-c", script, directory=tmp_path)
     assert done.returncode == 0
@@ -506,7 +506,7 @@ def test_pipe_that_is_closed_in_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-1", "1e300", "soon"])
 @pytest.mark.parametrize("option", ["run --linger", "serve --timeout"])
-def test_seconds_that_nobody_can_wait(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seconds_that_cannot_be_waited(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A time that makes no sense is refused before anything is started, with status 2."""
     with pytest.raises(SystemExit) as ended:
         main([*option.split(), value, "--log", "app.log"])
@@ -526,7 +526,7 @@ def test_help_names_every_exit_status(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
-    """Hold every test to leaving no process behind."""
+    """Check that no test leaves a process."""
     before = set(psutil.Process().children(recursive=True))
     yield
     left = [process for process in psutil.Process().children(recursive=True) if process not in before]

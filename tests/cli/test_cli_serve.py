@@ -118,11 +118,11 @@ def test_server_is_found_by_its_log(tmp_path: Path, queue: str) -> None:
 
 
 def test_link_of_a_server_that_was_killed(tmp_path: Path, queue: str) -> None:
-    """The log goes on without mplog serve until nobody logs any more; then another server takes the name."""
+    """The log goes on without mplog serve until no process logs any more; then another server takes the name."""
     (serving,) = [each for each in psutil.process_iter(["cmdline"]) if queue in (each.info["cmdline"] or ())]
     serving.kill()
     directory = os.path.realpath(queue)
-    wait_until(lambda: not os.path.exists(directory), "the logging process has ended, since nobody logs")
+    wait_until(lambda: not os.path.exists(directory), "the logging process has ended, since no process logs")
     assert os.path.islink(queue)
     again = mplog("serve", "start", "--log", "app.log", "--queue", queue, directory=tmp_path)
     assert (again.returncode, again.stdout) == (0, f"{queue}\n")
@@ -180,7 +180,7 @@ def test_file_that_another_server_writes(tmp_path: Path, queue: str) -> None:
 
 
 def test_stop_without_a_server(tmp_path: Path) -> None:
-    """Nobody named, nobody there, and a server of a program's own are three messages."""
+    """There are three messages: no server is named, there is none, and the server is a program's own."""
     for options, reason in (([], "MPLOG_QUEUE is not set"), (["--queue", "/nowhere"], "no log queue in '/nowhere'")):
         done = mplog("serve", "stop", *options, directory=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
@@ -222,17 +222,17 @@ def test_stop_says_what_was_dropped(tmp_path: Path) -> None:
 
 
 def test_jobs_outlive_a_killed_logging_process(tmp_path: Path, queue: str) -> None:
-    """Another one takes its place, and the log has what came before and behind it."""
+    """Another one takes its place, and the log has the records from before and after."""
     logged = [mplog("log", "--queue", queue, "info", "before", directory=tmp_path).returncode]
     (serving,) = [each for each in psutil.process_iter(["cmdline"]) if queue in (each.info["cmdline"] or ())]
     (supervisor,) = serving.children()
     (logging_process,) = supervisor.children()
     logging_process.kill()
-    logged.append(mplog("log", "--queue", queue, "info", "behind", directory=tmp_path).returncode)
+    logged.append(mplog("log", "--queue", queue, "info", "after", directory=tmp_path).returncode)
     assert logged == [0, 0]
     assert mplog("serve", "stop", "--queue", queue, directory=tmp_path).returncode == 0
     found = messages(tmp_path / "app.log")
-    assert [line for line in found if not line.startswith("mplog: ")] == ["before", "behind"]
+    assert [line for line in found if not line.startswith("mplog: ")] == ["before", "after"]
     assert any("was killed by SIGKILL" in line for line in found)
 
 
@@ -277,7 +277,7 @@ def test_start_that_ends_before_the_server_is_ready(tmp_path: Path, number: sign
 
 
 def test_start_that_is_interrupted_before_it_has_said_where(tmp_path: Path) -> None:
-    """A server whose directory is not printed yet, for nobody reads it, ends with Ctrl-C."""
+    """A server whose directory is not printed yet, since the pipe is full, ends with Ctrl-C."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
@@ -343,7 +343,7 @@ def test_stop_twice_at_once(tmp_path: Path, queue: str) -> None:
 
 
 def _asking(directory: str) -> int:
-    """Return how many have connected to a server that answers nobody."""
+    """Return how many have connected to a server that never answers."""
     return Path("/proc/net/unix").read_text().count(f" {directory}/serve\n") - 1  # that of the server itself
 
 
@@ -382,7 +382,7 @@ def test_signal_ends_it(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_sighup_opens_the_files_anew(tmp_path: Path) -> None:
-    """What is logged behind it is in a new file of the name."""
+    """Later records are in a new file of the same name."""
     serving = start("serve", "--log", "app.log", directory=tmp_path, stdout=-1)
     assert serving.stdout is not None
     directory = serving.stdout.readline().rstrip("\n")
@@ -401,7 +401,7 @@ def test_sighup_opens_the_files_anew(tmp_path: Path) -> None:
 
 
 def test_output_that_is_closed(tmp_path: Path) -> None:
-    """It serves on where nobody reads what it prints."""
+    """It goes on if its output has no reader."""
     reading, writing = os.pipe()
     os.close(reading)
     serving = start("serve", "--log", "app.log", "--queue", "queue", directory=tmp_path, stdout=writing)
@@ -418,7 +418,7 @@ def test_output_that_is_closed(tmp_path: Path) -> None:
         serving.kill()
 
 
-def test_server_that_nobody_would_find_is_not_left(tmp_path: Path) -> None:
+def test_server_that_cannot_be_found_is_not_left(tmp_path: Path) -> None:
     """Where the directory cannot be printed, start fails and the server ends; with --queue, its name is known."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -434,7 +434,7 @@ def test_server_that_nobody_would_find_is_not_left(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def no_server_left(tmp_path: Path) -> Iterator[None]:
-    """Hold every test to leaving no server behind."""
+    """Check that no test leaves a server."""
     yield
     left = []
     for process in psutil.process_iter(["cmdline", "environ"]):

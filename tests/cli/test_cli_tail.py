@@ -27,8 +27,6 @@ from scripts import drop_privileges, environment, run, write_script
 from terminal import Terminal
 
 import mplog
-from mplog.cli.file_reader import CHUNK, open_log
-from mplog.cli.following import Follower
 from mplog.cli.lines import LineParser
 from mplog.cli.main import main
 from mplog.sinks.sink import DEFAULT_FORMAT
@@ -92,272 +90,10 @@ def follow(tmp_path: Path) -> Iterator[Callable[..., Following]]:
         following.close()
 
 
-# --- the follower, step by step ---
-
-
-@pytest.fixture
-def follower(log: Path) -> Iterator[Follower]:
-    """A follower of `log`, in which two lines stand that it has read."""
-    log.write_text("1\n2\n")
-    follower = Follower(str(log), open_log(str(log)), 0)
-    assert read(follower) == "1\n2\n"
-    yield follower
-    follower.close()
-
-
-def read(follower: Follower) -> str:
-    """Return everything that is new."""
-    found = b""
-    while data := follower.read():
-        found += data
-    return found.decode()
-
-
 def append(path: Path, text: str) -> None:
     """Write more."""
     with open(path, "a") as file:
         file.write(text)
-
-
-def wait_for_clock(path: Path) -> None:
-    """Have the next write come at another time, as the file system counts it, than the last change of a file."""
-    other = path.parent / "clock"
-
-    def is_later() -> bool:
-        other.write_text("x")
-        return other.stat().st_mtime_ns > path.stat().st_ctime_ns
-
-    wait_until(is_later, "the clock of the file system has gone on")
-
-
-def test_follower_gives_whole_lines(log: Path, follower: Follower) -> None:
-    """A line comes once its end is there."""
-    append(log, "3")
-    assert read(follower) == ""
-    append(log, "3\n4\n5")
-    assert read(follower) == "33\n4\n"
-
-
-def test_follower_reads_a_renamed_file_to_its_end(log: Path, follower: Follower) -> None:
-    """What is written under the old name comes before what is in the new file."""
-    log.rename(log.with_name("other"))
-    append(log.with_name("other"), "3\n")
-    assert read(follower) == "3\n"
-    log.touch()
-    append(log.with_name("other"), "4\nhalf")  # the new file is there, and not written yet
-    assert read(follower) == "4\n"
-    append(log, "5\n")
-    assert read(follower) == "half5\n"
-
-
-@pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.parametrize("counts_back", [False, True])
-def test_follower_finds_files_that_it_has_never_seen(
-    log: Path, follower: Follower, counts_back: bool, compress: bool
-) -> None:
-    """Several rotations between two looks: each file is read, in order, also when it has been compressed."""
-    append(log, "3\n")
-    for number in range(4, 8):
-        if counts_back:
-            for index in range(9, 0, -1):
-                for suffix in ("", ".gz"):
-                    older = log.with_name(f"app.log.{index}{suffix}")
-                    if older.exists():
-                        older.rename(log.with_name(f"app.log.{index + 1}{suffix}"))
-            target = log.with_name("app.log.1")
-        else:
-            target = log.with_name(f"app.2026-11-20.{number:03}.log")
-        log.rename(target)
-        log.write_text(f"{number}\n")
-        # Of the same instant, as far as the clock tells. What counts back and is compressed has its time alone.
-        at = 10**18 + (number if counts_back and compress else 0)
-        os.utime(target, ns=(at, at))
-        if compress:
-            packed = target.with_name(f"{target.name}.gz")
-            packed.write_bytes(gzip.compress(target.read_bytes()))
-            shutil.copystat(target, packed)
-            target.unlink()
-    log.with_name("app.txt").write_text("another's\n")
-    assert read(follower) == "3\n4\n5\n6\n7\n"
-    append(log, "8\n")
-    assert read(follower) == "8\n"
-
-
-@pytest.mark.parametrize("compress", [False, True])
-def test_follower_goes_on_in_the_copy_of_a_file_that_was_emptied(log: Path, follower: Follower, compress: bool) -> None:
-    """copytruncate: what came between the last look and the copy is read from the copy, also if the log is longer."""
-    for round in range(2):
-        append(log, f"{round}a\n")
-        copy = log.with_name(f"app.log.{round}")
-        if compress:
-            log.with_name(f"{copy.name}.gz").write_bytes(gzip.compress(log.read_bytes()))
-        else:
-            shutil.copy(log, copy)
-        os.truncate(log, 0)
-        append(log, f"{round}b\n" * (1 + 99 * round))
-        assert read(follower) == f"{round}a\n" + f"{round}b\n" * (1 + 99 * round)
-
-
-@pytest.mark.parametrize("compress", [False, True])
-def test_follower_reads_large_copies_in_pieces(log: Path, follower: Follower, compress: bool) -> None:
-    """What was missed before the file was emptied, twice, comes in pieces of whole lines, however much it is."""
-    expected = []
-    for round in range(2):
-        wait_for_clock(log)
-        text = "".join(f"{round} {number:99}\n" for number in range(100_000))
-        append(log, text)
-        expected.append(text.encode())
-        copy = log.with_name(f"app.log.{round}")
-        if compress:
-            log.with_name(f"{copy.name}.gz").write_bytes(gzip.compress(log.read_bytes(), 1))
-        else:
-            shutil.copy(log, copy)
-        os.truncate(log, 0)
-    append(log, "the end\n")
-    pieces = []
-    while data := follower.read():
-        pieces.append(data)
-    assert b"".join(pieces) == b"".join(expected) + b"the end\n"
-    assert max(map(len, pieces)) < CHUNK + 200
-    assert all(piece.endswith(b"\n") for piece in pieces)
-
-
-def test_follower_begins_again_in_a_file_that_was_emptied(log: Path, follower: Follower) -> None:
-    """Also where the same lines come again."""
-    os.truncate(log, 0)
-    assert read(follower) == ""
-    append(log, "1\n2\n")
-    assert read(follower) == "1\n2\n"
-
-
-@pytest.mark.parametrize("looks_between", [False, True])
-def test_follower_skips_what_is_written_again(log: Path, follower: Follower, looks_between: bool) -> None:
-    """A logging process that was killed is followed by one that cuts the file back and writes the rest again."""
-    append(log, "3\n4\n5\n")
-    assert read(follower) == "3\n4\n5\n"
-    for notice in ("", "mplog: restarted\n"):
-        os.truncate(log, 4)
-        if looks_between:
-            assert read(follower) == ""
-        append(log, f"3\n{notice}4\n")
-        assert read(follower) == notice
-    append(log, "5\n5\n6\n")
-    assert read(follower) == "5\n6\n"
-
-
-@pytest.mark.parametrize("is_rotated_again", [False, True])
-@pytest.mark.parametrize("looks_between", [False, True])
-def test_follower_takes_back_a_rotation(
-    log: Path, follower: Follower, looks_between: bool, is_rotated_again: bool
-) -> None:
-    """A killed process has not noted a rotation: the next takes it back, and what was in the new file comes again."""
-    rotated = log.with_name("app.2026-11-20.001.log")
-    append(log, "3\n")
-    log.rename(rotated)
-    log.write_text("4\n5\n")
-    assert read(follower) == "3\n4\n5\n"
-    wait_for_clock(rotated)
-    rotated.rename(log)
-    if looks_between:
-        assert read(follower) == ""
-    os.truncate(log, 4)
-    append(log, "3\n")
-    if is_rotated_again:
-        log.rename(rotated)
-        log.write_text("4\n")
-    else:
-        append(log, "4\n")
-    assert read(follower) == ""
-    append(log, "5\n6\n")
-    assert read(follower) == "6\n"
-
-
-def test_follower_goes_on_where_a_file_was_removed(log: Path, follower: Follower) -> None:
-    """What comes under its name is new, also where it is the same."""
-    log.unlink()
-    assert read(follower) == ""
-    log.write_text("1\n2\n")
-    assert read(follower) == "1\n2\n"
-
-
-class Rotator:
-    """Writes numbered lines into a log, and rotates it in one of the ways that there are.
-
-    Args:
-        log: the path.
-        way: ``"dated"``, ``"counting"``, or ``"copying"``.
-        chance: what it throws its dice with.
-    """
-
-    def __init__(self, log: Path, way: str, chance: random.Random) -> None:
-        self.log = log
-        self.lines: list[str] = []
-        self._way = way
-        self._chance = chance
-        self._rotations = 0
-
-    def write(self) -> None:
-        """Write some lines."""
-        for _ in range(self._chance.randrange(1, 4)):
-            self.lines.append(f"{len(self.lines)} {'x' * self._chance.randrange(400)}\n")
-            append(self.log, self.lines[-1])
-
-    def rotate(self) -> None:
-        """Rotate the log, if there is something in it."""
-        if not self.log.stat().st_size:
-            return
-        self._rotations += 1
-        directory = self.log.parent
-        if self._way == "dated":
-            target = directory / f"app.2026-11-20.{self._rotations:03}.log"
-        else:
-            numbered = [path for path in directory.iterdir() if path.name.startswith("app.log.")]
-            for path in sorted(numbered, key=lambda path: -int(path.name.split(".")[2])):
-                _, _, number, *suffix = path.name.split(".")
-                path.rename(directory / ".".join(["app.log", str(int(number) + 1), *suffix]))
-            target = directory / "app.log.1"
-        if self._way == "copying":
-            shutil.copy(self.log, target)
-            os.truncate(self.log, 0)
-        else:
-            self.log.rename(target)
-            self.log.touch()
-        # The clock of a file system ticks some 250 times a second only.
-        os.utime(target, ns=(0, 10**18 + self._rotations))
-        if self._chance.random() < 0.3:
-            self.compress()
-
-    def compress(self) -> None:
-        """Compress one of the rotated files."""
-        plain = [path for path in self.log.parent.iterdir() if path.name != "app.log" and path.suffix != ".gz"]
-        if plain:
-            path = self._chance.choice(plain)
-            packed = path.with_name(f"{path.name}.gz")
-            packed.write_bytes(gzip.compress(path.read_bytes()))
-            shutil.copystat(path, packed)
-            path.unlink()
-
-
-@pytest.mark.parametrize("way", ["dated", "counting", "copying"])
-@pytest.mark.parametrize("seed", range(30))
-def test_follower_misses_nothing_whatever_happens_between_two_looks(log: Path, way: str, seed: int) -> None:
-    """Lines, rotations, compressions and looks, in any order and number."""
-    chance = random.Random(seed)
-    rotator = Rotator(log, way, chance)
-    rotator.write()
-    follower = Follower(str(log), open_log(str(log)), 0)
-    try:
-        seen = read(follower)
-        for _ in range(60):
-            step = chance.choice([rotator.write, rotator.write, rotator.rotate, rotator.compress, None])
-            if step is None:
-                seen += read(follower)
-            else:
-                step()
-        rotator.write()
-        assert seen + read(follower) == "".join(rotator.lines)
-    finally:
-        follower.close()
 
 
 # --- real servers ---
@@ -389,7 +125,7 @@ def flood(initializer: Any, number: int) -> None:
 def test_tail_follows_rotations_while_logging_processes_are_killed(
     tmp_path: Path, log: Path, follow: Callable[..., Following], seed: int
 ) -> None:
-    """What is shown is what is in the files, line by line: nothing missed, nothing twice, in their order."""
+    """The output is the lines of the files, in their order: none is missing, none comes twice."""
     kills = random.Random(seed)
     sink = mplog.FileSink(log, rotate="30 kB", compress="gz" if seed == 1 else None)
     with mplog.LogServer(sink, level="INFO") as server:
@@ -442,7 +178,7 @@ def test_tail_of_a_file_that_is_moved_under_a_server(
             logging.info("%d again", number)
             server.flush()
             if way == "rm":
-                # What is removed before anybody has seen it is gone.
+                # A file that is removed before tail has read it is gone.
                 wait_until(lambda: f"{number} again\n" in following.path.read_text(), "tail has seen it")  # noqa: B023
     lines = following.wait_for("5 again")
     if way == "mv":
@@ -592,7 +328,7 @@ def test_an_unknown_format(log: Path) -> None:
 
 @pytest.mark.processes
 def test_what_goes_into_a_pipe_is_the_bytes(log: Path) -> None:
-    """Whatever they are: no UTF-8, no end of the last line, escapes; also with a filter."""
+    """Whatever they are: not UTF-8, no end of the last line, escapes; also with a filter."""
     data = b"2026-11-21 10:00:00,001 INFO     w x | \xff\x1b[31m\r\x00 \n\xe2\x80\xa8 more \x85\nlast"
     log.write_bytes(data)
     for arguments in ([], ["--level", "INFO"]):
@@ -640,7 +376,7 @@ def test_rotated_files(text: Path, tmp_path: Path, how: str) -> None:
     ],
 )
 def test_errors(tmp_path: Path, text: Path, arguments: list[str], status: int, said: str) -> None:
-    """What is wrong is said in a line, without a traceback, with its exit status."""
+    """An error is a line without a traceback, with its exit status."""
     (tmp_path / "secret.log").write_text("x\n")
     (tmp_path / "secret.log").chmod(0)
     done = tail(*arguments, cwd=tmp_path, preexec_fn=drop_privileges)
@@ -768,14 +504,14 @@ def test_what_was_logged_cannot_steer_the_terminal(log: Path) -> None:
 
 
 def test_a_carriage_return_begins_no_record(log: Path) -> None:
-    """What was logged cannot pretend to be a record of its own: only a line feed ends a line."""
+    """A message cannot pretend to be another record: only a line feed ends a line."""
     line = "2026-11-21 10:00:00,001 INFO     w x | one\r2026-11-21 10:00:00,001 ERROR    w x | forged\n"
     log.write_text(line)
     assert shown("--level", "ERROR", log) == []
     assert shown("--level", "INFO", log) == line.splitlines()
 
 
-#: Bytes of a line that nobody wants to hold in memory.
+#: Bytes of a line that should not be held in memory.
 HUGE = 100 * 10**6
 
 
@@ -786,7 +522,7 @@ def huge(log: Path) -> Path:
         file.write("2026-11-21 10:00:00,001 INFO     w x | before\n2026-11-21 10:00:00,002 ERROR    w x | ")
         for _ in range(HUGE // 10**6):
             file.write("x" * 10**6)
-        file.write("\n2026-11-21 10:00:00,003 INFO     w x | behind\n")
+        file.write("\n2026-11-21 10:00:00,003 INFO     w x | after\n")
     return log
 
 
@@ -819,7 +555,7 @@ def test_huge_line_on_a_terminal(huge: Path) -> None:
     """It is cut, and its true length is said; what follows is shown."""
     with Terminal([sys.executable, *TAIL, str(huge)], 200) as terminal:
         length = HUGE + len("2026-11-21 10:00:00,002 ERROR    w x | ")
-        terminal.wait_for(f"[the line goes on; it has {length:,} bytes]", "behind")
+        terminal.wait_for(f"[the line goes on; it has {length:,} bytes]", "after")
         assert terminal.wait() == 0
         assert terminal.output.count(b"x") < 2**16 + 100
 

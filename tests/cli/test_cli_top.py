@@ -169,7 +169,7 @@ def test_top_shows_full_buffers_and_a_suspended_server(tmp_path: Path, log: Path
 
 
 def test_a_server_whose_program_was_killed(tmp_path: Path, log: Path) -> None:
-    """It is shown as long as somebody logs to it; then it is gone."""
+    """It is shown as long as a process logs to it; then it is gone."""
     gate = Gate(tmp_path / "gate")
     program = f"""
         import multiprocessing, os, signal, sys, mplog
@@ -212,7 +212,7 @@ def test_what_a_killed_server_has_left_is_told_apart(server: mplog.LogServer) ->
 
 
 def test_pids_that_others_have_now_are_no_server(server: mplog.LogServer, tmp_path: Path) -> None:
-    """What is left of a server whose pids belong to other processes by now is not taken for one that runs."""
+    """The directory of a dead server is not taken for a running one if its pids belong to other processes by now."""
     copy = tempfile.mkdtemp(prefix="mplog-")
     try:
         with open(os.path.join(server.queue.directory, "server")) as file:
@@ -229,7 +229,7 @@ def test_pids_that_others_have_now_are_no_server(server: mplog.LogServer, tmp_pa
 
 @pytest.mark.parametrize("mode", [0o770, 0o701])
 def test_what_others_may_have_planted_is_not_looked_at(server: mplog.LogServer, mode: int) -> None:
-    """A directory that somebody else can write into says nothing."""
+    """A directory that other users can write into is not believed."""
     os.chmod(server.queue.directory, mode)
     try:
         assert find_servers().servers == []
@@ -238,7 +238,7 @@ def test_what_others_may_have_planted_is_not_looked_at(server: mplog.LogServer, 
 
 
 def test_a_server_in_a_container_is_neither_running_nor_left(server: mplog.LogServer) -> None:
-    """Where the pids mean other processes, as in a container with the same temporary directory, nobody can tell."""
+    """In a container with the same temporary directory, pids mean other processes, so nothing is shown."""
     path = Path(server.queue.directory, "server")
     whole = path.read_bytes()
     notice = json.loads(whole)
@@ -338,7 +338,7 @@ def test_the_table(server: mplog.LogServer, worker: Any, log: Path) -> None:
 
 
 def test_many_servers_and_a_pipe_that_is_closed_early(tmp_path: Path) -> None:
-    """A table each half second, until nobody reads it any more."""
+    """A table each half second, until its output is closed."""
     running = [mplog.LogServer(tmp_path / f"{number}.log").start() for number in range(3)]
     try:
         assert len(servers()) == 3
@@ -463,8 +463,8 @@ def test_terminal_is_put_back_while_it_is_stopped(server: mplog.LogServer) -> No
         terminal.wait_for("prompt>")
         terminal.press(f"{shlex.join([sys.executable, *TOP])}\n")
 
-        def shows(text: bytes, behind: bytes) -> bool:
-            return terminal.read() and text in terminal.output.rpartition(behind)[2]
+        def shows(text: bytes, after: bytes) -> bool:
+            return terminal.read() and text in terminal.output.rpartition(after)[2]
 
         for _ in range(2):
             wait_until(lambda: shows(b"running", _SCREEN_ON), "the screen is there")
@@ -498,7 +498,7 @@ def test_names_cannot_steer_the_terminal(server: mplog.LogServer) -> None:
 
 
 def test_paths_that_are_no_text(tmp_path: Path) -> None:
-    """A file whose name is no UTF-8 is listed, in the table and in JSON."""
+    """A file whose name is not UTF-8 is listed, in the table and in JSON."""
     (tmp_path / os.fsdecode(b"\xff.log")).touch()
     with mplog.LogServer(mplog.RoutedFileSink(tmp_path / "{name}.log")) as server:
         server.flush()

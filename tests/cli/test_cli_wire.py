@@ -49,6 +49,6 @@ def test_every_length(length: int) -> None:
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, "\udc80", ("tuple",)])
 def test_other_values_are_refused(value: Any) -> None:
-    """What has another form in a record is left to mplog.record.encoding."""
+    """Other values are left to mplog.record.encoding."""
     with pytest.raises(ValueError):
         encode(1, "x", {"field": value}, 0.0, (1, "a", 20, "INFO", "p"))
