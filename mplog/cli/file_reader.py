@@ -151,8 +151,8 @@ class FileReader:
         return start + end if end else 0
 
     def cut_back(self, offset: int) -> bytes:
-        """Go back to a place, and return what was read after it."""
-        cut = len(self.recent) - (self.offset - offset)
+        """Go back to a place, and return what was read after it, as far as it is remembered."""
+        cut = max(0, len(self.recent) - (self.offset - offset))
         again = bytes(self.recent[cut:])
         del self.recent[cut:]
         self.offset = offset

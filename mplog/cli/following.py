@@ -18,6 +18,7 @@ from collections import Counter, deque
 from mplog.cli.file_reader import FileReader, open_log
 from mplog.cli.rotated_files import RotatedFiles
 from mplog.errors import MplogError
+from mplog.files.lock import taken_at
 
 #: Seconds after a cut in which lines that were there before are expected again: a restart takes less.
 _AGAIN_SECONDS = 10.0
@@ -46,6 +47,7 @@ class Follower:
         self._copy: FileReader | None = None
         self._copied: tuple[str, int] | None = None
         self._seen = (-1, -1)
+        self._is_locked = False
 
     def close(self) -> None:
         """Close all files."""
@@ -85,27 +87,36 @@ class Follower:
     def _take(self, data: bytes) -> bytes:
         """Note that this much of the file has been read, and return what is new."""
         self._file.note(data)
+        self._is_locked = taken_at(os.path.realpath(self._path)) is not None
         return self._repeats.remove_from(data)
 
     # --- a file that is cut ---
 
     def _has_only_grown(self, file: FileReader) -> bool:
         """Return whether a file that has changed has only grown. If not, find out where to go on."""
+        shorter = [kept for kept in self._kept if kept.status().st_size < kept.offset]
+        for kept in shorter:
+            # A batch that went into two files was undone in both. All of it comes again in the second.
+            self._repeats.expect(kept.cut_back(kept.unchanged()))
         if not file.offset:
             self._open_later_copy()  # the file may have been emptied before anything of it was read
             return self._copy is None
         if file.go_to(*file.place):
             return True
-        kept = file.unchanged()
-        if kept:
-            # Cut back by the next logging process, after one was killed.
-            self._repeats.expect(file.cut_back(kept))
-        else:
-            found = self._rotated.copy_of(file)
-            if found is not None:
-                self._copy, self._copied = found[0], found[1].place
-            file.offset, file.recent = 0, bytearray()
+        unchanged = file.unchanged()
+        found = None if unchanged else self._rotated.copy_of(file)
+        cut = file.cut_back(unchanged)
+        if found is not None:
+            self._copy, self._copied = found[0], found[1].place
+        elif unchanged or shorter or self._was_restarted():
+            self._repeats.expect(cut)
         return False
+
+    def _was_restarted(self) -> bool:
+        """Return whether another logging process has begun to write the log. It may have cut all of a new file."""
+        taken = taken_at(os.path.realpath(self._path))
+        # If nobody has the lock any more, that process has also ended since the last look.
+        return self._is_locked if taken is None else time.time() - taken < _AGAIN_SECONDS
 
     def _read_copy(self, copy: FileReader) -> bytes:
         """Return what is new in a copy; at its end, go on in a copy that was made after it."""

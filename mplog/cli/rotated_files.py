@@ -13,6 +13,8 @@ from typing import NamedTuple
 from mplog.cli.file_reader import COMPRESSED, FileReader, open_compressed
 from mplog.errors import MplogError
 
+#: How often the directory is read, while its files are being renamed.
+_ATTEMPTS = 10
 #: What sorts rotated files: when they were written last; in the same instant, their numbers.
 _Key = tuple[int, tuple[float, ...]]
 
@@ -118,15 +120,20 @@ class RotatedFiles:
 
     def _all(self, pattern: re.Pattern[str]) -> list[Rotated]:
         """Return all files with such names, except empty ones."""
-        found = []
-        with contextlib.suppress(OSError), os.scandir(self._directory) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if pattern.fullmatch(entry.name):
-                        status = entry.stat(follow_symlinks=False)
-                        if stat.S_ISREG(status.st_mode) and status.st_size:
-                            key = status.st_mtime_ns, self._order(_base(entry.name))
-                            found.append(Rotated(key, entry.name, _identity(status)))
+        found: list[Rotated] = []
+        for _ in range(_ATTEMPTS):
+            found.clear()
+            try:
+                with os.scandir(self._directory) as entries:
+                    for entry in entries:
+                        if pattern.fullmatch(entry.name):
+                            status = entry.stat(follow_symlinks=False)
+                            if stat.S_ISREG(status.st_mode) and status.st_size:
+                                key = status.st_mtime_ns, self._order(_base(entry.name))
+                                found.append(Rotated(key, entry.name, _identity(status)))
+                break
+            except OSError:
+                pass  # a file has been renamed or compressed meanwhile, and has another name, which may be missing here
         return found
 
     def _counts_back(self, name: str) -> bool:

@@ -105,6 +105,13 @@ def release(lock: filelock.BaseFileLock) -> None:
         lock.release()
 
 
+def taken_at(path: str) -> float | None:
+    """Return when the lock was taken last, in seconds since the epoch; None if nobody has it."""
+    with contextlib.suppress(OSError):
+        return os.stat(_lock_path(path)).st_mtime
+    return None
+
+
 def clear_up(path: str) -> None:
     """Remove the lock file of a process that has died."""
     with contextlib.suppress(OSError):

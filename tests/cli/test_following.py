@@ -6,6 +6,7 @@ import gzip
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from oracle import wait_until
 
 from mplog.cli.file_reader import CHUNK, open_log
 from mplog.cli.following import Follower
+from mplog.files.lock import acquire, release
 
 
 @pytest.fixture
@@ -164,6 +166,39 @@ def test_follower_skips_what_is_written_again(log: Path, follower: Follower, loo
         assert read(follower) == notice
     append(log, "5\n5\n6\n")
     assert read(follower) == "5\n6\n"
+
+
+@pytest.mark.parametrize("seconds", [0, 3600])
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_follower_skips_a_new_file_that_is_written_again(
+    log: Path, follower: Follower, seconds: float, has_ended: bool
+) -> None:
+    """After a kill before the first commit in a file, the next logging process, which has the lock, cuts all of it."""
+    lock = acquire(str(log))
+    append(log, "3\n")
+    assert read(follower) == "3\n"
+    try:
+        os.utime(lock.lock_file, (time.time() - seconds,) * 2)
+        os.truncate(log, 0)
+        append(log, "mplog: restarted\n1\n2\n3\n4\n")
+        if has_ended:
+            release(lock)
+        again = "1\n2\n3\n" if seconds and not has_ended else ""
+        assert read(follower) == f"mplog: restarted\n{again}4\n"
+    finally:
+        release(lock)
+
+
+def test_follower_skips_a_batch_that_went_into_two_files(log: Path, follower: Follower) -> None:
+    """After a kill in the middle of such a batch, both files are cut back, and all of it goes into the second."""
+    append(log, "3\n")
+    log.rename(log.with_name("app.2026-11-20.001.log"))
+    log.write_text("4\n")
+    assert read(follower) == "3\n4\n"
+    os.truncate(log.with_name("app.2026-11-20.001.log"), 4)
+    os.truncate(log, 0)
+    append(log, "mplog: restarted\n3\n4\n5\n")
+    assert read(follower) == "mplog: restarted\n5\n"
 
 
 @pytest.mark.parametrize("is_rotated_again", [False, True])
