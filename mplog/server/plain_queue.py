@@ -67,10 +67,14 @@ class Pump(threading.Thread):
         return batch
 
     def stop(self, timeout: float) -> bool:
-        """Pass on the rest; return whether all of it was passed on within `timeout` seconds."""
+        """Pass on the rest; return whether all of it was passed on within `timeout` seconds. If not, go on."""
         self._stopping.set()
         self.join(timeout)
-        return not self.is_alive()
+        if not self.is_alive():
+            return True
+        # Otherwise the pump would end at the first pause of the workers, which may still log.
+        self._stopping.clear()
+        return False
 
 
 def _encoded(item: object) -> bytes:
