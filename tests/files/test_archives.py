@@ -1,4 +1,4 @@
-"""Rotated files: compressed and removed in the background, and finished behind any death (faults 5, 12, 27)."""
+"""Rotated files: compressed and removed in the background, and finished after any death (faults 5, 12, 27)."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_what_was_left_uncompressed_is_compressed_after_the_next_start(log: Path
 
 @pytest.mark.parametrize("left", ["empty", "complete"])
 def test_death_between_both_names_is_finished(log: Path, open_handler: Opener, left: str) -> None:
-    """Where the compressed file is there, and the original still is, the latter goes once they are the same."""
+    """If both the compressed file and the original are there, the original is removed once they are the same."""
     path = leave_rotated(log, open_handler)
     compressed = path.with_name(path.name + ".gz")
     compressed.write_bytes(gzip.compress(path.read_bytes()) if left == "complete" else b"")
@@ -138,10 +138,10 @@ def test_death_between_both_names_is_finished(log: Path, open_handler: Opener, l
 
 
 @pytest.mark.parametrize("plant", ["other", "longer", "shorter", "garbage", "cut", "link", "FIFO", "directory"])
-def test_somebody_elses_file_is_left_alone(
+def test_file_of_others_is_left_alone(
     log: Path, tmp_path: Path, clock: Clock, open_handler: Opener, plant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where the compressed file's name is taken by something else, both stay as they are, and that is said."""
+    """If something else has the compressed file's name, both stay as they are, and the log says so."""
     path = leave_rotated(log, open_handler)
     taken = path.with_name(path.name + ".gz")
     contents = {
@@ -322,7 +322,7 @@ def journal(directory):
     return os.open(directory / "journal", os.O_RDWR | os.O_CREAT)
 
 def work(directory, kill_at, after, compress):
-    '''Write what is not noted in the journal, and note it; be killed at a call to the system, before or behind it.'''
+    '''Write what is not noted in the journal, and note it; be killed at a call to the system, before or after it.'''
     fd = journal(directory)
     pread, pwrite = os.pread, os.pwrite
     noted = [int(word) for word in pread(fd, 1000, 0).split()]
@@ -368,7 +368,7 @@ def contents(directory):
 root, compress = Path(sys.argv[1]), sys.argv[2] or None
 kills = 0
 step = int(sys.argv[4])
-# Where not every step is tried, others are with a compression.
+# If not every step is tried, with a compression other steps are.
 for kill_at in range(2 if compress and step > 1 else 1, 1000, step):
     statuses = []
     for after in (False, True):
@@ -406,7 +406,7 @@ print(kills)
 def test_logging_process_killed_at_any_step_of_a_rotation(
     tmp_path: Path, compress: str, records: int, step: int
 ) -> None:
-    """SIGKILL before and behind each call to the system, also in the recovery: nothing lost, doubled, torn or left."""
+    """SIGKILL before and after each call to the system, also in the recovery: nothing lost, doubled, torn or left."""
     (tmp_path / "logs").mkdir()
     result = run_script(tmp_path, KILLS, tmp_path / "logs", compress, records, step, timeout=500)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr

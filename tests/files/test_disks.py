@@ -1,4 +1,4 @@
-"""Disks that are full, files that somebody moves or forbids, under a running server (promise 5; faults 9, 11, 13)."""
+"""Disks that are full, files that others move or forbid, under a running server (promise 5; faults 9, 11, 13)."""
 
 from __future__ import annotations
 
@@ -139,13 +139,13 @@ def test_flush_while_a_batch_waits_for_the_disk_doubles_nothing(
         with pytest.raises(mplog.DrainTimeoutError):
             server.flush(0.5)
         ballast.unlink()
-        wait_until(lambda: server.pid != pid, "it is killed behind the batch")
+        wait_until(lambda: server.pid != pid, "it is killed after the batch")
         stats = server.stop()
     assert [line for line in lines(log) if line.isdigit()] == [f"{number:0100}" for number in range(300)]
     assert stats.received == 301
 
 
-def test_plain_queue_behind_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
+def test_plain_queue_waits_for_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
     """While its disk is full, a logging process takes so many batches of a plain queue, and loses none of them."""
 
     def shallow() -> logging.Handler:
@@ -205,13 +205,13 @@ def test_sighup_opens_files_anew(tmp_path: Path) -> None:
         log.rename(tmp_path / "moved.log")
         os.kill(server.pid, signal.SIGHUP)
         wait_until(log.exists, "the file is opened anew")
-        logging.info("behind")
+        logging.info("after")
     assert lines(tmp_path / "moved.log") == ["before"]
-    assert lines(log)[-1] == "behind"
+    assert lines(log)[-1] == "after"
 
 
 def test_files_moved_deleted_and_truncated_under_a_server(tmp_path: Path) -> None:
-    """What others do to its files is noticed within about a second, said, and costs no record behind that."""
+    """What others do to its files is noticed within about a second, said, and costs no record after that."""
     kept = tmp_path / "kept"
     kept.mkdir()
     logs = [tmp_path / f"{how}.log" for how in ("moved", "deleted", "truncated")]
@@ -275,7 +275,7 @@ def test_directory_that_may_not_be_written_any_more(tmp_path: Path) -> None:
                 logs.chmod(0o755)
                 deadline = time.monotonic() + 30
                 while not (logs / "app.1.log").exists():
-                    assert time.monotonic() < deadline, "it is rotated in vain"
+                    assert time.monotonic() < deadline, "it is not rotated"
                     number += 1
                     logging.info("%0100d", number)
                     server.flush()

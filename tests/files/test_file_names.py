@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mplog.files.names import NAME_SIZE, FileNames
 from mplog.files.rotation import ArchiveName
 
-#: What somebody hostile, or unlucky, would choose.
+#: Values that an attacker, or bad luck, would choose.
 NASTY = [
     *("", ".", "..", "/", "../../etc/passwd", "a/b", "a\\b", "a\0b", "a\nb", "%", "%25", "%2E", "%~", "none", " "),
     *(".app.log.lock", "app.2026-11-20.001", "app.2026-11-20.001.log", "app.2026-11-20.0001", "é", "e\u0301", "\ud800"),
@@ -48,7 +48,7 @@ def test_what_a_name_is(pattern: str, values: list[Any], expected: str) -> None:
 @settings(deadline=None)  # other programs run beside this
 @given(texts, texts, texts, texts)
 def test_different_values_never_share_a_name(pattern: str, a: str, b: str, c: str, d: str) -> None:
-    """Two records get one name where all their values are equal, and only there."""
+    """Two records get one name if and only if all their values are equal."""
     names = FileNames(pattern, "none")
     count = len(names.fields)
     one, other = [a, 7, b][: count - 1] + [b], [c, 7, d][: count - 1] + [d]

@@ -41,7 +41,7 @@ class Saboteur(logging.Handler):
     Args:
         directory: where the files are.
         runs: how many in a row.
-        is_torn: where the first is a write, it is a short one, and those behind it fail.
+        is_torn: if the first is a write, it is a short one, and those after it fail.
         error: with which they fail; None for what is usual.
     """
 

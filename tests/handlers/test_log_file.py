@@ -149,7 +149,7 @@ def test_empty_file_is_not_rotated(log: Path, clock: Clock, open_handler: Opener
 
 
 def test_restart_knows_when_the_file_was_written(log: Path, clock: Clock, open_handler: Opener) -> None:
-    """A file whose last record is of yesterday is rotated at the first record of today, also behind a restart."""
+    """A file whose last record is of yesterday is rotated at the first record of today, also after a restart."""
     for day in range(3):
         handler = open_handler(rotate="midnight")
         handler.write(numbered(day))
@@ -208,8 +208,8 @@ def test_taken_name_is_left_alone(log: Path, tmp_path: Path, open_handler: Opene
     assert log.read_text() == numbered(3)[0]
 
 
-def test_index_goes_on_behind_a_restart(log: Path, clock: Clock, open_handler: Opener) -> None:
-    """The next index is behind the highest one that is there, also where lower ones have been removed."""
+def test_index_goes_on_after_a_restart(log: Path, clock: Clock, open_handler: Opener) -> None:
+    """The next index is above the highest one that is there, even if lower ones have been removed."""
     for _ in range(2):
         handler = open_handler(rotate=5)
         handler.write(numbered(*range(3)))
@@ -266,7 +266,7 @@ CALLS = ["open", "close", "write", "rename", "unlink", "ftruncate", "fstat", "st
 
 
 class Failing:
-    """Has the n-th call to the system fail, and those behind it, too, if it is to last."""
+    """Lets the n-th call to the system fail, and, if it is to last, those after it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, nth: int, *, lasting: bool) -> None:
         self.calls = 0
@@ -297,7 +297,7 @@ class Failing:
 def test_nothing_is_lost_whichever_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasting: bool) -> None:
     """The first call to the system fails, then the second, until a run is clean: each record is in one file, in order.
 
-    Where a write has failed, the rest is written again, as `written` says.
+    After a write has failed, the rest is written again, as `written` says.
     """
     for name in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, name, lambda fd: None)  # the disk has better things to do than to have us wait
@@ -329,7 +329,7 @@ def test_nothing_is_lost_whichever_call_fails(tmp_path: Path, monkeypatch: pytes
 
 
 def test_moved_file_is_noticed(log: Path, clock: Clock, open_handler: Opener) -> None:
-    """As logrotate does it: behind a second, records go into a new file of the log's name, and the log says so."""
+    """As logrotate does it: after a second, records go into a new file of the log's name, and the log says so."""
     handler = open_handler()
     handler.write(numbered(1))
     log.rename(log.parent / "app.log.1")
@@ -343,7 +343,7 @@ def test_moved_file_is_noticed(log: Path, clock: Clock, open_handler: Opener) ->
 
 
 def test_moved_file_is_noticed_before_it_is_rotated(log: Path, clock: Clock, open_handler: Opener) -> None:
-    """A file that has taken the log's place within the second is not renamed: it is somebody else's."""
+    """A file that has taken the log's place within the second is not renamed: it belongs to others."""
     handler = open_handler(rotate=15)
     handler.write(numbered(1))
     log.rename(log.parent / "app.log.1")
@@ -365,7 +365,7 @@ def test_deleted_file_is_noticed_at_once(log: Path, open_handler: Opener) -> Non
 
 
 def test_deleted_directory_is_an_error_until_it_is_back(log: Path, tmp_path: Path, clock: Clock) -> None:
-    """Records are refused, and not written where nobody can read them; once there is a directory, they are written."""
+    """Records are refused, and not written to a file without a name; once there is a directory, they are written."""
     log = tmp_path / "sub" / "app.log"
     log.parent.mkdir()
     handler = open_log(log, clock)
@@ -446,7 +446,7 @@ def test_link_that_may_be_followed_is_rotated_at_its_target(tmp_path: Path, cloc
 
 @pytest.mark.parametrize("umask", [0, 0o077])
 def test_every_new_file_has_the_mode(log: Path, clock: Clock, open_handler: Opener, umask: int) -> None:
-    """Files behind a rotation, a move and a deletion have the mode asked for, whatever the umask is."""
+    """Files after a rotation, a move and a deletion have the mode asked for, whatever the umask is."""
     before = os.umask(umask)
     try:
         handler = open_handler(rotate=15, mode=0o664)
@@ -466,7 +466,7 @@ def test_every_new_file_has_the_mode(log: Path, clock: Clock, open_handler: Open
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 @pytest.mark.parametrize(("owner", "expected"), [("12345", (12345, 0)), (":54321", (0, 54321)), ("1:2", (1, 2))])
 def test_every_new_file_has_the_owner(log: Path, open_handler: Opener, owner: str, expected: tuple[int, int]) -> None:
-    """A new file belongs to the user, the group, or both that were asked for; also behind a rotation."""
+    """A new file belongs to the user, the group, or both that were asked for; also after a rotation."""
     handler = open_handler(rotate=15, owner=owner)
     handler.write(numbered(1, 2))
     for path in (log, *rotated(log)):
@@ -482,7 +482,7 @@ def test_names_of_owners() -> None:
 
 @pytest.mark.processes
 def test_owner_that_is_not_permitted_is_an_error(tmp_path: Path) -> None:
-    """Who may not give files away is told so by start(), and no file is left behind."""
+    """If the user may not give files away, start() says so, and no file is left."""
     result = run_script(
         tmp_path,
         """
@@ -515,7 +515,7 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_fsync_policies(log: Path, clock: Clock, syncs: list[str], open_handler: Opener) -> None:
-    """Never, behind every batch, or at most some seconds behind the first write since; directories at new names."""
+    """Never, after every batch, or at most some seconds after the first write since; directories at new names."""
     handler = open_handler(rotate=25)
     handler.write(numbered(*range(9)))
     handler.close()

@@ -335,7 +335,7 @@ def test_file_is_emptied_by_the_first_process_alone(log: Path, restarted: bool) 
 
 
 def test_rotation_that_fails_goes_on_in_the_old_file(log: Path) -> None:
-    """Where a name cannot be taken, everything stays as it is, and nothing is lost."""
+    """If a name cannot be taken, everything stays as it is, and nothing is lost."""
     handler = make_ours(ROTATING, "\n", filename=str(log), maxBytes=5, backupCount=2, encoding="utf-8")
     assert isinstance(handler, LogFileHandler)
     for name in ("app.log.1", "app.log.2"):
@@ -361,7 +361,7 @@ def test_rotation_that_fails_goes_on_in_the_old_file(log: Path) -> None:
     assert sorted(os.listdir(log.parent)) == ["app.log", "app.log.1", "app.log.2"]
 
 
-def test_journal_of_somebody_else_is_not_read(log: Path) -> None:
+def test_journal_of_others_is_not_read(log: Path) -> None:
     """A link in its place is neither followed nor written: the log is written on, and says why it is not rotated."""
     target = log.with_name("target")
     target.write_text("precious")
@@ -424,7 +424,7 @@ def by_stdlib(directory):
     handler.close()
 
 def work(directory, kill_at, after):
-    '''Write what is not noted in the journal, and note it; be killed at a call to the system, before or behind it.'''
+    '''Write what is not noted in the journal, and note it; be killed at a call to the system, before or after it.'''
     global now
     fd = os.open(directory.with_suffix(".journal"), os.O_RDWR | os.O_CREAT)
     pread, pwrite, utime = os.pread, os.pwrite, os.utime
@@ -520,7 +520,7 @@ print(kills)
 def test_killed_at_any_step_leaves_what_the_stdlib_would_have_written(
     tmp_path: Path, kind: str, thorough: bool
 ) -> None:
-    """SIGKILL before and behind each call to the system, and again in the recovery: the same names and bytes."""
+    """SIGKILL before and after each call to the system, and again in the recovery: the same names and bytes."""
     (tmp_path / "logs").mkdir()
 
     result = run_script(tmp_path, KILLS, tmp_path / "logs", kind, thorough, timeout=1700)

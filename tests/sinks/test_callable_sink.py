@@ -118,7 +118,7 @@ def test_level_filters_and_logger_hold(tmp_path: Path) -> None:
 
 
 def test_failure_is_tried_again_until_it_works(tmp_path: Path) -> None:
-    """A batch that fails comes again, complete, and nothing behind it comes before; the log says that it is tried."""
+    """A batch that fails comes again, complete, and before all later ones; the log says that it is tried."""
     notes, left = tmp_path / "notes", tmp_path / "left"
     left.write_text("5")
     note, left_path = noting(notes), str(left)
@@ -148,7 +148,7 @@ def test_failure_is_tried_again_until_it_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("retry", [None, Retry(first=0.01, longest=0.01, limit=0.1)], ids=["none", "limited"])
 def test_what_is_given_up_is_counted_and_said(tmp_path: Path, retry: Retry | None) -> None:
-    """Where it goes on failing, each record is in stats().failed, the log says so, and other sinks have it."""
+    """If it goes on failing, each record is in stats().failed, the log says so, and other sinks have it."""
 
     def fail(batch: list[Any]) -> None:
         raise ValueError("as planned")
@@ -186,7 +186,7 @@ def test_the_end_waits_for_a_broken_function_once(tmp_path: Path) -> None:
 
 
 def test_failure_of_the_only_sink_is_said_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    """The line about a function that fails is not given to that function, but to stderr where there is nobody else."""
+    """The line about a function that fails is not given to that function, but to stderr if there is no other sink."""
 
     def fail(batch: list[Any]) -> None:
         raise ValueError("as planned")
@@ -225,7 +225,7 @@ def test_slow_function_holds_up_no_other_sink(tmp_path: Path) -> None:
 
 
 def test_plain_queue_is_flushed_too(tmp_path: Path) -> None:
-    """Also where records come over a plain queue, stop() delivers everything, and flush() what has arrived."""
+    """With a plain queue, too, stop() delivers everything, and flush() what has arrived."""
     plain = multiprocessing.get_context("spawn").Queue(1000)
     with mplog.LogServer(CallableSink(noting(tmp_path / "notes"), timeout=30), level="INFO", queue=plain) as server:
         logging.info("1")
@@ -264,7 +264,7 @@ def test_killed_logging_process_delivers_each_record_at_least_once(
                     os.kill(server.pid, signal.SIGKILL)
         wait_until(lambda: server.pid != first, "it is restarted")
         server.flush()
-        # The line about the restart may come behind that.
+        # The line about the restart may come after that.
         wait_until(
             lambda: not [name for name in os.listdir(directory) if name.startswith("undelivered")], "all is delivered"
         )
@@ -452,7 +452,7 @@ def test_what_waits_is_taken_up_by_the_next(tmp_path: Path) -> None:
 
 
 def test_file_that_cannot_be_written_costs_no_record(tmp_path: Path) -> None:
-    """Where what waits cannot be kept in a file, it is delivered all the same, and that is said."""
+    """If records that wait cannot be kept in a file, they are delivered all the same, and the log says so."""
     batches: list[int] = []
     handler = handler_of(lambda batch: batches.append(len(batch)))
     handler.go_on(str(tmp_path / "x"), lambda: None)

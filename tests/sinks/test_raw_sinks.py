@@ -34,7 +34,7 @@ SIZES = [0, 1, 100, 4000, frame.PAYLOAD_SIZE - 7, frame.PAYLOAD_SIZE - 6, frame.
 
 
 def pieces_in(data: bytes) -> dict[int, list[int]]:
-    """Return the numbers in a file of pieces by worker; fail where anything is torn."""
+    """Return the numbers in a file of pieces by worker; fail if anything is torn."""
     found: dict[int, list[int]] = defaultdict(list)
     position = 0
     while position < len(data):
@@ -182,7 +182,7 @@ def test_any_writer_gets_bytes_by_its_name(tmp_path: Path) -> None:
 
 
 def test_writer_is_closed_once(tmp_path: Path) -> None:
-    """At the end, the writer is closed behind its last bytes, and not again when the process ends."""
+    """At the end, the writer is closed after its last bytes, and not again when the process ends."""
     path = str(tmp_path / "a")
 
     class Closing(_Lines):

@@ -33,7 +33,7 @@ from mplog.sinks.routed import RoutedFileSink
 
 
 def contents(directory: Path) -> dict[str, list[str]]:
-    """Return the lines of all files, but for what mplog itself says."""
+    """Return the lines of all files, except what mplog itself says."""
     return {
         path.name: [line for line in lines(path) if "mplog:" not in line] for path in sorted(directory.glob("*.log"))
     }
@@ -161,7 +161,7 @@ def test_fields_of_any_origin_name_the_file(tmp_path: Path, filters: Sequence[An
 @pytest.mark.processes
 @pytest.mark.parametrize("filters", [(), (lambda record: True,)], ids=["texts", "records"])
 def test_a_constant_field_names_the_file(tmp_path: Path, filters: Sequence[Any]) -> None:
-    """Also where it is all that is in the pattern, and with records that have fields of their own or none."""
+    """Even if it is the only field of the pattern, and with records that have fields of their own or none."""
     sink = RoutedFileSink(tmp_path / "{service}.log", filters=filters)
     with mplog.LogServer(sink, level="INFO", format="%(message)s", fields={"service": "shop"}):
         logging.info("1")

@@ -42,7 +42,7 @@ def serve(*sinks: Any, messages: tuple[Any, ...] = ("x",), **options: Any) -> mp
 
 
 def test_file_is_appended_to(log: Path) -> None:
-    """What is in the file stays, and what is logged comes behind it."""
+    """What is in the file stays, and what is logged comes after it."""
     log.write_text("before\n")
     serve(log)
     assert lines(log) == ["before", "x"]
@@ -153,7 +153,7 @@ def test_permissions(tmp_path: Path, prepare: str, message: str) -> None:
 def test_bad_path_is_found_before_any_process_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[mplog.FileSink]
 ) -> None:
-    """A directory that is not there, or that stands where the file should, is named, with what to do."""
+    """A missing directory, or one in place of the file, is named, with what to do."""
     monkeypatch.setattr("mplog.server.started.Control", lambda *_: pytest.fail("a process was started"))
     with pytest.raises(mplog.SinkError, match=r"its directory .*missing does not exist\. Create it first"):
         mplog.LogServer(kind(tmp_path / "missing" / "{name}.log")).start()
@@ -238,7 +238,7 @@ class _Stuck(TextHandler):
 
 
 def test_what_a_thread_logs_while_a_disk_is_full_is_kept() -> None:
-    """It comes behind what waits already."""
+    """It comes after what waits already."""
     handler = _Stuck()
     handler.handle(logging.makeLogRecord({"msg": "before"}))
     handler.flush()
@@ -456,7 +456,7 @@ COLORED = (
     ],
 )
 def test_console(tmp_path: Path, stream: str, terminal: bool, changes: dict[str, str], colored: bool) -> None:
-    """The console is coloured on a terminal and where FORCE_COLOR is set, but never where NO_COLOR is."""
+    """The console is coloured on a terminal and if FORCE_COLOR is set, but never if NO_COLOR is."""
     base: dict[str, str | None] = {"NO_COLOR": None, "FORCE_COLOR": None, "TERM": "xterm", "PYTHONUTF8": "1"}
     env = environment(**{**base, **changes})
     if not terminal:
@@ -477,7 +477,7 @@ def test_console(tmp_path: Path, stream: str, terminal: bool, changes: dict[str,
 
 
 def test_broken_console_hurts_nobody(tmp_path: Path) -> None:
-    """When nobody reads the console any more, as behind `| head`, the other sinks have it all, and the program ends."""
+    """When nobody reads the console any more, as after `| head`, the other sinks have it all, and the program ends."""
     script = write_script(
         tmp_path,
         """
