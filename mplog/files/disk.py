@@ -27,7 +27,7 @@ class Disk:
         self.due: float | None = None
 
     def sync(self, fd: int) -> bool:
-        """Force what was written to the disk, whatever the policy is; where that fails, say so, and return False."""
+        """Force what was written to the disk, whatever the policy is; if that fails, say so and return False."""
         try:
             self.due = None
             getattr(os, "fdatasync", os.fsync)(fd)

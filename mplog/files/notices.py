@@ -63,3 +63,8 @@ def print_notices(notices: Iterable[str]) -> None:
 def describe(error: BaseException) -> str:
     """Return an error as text, with its type."""
     return f"{type(error).__name__}: {error}"
+
+
+def changed_meanwhile(path: str) -> str:
+    """Return the notice about a file from which nothing can be taken back."""
+    return f"{path} was changed while no logging process wrote it, and is left as it is"

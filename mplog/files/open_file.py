@@ -181,7 +181,7 @@ class OpenFile:
                 done += count
         except OSError:
             whole, self.whole_texts = self.encoder.rewind(portion, done)
-            # Also where nothing seems to have been written: what a failed write has left is not defined.
+            # Even if nothing seems to have been written: what a failed write leaves is not defined.
             self._length = self._cut_at = portion.start.length + whole
             with contextlib.suppress(OSError):
                 self.take_back()

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-#: O_NONBLOCK: opening a FIFO that somebody planted must not wait for its reader. It does nothing to a file.
+#: O_NONBLOCK: opening a planted FIFO must not wait for its reader. For a file it means nothing.
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _APPENDING = os.O_WRONLY | os.O_APPEND | _FLAGS
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -164,7 +164,7 @@ def existing(path: str) -> Iterator[int]:
 
 
 def find(directory: str, device: int, inode: int, is_name: Callable[[str], bool]) -> str | None:
-    """Return the path of a regular file by its inode; None where no file has it that has one of these names."""
+    """Return the path of a regular file by its inode, or None. Only files with one of these names are looked at."""
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.inode() == inode and is_name(entry.name):
@@ -183,7 +183,7 @@ def cut_back(fd: int, start: int, end: int) -> int | None:
         end: the length up to which the process may have written.
 
     Returns:
-        How many bytes were cut off; None where others have changed the file, which is left as it is.
+        How many bytes were cut off; None if others have changed the file, which is left as it is.
     """
     status = os.fstat(fd)
     if status.st_size == start:

@@ -1,7 +1,7 @@
 """Renames of files that belong together, which a kill in the middle of them leaves neither half done nor final.
 
 The rule of this file: **what is going to be renamed is written down before, with the inodes.** A name alone would not
-tell whether a rename has been made, where each file takes the name of the next one and there may be gaps between the
+tell whether a rename has been made: each file takes the name of the next one, and there may be gaps between the
 numbers. Nothing is overwritten or removed at once: what is in the way, or is to go, gets a name of its own, until
 `settle` says that it will not be wanted back::
 
@@ -102,7 +102,7 @@ class Renames:
         """Take back renames until the log is that file again; what has been the log since is removed.
 
         Returns:
-            The notes of what was taken back, the earliest last; none where that file was never renamed.
+            The notes of what was taken back, the earliest last; none if that file was never renamed.
         """
         entries = self._entries()
         of_the_file = [any(step[::2] == (self._log, inode) for step in entry.steps) for entry in entries]

@@ -1,7 +1,7 @@
 """When a file is rotated, what its rotated files are called, and which of them are kept: the words, and what they mean.
 
-The rule of this file: **no clock and no file.** Words become plain values in the program, where a wrong one raises; the
-logging process asks them with the time that it has.
+The rule of this file: **no clock and no file.** Words become plain values in the program, and a wrong one raises there;
+the logging process asks the values with the time that it has.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class ArchiveName:
 
     Args:
         pattern: a file name with directives of strftime, and ``{index}``, or for instance ``{index:03}``; None for
-            ``app.%Y-%m-%d.{index:03}.log`` where the log is ``app.log``. So the names sort as the records do, end as
+            ``app.%Y-%m-%d.{index:03}.log`` if the log is ``app.log``. So the names sort as the records do, end as
             the log's, and no file is renamed twice.
         log: the file name of the log.
 
@@ -349,7 +349,7 @@ class ArchiveName:
         return [*before, *digits, *after]
 
     def index_of(self, name: str) -> tuple[tuple[str, str], int] | None:
-        """Return what stands around the index, and the index; None where it is not the name of a rotated file.
+        """Return what stands around the index, and the index; None if it is not the name of a rotated file.
 
         Compressed files have the name that they had before.
         """
@@ -396,7 +396,7 @@ def make_rotation(
     compress: str | None = None,
     timezone: str | datetime.tzinfo | None = None,
 ) -> Rotation | None:
-    """Return what the words say, None where they say nothing. `log` is the file name of the log.
+    """Return what the words say, None if they say nothing. `log` is the file name of the log.
 
     Raises:
         ValueError: a word is not understood; the message says what is.
@@ -430,7 +430,7 @@ def _read_zone(zone: str | datetime.tzinfo | None) -> datetime.tzinfo | None:
             return zone
         raise TypeError(f"timezone is a name such as 'UTC' or 'Europe/Berlin', or a tzinfo, not {zone!r}")
     if zone.upper() == "UTC":
-        return datetime.timezone.utc  # also where no time zones are installed
+        return datetime.timezone.utc  # even if no time zones are installed
     import zoneinfo
 
     try:

@@ -87,7 +87,7 @@ class CallableHandler(LocklessHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record that was logged in this process, except by the function itself."""
-        # It would have no end where each call logs, and wait for itself where there is no room.
+        # A function that logs at each call would never come to an end, or wait for itself if there is no room.
         if threading.current_thread() not in self._threads:
             self.handle_batch([record])
 

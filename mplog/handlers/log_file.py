@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mplog.files import lock as file_lock
 from mplog.files import regular
-from mplog.files.notices import Clock, Notices, print_notices
+from mplog.files.notices import Clock, Notices, changed_meanwhile, print_notices
 from mplog.files.open_file import FileOptions, OpenFile
 from mplog.files.portion import Portion, Position
 from mplog.files.rotator import Rotator
@@ -161,7 +161,7 @@ class LogFileHandler(TextHandler):
             with regular.existing(path) as fd:
                 count = regular.cut_back(fd, committed.length, announced)
         if count is None:
-            file.notices.say("resume", f"{self.path} was changed by somebody else while nobody wrote it, and stays so")
+            file.notices.say("resume", changed_meanwhile(self.path))
         return count or 0
 
     def takes_back(self, inode: int) -> bool:

@@ -29,7 +29,7 @@ class Writer(Protocol):
         """End writing."""
 
 
-#: Stands for bytes that could not be written, where a record is reported.
+#: The record that is reported for bytes that could not be written.
 _RECORD = logging.LogRecord("mplog.write", logging.NOTSET, "", 0, "bytes", None, None)
 
 

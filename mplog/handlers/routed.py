@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from mplog.files import lock as file_lock
 from mplog.files import regular
 from mplog.files.names import FileNames
-from mplog.files.notices import print_notices
+from mplog.files.notices import changed_meanwhile, print_notices
 from mplog.files.portion import Position
 from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.open_files import OpenFiles
@@ -60,7 +60,7 @@ class RoutedFileHandler(TextHandler):
         self._files = OpenFiles(os.path.dirname(path), self._make_file, max_open)
         #: What is to be written, by name.
         self._waiting: dict[str, tuple[list[Entry | logging.LogRecord], list[str]]] = {}
-        self._lock: filelock.BaseFileLock | None = None  # for `close`, where it cannot be had
+        self._lock: filelock.BaseFileLock | None = None  # for `close`, if it cannot be had
         self._lock = file_lock.acquire(path)
 
     def __repr__(self) -> str:
@@ -161,7 +161,7 @@ class RoutedFileHandler(TextHandler):
         finally:
             file_lock.release(lock)
         if count is None:
-            self._files.say(f"{path} was changed by somebody else while nobody wrote it, and stays so")
+            self._files.say(changed_meanwhile(path))
         return count or 0
 
     def _is_name(self, name: str) -> bool:

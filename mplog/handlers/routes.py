@@ -33,7 +33,7 @@ class Routes:
         self.by_origin = ByOrigin(self._file_name)
         #: By the values of the fields, as texts.
         self._by_values = Cache(names.name, _KEPT_NAMES, _is_kept)
-        #: The one field, where that is an extra attribute, and names by its values that are texts or integers.
+        #: The field, if there is one only, and an extra attribute; and names by its values that are texts or integers.
         self._field = names.fields[0] if names.fields[0] not in _STANDARD and len(names.fields) == 1 else None
         self._by_value: Cache[str | int, str] = Cache(lambda value: self._name([value]), _KEPT_NAMES, _is_kept)
         #: Without a field that may be extra, extra attributes change nothing.
