@@ -54,12 +54,7 @@ def _make_own_directory(path: str) -> None:
 
 
 def acquire(path: str) -> filelock.BaseFileLock:
-    """Become the one process that writes the file.
-
-    Raises:
-        LogFileLockedError: another process writes it.
-        OSError: the lock file cannot be made.
-    """
+    """Become the one process that writes the file; raise a LogFileLockedError if there is one already."""
     # Imported here: it takes as long as everything else that a program loads to start a server.
     import filelock
 

@@ -66,11 +66,7 @@ class OpenFile:
         return self._fd
 
     def open(self) -> None:
-        """Open the path, and close what was open before.
-
-        Raises:
-            OSError: it cannot be opened; the file that was open stays so.
-        """
+        """Open the path, and close what was open before. On an OSError, that stays open."""
         options = self._options
         fd, is_new = regular.open_for_appending(
             self.path, options.permissions, owner=options.owner, follow_symlinks=options.follow_symlinks

@@ -25,12 +25,7 @@ def open_for_appending(
 ) -> tuple[int, bool]:
     """Open a regular file for appending; return the descriptor, and whether the file was made.
 
-    Args:
-        path: the file.
-        permissions: of a file that is made, whatever the umask is.
-        owner: of a file that is made.
-        follow_symlinks: open the file even if the path is a symbolic link.
-        make: make the file if it is not there.
+    A file that is made has just these permissions, whatever the umask is, and this owner.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
@@ -92,11 +87,10 @@ def _not_a_file() -> OSError:
 
 
 def create(path: str, permissions: int, *, owner: Owner | None = None) -> int:
-    """Make a file with exactly this mode and owner; return a descriptor for appending to it.
+    """Make a file with just this mode and owner; return a descriptor for appending to it.
 
     Raises:
-        FileExistsError: something is there already, whatever it is.
-        PermissionError: it cannot be given to that owner; there is no file then.
+        OSError: something is there already, or the file cannot be given to that owner, and is removed.
     """
     fd = os.open(path, _APPENDING | _NOFOLLOW | os.O_CREAT | os.O_EXCL, permissions)
     try:
@@ -151,11 +145,7 @@ def read_owner(owner: str | None) -> Owner | None:
 
 @contextlib.contextmanager
 def existing(path: str) -> Iterator[int]:
-    """Open a regular file that is there for appending; give its descriptor, and close it.
-
-    Raises:
-        OSError: see `open_for_appending`.
-    """
+    """Open a regular file that is there for appending, and close it afterwards."""
     fd, _ = open_for_appending(path, 0, make=False)
     try:
         yield fd
@@ -175,15 +165,9 @@ def find(directory: str, device: int, inode: int, is_name: Callable[[str], bool]
 
 
 def cut_back(fd: int, start: int, end: int) -> int | None:
-    """Cut off what a killed process has written without noting it.
+    """Cut off what a killed process has written from `start` on, and up to `end` at most; return how many bytes.
 
-    Args:
-        fd: the file.
-        start: the length that is noted.
-        end: the length up to which the process may have written.
-
-    Returns:
-        How many bytes were cut off; None if others have changed the file, which is left as it is.
+    None means that others have changed the file, which is left as it is.
     """
     status = os.fstat(fd)
     if status.st_size == start:
@@ -197,12 +181,7 @@ def cut_back(fd: int, start: int, end: int) -> int | None:
 
 
 def rename_to_new(source: str, target: str) -> None:
-    """Rename a file, unless the new name is taken.
-
-    Raises:
-        FileExistsError: something is there already, whatever it is.
-        OSError: it cannot be renamed; everything is as before.
-    """
+    """Rename a file, unless the new name is taken: by a FileExistsError. On any error, everything is as before."""
     # An empty file of that name makes the name ours.
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _FLAGS, 0o600))
     try:

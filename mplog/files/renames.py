@@ -38,11 +38,7 @@ class _Entry(NamedTuple):
 
 
 class Renames:
-    """The renames in the directory of a log.
-
-    Args:
-        log: the path of the log.
-    """
+    """The renames in the directory of the log that has this path."""
 
     def __init__(self, log: str) -> None:
         self._directory, self._log = os.path.split(log)
@@ -88,11 +84,7 @@ class Renames:
             os.close(fd)
 
     def finish(self) -> bool:
-        """Make those renames that a killed process was about to make; return whether there was one.
-
-        Raises:
-            OSError: one of them is not possible.
-        """
+        """Make those renames that a killed process was about to make; return whether there was one."""
         left = [step for entry in self._entries()[-1:] for step in entry.steps if self._is(step.source, step.inode)]
         for step in left:
             self._rename(step.source, step.target)
@@ -149,11 +141,7 @@ class Renames:
         return entries
 
     def _open(self, flags: int) -> int:
-        """Open the journal.
-
-        Raises:
-            OSError: it cannot be opened, or is not of this program's making.
-        """
+        """Open the journal; raise an OSError if it is not of this program's making."""
         flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
         path = self._path(self._journal)
         fd = os.open(path, flags, 0o600)

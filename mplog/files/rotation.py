@@ -105,13 +105,7 @@ def _instant(wall_clock: datetime.datetime, zone: datetime.tzinfo | None) -> flo
 
 
 class Timer:
-    """Says when a file is due by time, whatever the clock does.
-
-    Args:
-        schedules: when.
-        zone: of the schedules; None is the local one.
-        since: when the file was begun, or last written, in seconds since the epoch.
-    """
+    """Says when a file is due that was begun, or last written, at the time `since`, whatever the clock does."""
 
     def __init__(self, schedules: Sequence[Schedule], zone: datetime.tzinfo | None, since: float) -> None:
         self._schedules = schedules
@@ -372,10 +366,7 @@ class Rotation:
 
     Attributes:
         size: the bytes that it may have; None for any number.
-        schedules: when it is rotated whatever its size.
         zone: the time zone of schedules and names; None is the local one.
-        name: what rotated files are called.
-        keep: which of them are kept.
         compress: a key of `SUFFIXES`, or None.
     """
 
@@ -396,12 +387,7 @@ def make_rotation(
     compress: str | None = None,
     timezone: str | datetime.tzinfo | None = None,
 ) -> Rotation | None:
-    """Return what the words say, None if they say nothing. `log` is the file name of the log.
-
-    Raises:
-        ValueError: a word is not understood; the message says what is.
-        ModuleNotFoundError: a package for it is missing.
-    """
+    """Return what the words of a `FileSink` say, None if they say nothing. `log` is the file name of the log."""
     if rotate is None:
         for word, value in {"archive": archive, "keep": keep, "compress": compress, "timezone": timezone}.items():
             if value is not None:

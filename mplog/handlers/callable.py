@@ -60,11 +60,7 @@ class Delivery:
 
 
 class CallableHandler(LocklessHandler):
-    """Collects batches, and has them delivered.
-
-    Args:
-        delivery: says how.
-    """
+    """Collects batches, and has them delivered."""
 
     def __init__(self, delivery: Delivery) -> None:
         super().__init__()

@@ -12,12 +12,7 @@ from mplog.record.layout import Entry
 
 
 class ConsoleHandler(TextHandler):
-    """Writes to a stream.
-
-    Args:
-        stream: where to.
-        color: colour each record by its level.
-    """
+    """Writes to a stream; with `color`, each record in the colour of its level."""
 
     _COLORS = ((logging.CRITICAL, "1;31"), (logging.ERROR, "31"), (logging.WARNING, "33"), (logging.INFO, "32"))
 

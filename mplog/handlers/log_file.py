@@ -112,12 +112,6 @@ class LogFileHandler(TextHandler):
         """Return what of the texts comes next into the file, having rotated that first if it was due.
 
         Nothing is written. What has been prepared must be written before anything else is prepared, or never.
-
-        Args:
-            texts: at least one.
-
-        Raises:
-            OSError: nothing can be written at the moment.
         """
         file, rotator = self._file, self._rotator
         file.take_back()
@@ -130,12 +124,7 @@ class LogFileHandler(TextHandler):
         return rotator.fit(texts, file.position(), forced=1)
 
     def write_portion(self, portion: Portion) -> None:
-        """Write what `prepare` has returned, and add the number of its texts to `written`.
-
-        Raises:
-            OSError: some texts are not in the file. Those that are wholly in it have been added to `written`; what was
-                written of another one is taken back, at the latest before anything else is written.
-        """
+        """Write what `prepare` has returned, and add to `written` how many texts are wholly in the file."""
         try:
             self._file.write(portion)
         finally:

@@ -34,12 +34,7 @@ _RECORD = logging.LogRecord("mplog.write", logging.NOTSET, "", 0, "bytes", None,
 
 
 class RawFileHandler(LogFileHandler):
-    """Writes bytes to a file.
-
-    Args:
-        path, options, more: see `LogFileHandler`.
-        name: of the sink.
-    """
+    """Writes bytes to a file. The name is that of the sink."""
 
     terminator = ""
 
@@ -53,12 +48,7 @@ class RawFileHandler(LogFileHandler):
 
 
 class WriterHandler(TextHandler):
-    """Gives bytes to a writer.
-
-    Args:
-        writer: takes them.
-        name: of the sink.
-    """
+    """Gives bytes to a writer. The name is that of the sink."""
 
     def __init__(self, writer: Writer, name: str) -> None:
         super().__init__()

@@ -21,9 +21,6 @@ _DETAIL_PLACES = {name: place for place, name in enumerate(DETAILS)}
 class Routes:
     """Finds the names of files, and remembers them.
 
-    Args:
-        names: the pattern.
-
     Attributes:
         by_origin: the names for records without extra attributes.
     """

@@ -118,28 +118,25 @@ class CallableSink(Sink):
             )
         if full not in ("block", "drop"):
             raise ValueError(f"full is 'block' or 'drop', not {full!r}")
-        self.function = function
-        self.batch, self.timeout, self.retry = batch, timeout, Retry.of(retry)
-        self.threads, self.waiting, self.full = threads, waiting, full
+        retry = Retry.of(retry)
+        self.delivery = Delivery(
+            function,
+            getattr(function, "__qualname__", repr(function)),
+            takes_texts=self.format is not None or self.escape,
+            batch=batch,
+            timeout=timeout,
+            threads=threads,
+            waiting=waiting,
+            drops=full == "drop",
+            pauses=_no_pauses if retry is None else retry.pauses,
+            at_end=0.0 if retry is None else retry.at_end,
+        )
 
     def describe(self) -> str:
-        return getattr(self.function, "__qualname__", repr(self.function))
+        return self.delivery.name
 
     def make_handler(self) -> logging.Handler:
-        return CallableHandler(
-            Delivery(
-                self.function,
-                self.describe(),
-                takes_texts=self.format is not None or self.escape,
-                batch=self.batch,
-                timeout=self.timeout,
-                threads=self.threads,
-                waiting=self.waiting,
-                drops=self.full == "drop",
-                pauses=_no_pauses if self.retry is None else self.retry.pauses,
-                at_end=0.0 if self.retry is None else self.retry.at_end,
-            )
-        )
+        return CallableHandler(self.delivery)
 
 
 def _no_pauses() -> Iterator[float]:

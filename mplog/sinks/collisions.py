@@ -21,11 +21,7 @@ _DIGIT_PIECES = {*_DIGITS, *"0123456789"}
 
 
 def check_names(sinks: Sequence[FileSink]) -> None:
-    """Refuse sinks that could write to one file, or rotate to one name.
-
-    Raises:
-        ValueError: there are two.
-    """
+    """Raise a ValueError if two sinks could write to one file, or rotate to one name."""
     for one, other in itertools.combinations(sinks, 2):
         if _directory(one) != _directory(other):
             continue
