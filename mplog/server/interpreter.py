@@ -28,13 +28,7 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
         end: its end of the connection to this process.
         fd: the reading end of the FIFO; -1 for none.
     """
-    executable = spawn.get_executable()
-    if not executable or getattr(sys, "frozen", False):
-        raise StartError(
-            "the logging process needs a Python interpreter to run in, and this program has none "
-            "(sys.executable is empty, or the program is frozen). "
-            "Name one with multiprocessing.set_executable()."
-        )
+    executable = _executable()
     options: dict[str, Any] = {}
     number, spare = end.fileno(), []
     if sys.platform == "win32":
@@ -52,7 +46,7 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
     try:
         return subprocess.Popen(
             [
-                os.fsdecode(executable),
+                executable,
                 *util._args_from_interpreter_flags(),  # type: ignore[attr-defined]
                 "-c",
                 _BOOTSTRAP,
@@ -72,6 +66,17 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
     finally:
         for number in spare:
             os.close(number)
+
+
+def _executable() -> str:
+    executable = spawn.get_executable()
+    if not executable or getattr(sys, "frozen", False):
+        raise StartError(
+            "the logging process needs a Python interpreter to run in, and this program has none "
+            "(sys.executable is empty, or the program is frozen). "
+            "Name one with multiprocessing.set_executable()."
+        )
+    return os.fsdecode(executable)
 
 
 def module_path() -> list[str]:
