@@ -1,11 +1,7 @@
 """`MplogCollector`: what a server counts, for Prometheus. Needs the extra ``mplog[prometheus]``.
 
-::
-
-    registry --- collect() ---> MplogCollector ---> server.stats(), which reads shared memory ---> metrics
-
-The rule of this file: **a scrape only reads.** It neither waits for the logging process nor changes anything. Names and
-units follow Prometheus's own conventions (https://prometheus.io/docs/practices/naming/).
+The rule of this file: **a scrape only reads.** It reads shared memory, by ``server.stats()``. Names and units follow
+Prometheus's own conventions (https://prometheus.io/docs/practices/naming/).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The handlers that a program has set up, as a configuration: `describe_handlers`.
 
 The rule of this file: **what cannot be described exactly is refused.** A handler of the standard library, or of Django,
-is described by its class and the arguments that made it. A handler of another class may hold anything, and only its
-author knows how to make it in another process.
+is described by its class and the arguments that made it. Only its author knows how to make another one elsewhere.
 """
 
 from __future__ import annotations
@@ -21,11 +20,7 @@ from mplog.worker.state import all_loggers
 
 
 def describe_handlers() -> dict[str, Any]:
-    """Return a configuration with the handlers of all loggers of this process.
-
-    Raises:
-        ConfigurationError: one of them cannot be described, or there is none.
-    """
+    """Return a configuration with the handlers of all loggers, or raise `ConfigurationError` if that is impossible."""
     description = _Description()
     loggers = {}
     for name, logger in all_loggers().items():
@@ -43,11 +38,7 @@ def describe_handlers() -> dict[str, Any]:
 
 
 class _Description:
-    """Collects handlers, formatters and filters, and gives them names.
-
-    Attributes:
-        sections: of the configuration.
-    """
+    """Collects handlers, formatters and filters in the sections of a configuration, and gives them names."""
 
     def __init__(self) -> None:
         self.sections: dict[str, dict[str, Any]] = {"formatters": {}, "filters": {}, "handlers": {}}

@@ -21,8 +21,7 @@ _WHENS = "It is one of S, M, H, D, midnight, and W0 to W6"
 def arguments_of(factory: Any) -> tuple[dict[str, bool], bool]:
     """Return the arguments that something takes, by name whether each is required; and whether it takes any others.
 
-    Raises:
-        TypeError, ValueError: it does not tell.
+    Raises TypeError or ValueError if it does not tell.
     """
     names: dict[str, bool] = {}
     takes_others = False
@@ -43,11 +42,7 @@ def arguments_of(factory: Any) -> tuple[dict[str, bool], bool]:
 
 
 def make(place: str, kind: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """Make a sink or a formatter, to see whether that works.
-
-    Raises:
-        ConfigurationError: it does not; ``place`` is the argument that is wrong.
-    """
+    """Make a sink or a formatter, to see whether that works; the error names the argument that is wrong."""
     try:
         return kind(**given)
     except Exception as error:

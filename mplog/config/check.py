@@ -1,7 +1,6 @@
 """Checking a configuration before any process is started.
 
-The rule of this file: **nothing is opened, and no handler is made.** Mistakes that show only then are found by the
-logging process.
+The rule of this file: **nothing is opened, and no handler is made.** What shows only then, the logging process finds.
 """
 
 from __future__ import annotations
@@ -42,11 +41,7 @@ NOT_IN_SINKS = {
 
 
 def check_config(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Sink]]:
-    """Return the configuration, with its references resolved, and its sinks by the names of the handlers.
-
-    Raises:
-        ConfigurationError: there is a mistake in it.
-    """
+    """Return the configuration, with its references resolved, and its sinks by the names of the handlers."""
     check_cycles(config)
     referred = set(re.findall(r"cfg://\s*(\w+)", repr(texts(config))))
     config = References(config).resolved(config)
@@ -208,10 +203,7 @@ class _Check:
     def _check_arguments(
         self, place: str, kind: str, config: Any, others: tuple[str, ...], also: dict[str, str]
     ) -> tuple[Any, dict[str, Any]]:
-        """Return the factory at the key `kind` of an entry, and its arguments: all keys except `others`.
-
-        `also` has further names of arguments.
-        """
+        """Return the factory at the key `kind`, and its arguments: all keys except `others`; `also` has more names."""
         attributes = config.get(".")
         is_dictionary = isinstance(attributes, Mapping) and all(isinstance(name, str) for name in attributes)
         if attributes is not None and not is_dictionary:

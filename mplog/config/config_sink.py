@@ -20,13 +20,7 @@ _OF_MAIN = re.compile(r"(?:ext://)?__main__\.(\w+)")
 
 
 class ConfigSink(Sink):
-    """The handlers of a configuration, each on its logger.
-
-    Args:
-        config: the configuration, without what is for the program alone.
-        of_main: what it names of the program's ``__main__``, which the logging process does not import.
-        files: its log files.
-    """
+    """The handlers of a configuration, each on its logger; `of_main` is what `find_of_main` has found."""
 
     def __init__(self, config: dict[str, Any], of_main: dict[str, Any], files: Sequence[FileSink]) -> None:
         super().__init__()
@@ -43,11 +37,7 @@ class ConfigSink(Sink):
             file.clear_up()
 
     def install(self, default: logging.Formatter) -> list[logging.Handler]:
-        """Build the handlers and give them to their loggers. Runs in the logging process.
-
-        Returns:
-            The handlers, in the order in which to close them.
-        """
+        """Build the handlers and give them to their loggers; return them in the order in which to close them."""
         vars(sys.modules["__main__"]).update(self.of_main)
         configurator = Configurator(dict(self.config), restarted=self.restarted)
         try:
@@ -68,7 +58,7 @@ def _make_django_ready(handlers: list[logging.Handler]) -> None:
 
 
 def find_of_main(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what the configuration names of this program's ``__main__``."""
+    """Return what the configuration names of this program's ``__main__``, which the logging process does not import."""
     main = vars(sys.modules["__main__"])
     names = {found[1] for text in texts(config) if (found := _OF_MAIN.match(text))}
     return {name: main[name] for name in names if name in main}

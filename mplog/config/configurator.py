@@ -36,11 +36,7 @@ def is_kind(kind: Any, parent: type) -> bool:
 
 
 class Configurator(logging.config.DictConfigurator):
-    """The stdlib's DictConfigurator, with mplog's handlers for the stdlib's file and stream handlers, and for sinks.
-
-    Attributes:
-        built: the handlers, in the order in which they were made.
-    """
+    """The stdlib's, with mplog's handlers in place of its file and stream handlers, and with sinks; `built` has all."""
 
     def __init__(self, config: dict[str, Any], *, restarted: bool = False) -> None:
         super().__init__(config)

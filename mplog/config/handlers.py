@@ -48,9 +48,7 @@ _ATTRIBUTES = {"terminator"}
 class Handlers:
     """Makes the handlers of one configuration.
 
-    Args:
-        restarted: whether an earlier logging process has written the files. Then ``mode: "w"`` empties none of them,
-            and ``"x"`` opens those that exist.
+    If an earlier logging process has written their files, ``mode: "w"`` empties none, and ``"x"`` opens existing ones.
     """
 
     def __init__(self, *, restarted: bool) -> None:
@@ -59,13 +57,7 @@ class Handlers:
         self._files: dict[str, tuple[LogFileHandler, tuple[Any, ...]]] = {}
 
     def make(self, kind: type[logging.Handler], attributes: Mapping[str, Any], **given: Any) -> logging.Handler:
-        """Return a handler that writes as one of the stdlib does.
-
-        Args:
-            kind: the class of the stdlib's handler, one of `SERVED`.
-            attributes: what is going to be set on it.
-            given: its arguments.
-        """
+        """Return a handler that writes as one of `SERVED` does; `attributes` are going to be set on it."""
         bound = inspect.signature(kind).bind(**given)
         bound.apply_defaults()
         arguments = bound.arguments
@@ -81,13 +73,7 @@ class Handlers:
         return self._file(kind, arguments, attributes.get("terminator", "\n")) or kind(**given)
 
     def open_sink(self, kind: type[Sink], format: logging.Formatter | None, **given: Any) -> logging.Handler:
-        """Return the handler of a sink.
-
-        Args:
-            kind: the class of the sink.
-            format: its formatter; None for the text that a handler without one writes.
-            given: its other arguments.
-        """
+        """Return the handler of a sink; with no format, it writes what a handler without a formatter does."""
         sink = kind(**given) if format is None else kind(**given, format=format)
         sink.restarted = self._restarted
         return sink.open(logging.Formatter())

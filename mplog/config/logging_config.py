@@ -1,13 +1,11 @@
 """One ``logging.config`` dictionary for all processes: `LoggingConfig`.
 
-::
+Handlers, formatters and their filters are for the logging process (`ConfigSink`); levels, ``propagate`` and filters of
+loggers for the program and its workers (`LoggingConfig.apply`).
 
-    version 1 dictionary ---> handlers, formatters, their filters ---> the logging process   (`ConfigSink`)
-    or TOML, or JSON     \\--> levels, propagate, filters of loggers --> the program, workers (`LoggingConfig.apply`)
-
-The rule of this file: **the stdlib reads the configuration.** ``logging.config.DictConfigurator`` itself builds
-handlers, formatters and filters, in the process where they belong. mplog finds mistakes before any process is started,
-has its own sinks write what the stdlib's file and stream handlers would, and takes these sinks as handlers, too.
+The rule of this file: **the stdlib reads the configuration.** ``logging.config.DictConfigurator`` itself builds all
+this, in the process where it belongs. mplog finds mistakes before any process is started, and has its own sinks write
+what the stdlib's file and stream handlers would.
 """
 
 from __future__ import annotations
@@ -36,17 +34,10 @@ from mplog.worker.state import Layout, all_loggers
 
 
 class LoggingConfig:
-    """A configuration, checked and split.
+    """A configuration for ``dictConfig()``, or the ``.toml`` or ``.json`` file that holds it, checked and split.
 
-    Args:
-        source: a dictionary for ``logging.config.dictConfig``; or the path of a ``.toml`` or ``.json`` file that holds
-            one.
-        adopted: the loggers are set up already: their levels, filters and ``propagate`` stay as they are, and workers
-            take them over.
-
-    Attributes:
-        sink: opens the handlers, in the logging process.
-        raw_names: the names of sinks for bytes.
+    If it is `adopted`, the loggers are set up already: their levels, filters and ``propagate`` stay as they are, and
+    workers take them over.
 
     Raises:
         ConfigurationError: something in it is wrong; ``place`` says where.
@@ -85,10 +76,8 @@ class LoggingConfig:
 
     @property
     def sink(self) -> ConfigSink:
-        """The part for the logging process, which pickles.
-
-        Raises:
-            ConfigurationError: something in it does not pickle, or a file cannot be written.
+        """The part for the logging process; raises `ConfigurationError` if it does not pickle, or a file is not
+        writable.
         """
         config = dict(self._config)
         config["handlers"] = {name: dict(entry) for name, entry in _plain(config, "handlers", {}).items()}
@@ -118,8 +107,7 @@ class LoggingConfig:
     def layout(self, *, by_value: bool = False) -> Layout:
         """Return where processes need a QueueHandler: at the topmost logger with handlers that a record reaches.
 
-        Args:
-            by_value: pickle filters for processes that cannot import the program's script.
+        With `by_value`, filters are pickled for processes that cannot import the program's script.
         """
         with_handlers = {name for name in self._loggers if self._handlers_of(name)}
         senders = {name for name in with_handlers if with_handlers.isdisjoint(self._above(name))}

@@ -1,7 +1,6 @@
-"""What is wrong with a configuration, in words.
+"""What is wrong with a configuration, in words: the place, the mistake, the remedy.
 
-Every message has the same form, the place, the mistake, the remedy: ``handlers.file.level: 'LOUD' is not a level. It is
-a number or one of ...``.
+``handlers.file.level: 'LOUD' is not a level. It is a number or one of ...``
 """
 
 from __future__ import annotations
@@ -15,13 +14,7 @@ from mplog.errors import ConfigurationError
 
 
 def wrong(place: str, what: str, remedy: str) -> ConfigurationError:
-    """Return the error for what is wrong at a place.
-
-    Args:
-        place: of the mistake, as in ``handlers.file.level``; empty for the whole configuration.
-        what: the mistake.
-        remedy: what to do.
-    """
+    """Return the error for what is wrong at a place, such as ``handlers.file.level``; "" is the whole configuration."""
     message = f"{what}. {remedy}" if remedy else what
     message += "" if message.endswith(("?", ".")) else "."
     return ConfigurationError(f"{place}: {message}" if place else message, place=place)

@@ -15,12 +15,7 @@ from mplog.errors import ConfigurationError
 
 
 def read_config(path: Any) -> dict[str, Any]:
-    """Return the dictionary that a .toml or .json file holds.
-
-    Raises:
-        ConfigurationError: the file cannot be read, or holds no dictionary.
-        TypeError: this is no path.
-    """
+    """Return the dictionary that a .toml or .json file holds."""
     try:
         path = os.fspath(path)
     except TypeError:
@@ -63,9 +58,6 @@ class References(logging.config.BaseConfigurator):
         """Return a part of the configuration with its references replaced by what they lead to.
 
         An ``ext://`` that leads to anything but a text or a number stays: the process that needs it imports it.
-
-        Raises:
-            ConfigurationError: a reference leads nowhere, or back to itself.
         """
         if isinstance(value, str) and value.startswith(("cfg://", "ext://")):
             try:

@@ -1,8 +1,8 @@
 """Formatting a batch of records in one pass. Runs in the logging process.
 
-`compile_loop` makes a function from pieces of text: a loop over the records as they come off the wire. It keeps the
-pieces that depend on a record's origin alone, and makes those that depend on its second once a second. A single record
-that does not fit goes through the formatter's own ``format()``.
+`compile_loop` makes a loop over the records as they come off the wire. It keeps the pieces of text that depend on a
+record's origin alone, and makes those that depend on its second once a second. A record that does not fit goes through
+the formatter's own ``format()``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,9 @@ _STANDARD = _VARYING | _DETAILS | frozenset(ORIGIN)
 
 @dataclass(frozen=True)
 class Renderer:
-    """A way to format a batch.
+    """A way to format a batch: returns a text with its terminator for each record, "" for one that cannot be formatted.
 
-    Attributes:
-        render: called with a batch, and with what to do about a record that cannot be formatted. It returns a text for
-            each record, with its terminator, and an empty text for a record that cannot be formatted.
-        needs_details: whether it uses attributes that workers send on request only.
+    `needs_details` tells whether it uses attributes that workers send on request only.
     """
 
     render: Callable[[Sequence[Entry], OnError], list[str]]
@@ -67,13 +64,10 @@ def interpreted(formatter: logging.Formatter, terminator: str) -> Renderer:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a text: literal text, or an expression.
+    """A piece of a text: literal text, or Python that gives a value in the variables of the loop.
 
-    Attributes:
-        literal: the text.
-        expression: Python that gives a value, in the variables of the loop.
-        fields: the attributes of the record that the expression uses.
-        conversion: ``"!s"`` to make text of the value by ``str()``, and ``""`` to do so by ``format()``.
+    `fields` are the attributes of the record that it uses. The conversion ``"!s"`` stands for ``str()``, and ``""`` for
+    ``format()``.
     """
 
     literal: str = ""
@@ -147,16 +141,12 @@ def compile_loop(
 ) -> Renderer:
     """Return a renderer that puts a text together.
 
-    All Python in the arguments sees the attributes of the record by their names, and ``extra``. Where it raises, the
-    record goes through ``formatter.format()``.
+    All Python in the arguments sees the attributes of the record by their names, ``extra`` and `names`. Where it
+    raises, the record goes through ``formatter.format()``.
 
     Args:
         each_second: statements that run when the second of ``created`` has changed.
-        pieces: of the text.
         more: statements that lengthen ``text``, for a record with an exception or a stack.
-        names: other names that the Python uses.
-        formatter: the formatter whose texts these are.
-        terminator: what follows each text.
         rarely: further conditions for `more` to run: Python that begins with ``or``.
     """
     parts, constants, values, end = _arranged([*pieces, Piece(terminator)])
@@ -194,7 +184,7 @@ def compile_loop(
 
 
 def _arranged(pieces: list[Piece]) -> tuple[list[str], list[str], list[str], str]:
-    """Return the names of a text's parts, Python for the constant parts, statements for the others, and the last part.
+    """Return the names of a text's parts, Python for constant parts, statements for the others, and the last part.
 
     The last part, without the terminator, is for a text that is lengthened before its terminator.
     """

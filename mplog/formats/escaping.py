@@ -97,9 +97,6 @@ def _unescape_one(match: re.Match[str]) -> str:
     return chr(int("".join(filter(None, numbers)), 16)) if any(numbers) else "\n"
 
 
-# --- records ---
-
-
 def _escape_value(name: str, value: Any) -> Any:
     """Return the value of an attribute: a text escaped, and another value replaced if it does not look harmless."""
     if type(value) is str:
@@ -156,15 +153,10 @@ def _escape_record(record: logging.LogRecord, formatter: logging.Formatter) -> l
     return escaped
 
 
-# --- formatters ---
-
-
 class EscapedText(BatchFormatter):
-    """Formats as another formatter does, with the texts of the record escaped.
+    """Formats as another formatter does, which sees records whose texts are escaped: ``a\\\\nb``.
 
-    Args:
-        formatter: the other formatter. It sees records whose texts are escaped: a message is ``a\\\\nb``, and so is a
-            value of ``extra`` that is not a text, but has a line break when it is shown.
+    So is a value of ``extra`` that is not a text, but has a line break when it is shown.
     """
 
     def __init__(self, formatter: logging.Formatter) -> None:
@@ -216,11 +208,7 @@ def _indent(text: str) -> str:
 
 
 class EscapedJSON(BatchFormatter):
-    r"""Writes what a `JSONFormatter` does, with everything dangerous as ``\uXXXX``, which every JSON parser reads.
-
-    Args:
-        formatter: the `JSONFormatter`.
-    """
+    r"""Writes what a `JSONFormatter` does, with everything dangerous as ``\uXXXX``, which every JSON parser reads."""
 
     def __init__(self, formatter: JSONFormatter) -> None:
         super().__init__()

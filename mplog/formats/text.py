@@ -38,8 +38,7 @@ def compiled(formatter: logging.Formatter, terminator: str) -> Renderer | None:
 class DatedFormatter(logging.Formatter):
     """An exact ``logging.Formatter`` that makes its date once a second.
 
-    Attributes:
-        needs_details: whether it may use attributes that workers send on request only.
+    `needs_details` tells whether it may use attributes that workers send on request only.
     """
 
     def __init__(self, formatter: logging.Formatter) -> None:
@@ -122,8 +121,6 @@ def _is_plain(formatter: logging.Formatter) -> bool:
 
 #: ``"%03d"`` of a number, kept for those that occur.
 _milliseconds: Cache[float, str] = Cache("%03d".__mod__, 1000)
-
-# --- templates ---
 
 
 def _pieces(formatter: logging.Formatter) -> list[Piece] | None:

@@ -3,12 +3,10 @@
 ::
 
     row:  length | number of a write, its count | number of a write, its count | key
-                   `- place ----------------'     `- place ----------------'
 
 The rule of this file: **a kill never leaves half a change.** A write fills the place of each row that does not count,
-and gives it the number of the write, which is higher than that of the other place. The commit of the buffers names that
-number, so that all new counts become valid at one instant. After a kill, the next logging process discards counts with
-a higher number: they belong to records that it will read again.
+and gives it the number of the write, the higher one. The commit of the buffers names that number, so that all new
+counts become valid at one instant. After a kill, counts with a higher number are discarded: their records come again.
 """
 
 from __future__ import annotations
@@ -50,17 +48,9 @@ _READ_PAUSE = 0.001
 
 
 class CountFile:
-    """The file, for the one process that writes it.
+    """The file, for the one process that writes it; counts of writes after the committed `serial` are discarded.
 
-    Args:
-        directory: of the queue.
-        serial: the number of the last write that was committed, 0 for none; later ones are taken back.
-
-    Attributes:
-        words: the memory.
-
-    Raises:
-        OSError: there is no room for the file.
+    Raises OSError where there is no room for the file.
     """
 
     def __init__(self, directory: str, serial: int) -> None:
@@ -91,13 +81,10 @@ class CountFile:
         return {key: self.words[place + 1] for key, place in self._places.items()}
 
     def write(self, changed: Mapping[Key, int], serial: int) -> list[Key]:
-        """Write counts, which become valid with the commit that names `serial`.
+        """Write counts, which the commit that names `serial` makes valid; return the keys without a row from now on.
 
         A count of 0 keeps its row until the next write, because only then this one is known to be committed. A count
         for which there is no room is left out.
-
-        Returns:
-            The keys that have no row any more.
         """
         gone = [key for key in self._emptied if not changed.get(key)]
         self._emptied.clear()

@@ -20,12 +20,10 @@ class Death(NamedTuple):
     """How a process ended that had been sending records.
 
     Attributes:
-        pid: its pid.
-        name: its name, as in its records.
-        exitcode: as ``multiprocessing.Process.exitcode`` has it: the exit code, or minus the number of the signal.
+        exitcode: as in ``multiprocessing.Process``: the exit code, or minus the number of the signal.
         at: when that was noticed, in seconds since the epoch.
         memory_kills: how many processes the kernel has killed for lack of memory since this one was first seen; None
-            where the kernel does not count them.
+            where it does not count them.
     """
 
     pid: int

@@ -1,14 +1,8 @@
 """Watching the processes that send records, to tell which of them died. Runs in the logging process, on Linux only.
 
-::
-
-    a record of a new pid -> pidfd -> epoll -- readable: it has died --> how? its zombie, the kernel's notes,
-                                                                              or the owner, who waited for it
-
 The rule of this file: **no line about a process that did not send, or that ended as it was meant to; and an idle
 process wakes nobody.** A pid alone proves nothing: it may be that of a new process tomorrow, and in another container
 it is that of another process today. So a process is held by a pidfd, and only if it has our FIFO open at that moment.
-
 What a dead process had written is in the FIFO when its pidfd says so: read that first, then report.
 """
 
@@ -58,13 +52,7 @@ class _Process:
 
 
 class Senders:
-    """Tells which processes can have sent what the logging process reads.
-
-    Args:
-        path: the FIFO, which senders have open; None for a plain queue, whose senders are the owner and its
-            descendants.
-        owner: the pid of the process that started the logging process.
-    """
+    """Finds the processes that can send: those with the FIFO open, or of a plain queue, its owner and descendants."""
 
     def __init__(self, path: str | None, owner: int) -> None:
         self._fifo = None if path is None else (os.path.basename(path), os.stat(path))
@@ -112,16 +100,10 @@ class Senders:
 
 
 class Watch:
-    """Watches the processes that send records, and tells which of them die.
+    """Watches the processes that send records, and tells which of them die. The arguments are those of `Senders`.
 
-    Where that is not possible (before Linux 5.3, or elsewhere), `fileno` is None, and only `told` finds deaths.
-
-    Args:
-        path: the FIFO; None for a plain queue.
-        owner: the pid of the process that started the logging process.
-
-    Attributes:
-        ended: the pids of watched processes that have ended, in whatever way; for the caller to take.
+    Where watching is not possible (before Linux 5.3, or elsewhere), `fileno` is None, and only `told` finds deaths. The
+    caller takes the pids of watched processes that have ended, in whatever way, from `ended`.
     """
 
     def __init__(self, path: str | None, owner: int) -> None:
@@ -158,15 +140,10 @@ class Watch:
             self._epoll.close()
             self._epoll = None
 
-    # --- watching ---
-
     def watch(self, pid: int, name: str) -> bytes | None:
-        """Watch a process that has just sent a record, if that is possible; if it is watched already, note its name.
+        """Watch a sender, if possible; return what tells it from another process with its pid, for `resume`, or None.
 
         Cheap to call again, once a batch for each sender, so that a pid that is used again is noticed.
-
-        Returns:
-            What tells the process from another one with its pid, for `resume`; None where it is not watched.
         """
         process = self._processes.get(pid)
         if process is not None:
@@ -215,8 +192,6 @@ class Watch:
         process.memory_kills = memory_kills()
         self._processes[process.pid] = self._by_fd[process.fd] = process
         return True
-
-    # --- deaths ---
 
     def deaths(self, timeout: float = 0.0) -> list[Death]:
         """Return the deaths since the last call, except routine ones; wait at most `timeout` seconds for one."""

@@ -1,15 +1,10 @@
 """Totals for processes that have ended, so that millions of short workers take bounded room. In the logging process.
 
-::
+Once the losses of a process are said and their file is removed, `EndedProcesses.fold` moves all its counts to the
+totals, in one commit. A few processes are still told apart there; the others count as "others".
 
-    a process ends --> everything that it logged is read --> its losses are said --> its file is removed --> fold()
-
-`EndedProcesses.fold` moves all counts of a process to the totals, in one commit. A few processes are still told apart
-there; the others count as "others".
-
-A pid alone proves nothing: it may be that of a new process tomorrow, and in another container it is that of another
-process today. So a process is not folded while a file of losses has its pid; and if its numbers go on, `Numbers` takes
-them up again.
+A pid alone proves nothing (see deaths.py). So a process is not folded while a file of losses has its pid; and if its
+numbers go on, `Numbers` takes them up again.
 """
 
 from __future__ import annotations
@@ -77,10 +72,7 @@ class EndedProcesses:
         return [*self._tallies.of("said"), *self._tallies.of("lost")]
 
     def fold(self, done: int) -> None:
-        """Move the counts of ended processes to the totals once all their records are written.
-
-        `done` is the position of the log.
-        """
+        """Move the counts of ended processes to the totals once the log, now at `done`, has all their records."""
         ready = [pid for pid, due in self._pending.items() if due <= done]
         if not ready:
             return

@@ -1,10 +1,5 @@
 """What processes have lost that the log has not said. Runs in the logging process.
 
-::
-
-    files of losses --> LossReader.new() --> lines in the log, and "said" in the tallies: one commit
-                                                             the process has ended --> the file is removed
-
 The rule of this file: **a loss is in its file, or in a committed count that survives this process.** So the file of a
 process that has ended is removed only after the commit that keeps all of it. From then on, "said" counts for `Stats`.
 """
@@ -34,9 +29,7 @@ class LossReader:
 
     Attributes:
         ended: files that are not needed after the next commit, by name, with the counts that keep them.
-        in_use: the pids of all files that were there at the last look.
-        has_more: whether the last look did not come to all files.
-        is_blind: whether the last look found no free descriptor, so that `in_use` is not known.
+        in_use: the pids of all files at the last look; not known if it found no free descriptor (`is_blind`).
     """
 
     def __init__(self, directory: str, tallies: Tallies, has_ended: Callable[[int], bool]) -> None:
@@ -53,7 +46,7 @@ class LossReader:
     def new(self, *, of_all: bool = False) -> list[ProcessLosses]:
         """Return what is to be said now, and count it as said: the caller writes the lines before the next commit.
 
-        One look reads some of very many files, except with `of_all`.
+        One look reads some of very many files, unless `of_all`, and then sets `has_more`.
         """
         found = self._new_of_buffers()
         try:

@@ -27,19 +27,10 @@ class Output(msgspec.Struct, frozen=True):
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """What a logging process tells of itself.
+    """What a logging process tells of itself, its server and the program that has started the server.
 
-    Attributes:
-        program: the pid of the program that has started the server.
-        program_mark: what tells the program from a later process with that pid.
-        command: its command line.
-        supervisor, supervisor_mark: the same of the process that would start the next logging process.
-        pid: of the logging process.
-        world: where these pids are valid, as `this_world` returns it.
-        started: when the server was started, in seconds since the epoch.
-        memory: the number of the descriptor of the buffers, in the supervisor and in the logging process.
-        overflow: the policy.
-        outputs: where it writes.
+    A mark tells a process from a later one with its pid. `started` is in seconds since the epoch; `memory` is the
+    number of the descriptor of the buffers, in the supervisor and in the logging process.
     """
 
     program: int

@@ -25,11 +25,7 @@ _PF_EXITING = 0x4
 
 
 class Stat(NamedTuple):
-    """The fields of /proc/<pid>/stat that are needed (proc_pid_stat(5)).
-
-    Attributes:
-        started: in the kernel's clock ticks; with the pid, that is unique.
-    """
+    """Fields of /proc/<pid>/stat (proc_pid_stat(5)); `started`, in clock ticks, is unique together with the pid."""
 
     pid: int
     state: bytes
@@ -40,11 +36,7 @@ class Stat(NamedTuple):
 
     @classmethod
     def read(cls, pid: int) -> Stat:
-        """Read them.
-
-        Raises:
-            OSError, ValueError, IndexError: the process is gone, or may not be looked at, or there is no /proc.
-        """
+        """Read them; raise OSError, ValueError or IndexError for a process that is gone or hidden, or without /proc."""
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # what follows the name, which may be anything
         return cls(pid, fields[0], int(fields[1]), int(fields[6]), fields[19], int(fields[49]))

@@ -1,7 +1,7 @@
 """The line in the log about a restart, which says how many records it has cost. Runs in the logging process.
 
-The number in the line is measured. Processes number their records, so the logging process waits until everything is
-written that was logged before the restart, and counts the numbers that are missing then and were not before.
+The number is measured. Processes number their records, so the logging process waits until everything is written that
+was logged before the restart, and counts the numbers that are missing then and were not before.
 """
 
 from __future__ import annotations
@@ -29,15 +29,11 @@ class Restarts:
     """The restarts of which the log has not told yet.
 
     Args:
-        untold: descriptions that the logging process before this one did not get round to writing.
+        untold: descriptions that the logging process before this one did not get round to writing; then those for the
+            next one, also of a line that `is_said` and not committed.
         stories: how logging processes have ended since; empty at the first start.
         due: the position of the log at which everything is written that was logged before the restart.
         missing: by pid, how many numbers of records are missing already without a known reason.
-        now: the time of the monotonic clock.
-
-    Attributes:
-        untold: what is still to be said, for the next logging process. A line that is not committed is among it.
-        is_said: whether the line is written, and not committed.
     """
 
     def __init__(
@@ -54,12 +50,7 @@ class Restarts:
         return bool(self.untold) and not self.is_said and done >= self._due
 
     def line(self, missing: Mapping[int, int], now: float) -> str | None:
-        """Return the line, which is to be written now; None while numbers are missing that may still come.
-
-        Args:
-            missing: by pid, how many numbers are missing now without a known reason.
-            now: the time of the monotonic clock.
-        """
+        """Return the line, which is to be written now; None while numbers are missing that may still come."""
         lost = sum(max(0, count - self._missing.get(pid, 0)) for pid, count in missing.items())
         if lost and now < self._until:
             return None

@@ -1,9 +1,4 @@
-"""The servers that run, found from outside by the directories of their queues.
-
-::
-
-    logging process: publish() --> a notice in the queue's directory
-    another process: find_servers() --> RunningServer.look(): the notice, the counts, the state of the buffers
+"""The servers that run, found from outside by the notices in the directories of their queues.
 
 The rule of this file: **looking changes nothing.** It reads files and memory. It never opens the FIFO, which would make
 a dead queue look alive, and never asks the logging process.
@@ -37,21 +32,17 @@ MOST_FILES = 100
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A server as it is at one instant.
+    """A server as it is at one instant, `at` by ``time.monotonic()``.
 
     Attributes:
-        at: when that was, by ``time.monotonic()``.
         state: ``"running"``, ``"suspended"`` (the logging process is stopped by SIGSTOP), ``"restarting"``,
             ``"draining"`` (the program has ended, but workers still log, or records are left to write), ``"given up"``
             or ``"ended"``.
-        pid: of the logging process.
-        stats: what is counted.
         has_buffers: whether the state of the buffers is known; False where there is no /proc.
         fill: how full the buffers are, from 0 to 1. Until they are full, the queue is empty most of the time.
         waiting: bytes of records in the buffers that are not written yet.
         taken: bytes of records that have come so far.
         files: their paths and sizes in bytes; -1 for a file that is not there.
-        more_files: how many more there are.
         living: the pids of its workers that run.
     """
 
@@ -155,13 +146,7 @@ def _files(outputs: Sequence[Output]) -> tuple[list[tuple[str, int]], int]:
 
 @dataclass(frozen=True)
 class Found:
-    """What `find_servers` has found.
-
-    Attributes:
-        servers: those that run, the oldest first.
-        left: directories of servers that were killed with all their processes, and are left behind.
-        place: the directory that was searched.
-    """
+    """Servers that run, the oldest first; directories that killed servers have `left`; and the `place` searched."""
 
     servers: list[RunningServer]
     left: list[str]
@@ -169,11 +154,9 @@ class Found:
 
 
 def find_servers(directories: Sequence[str] = ()) -> Found:
-    """Return the servers of this user.
+    """Return the servers of this user whose queues have these directories, or links to them (``mplog serve --queue``).
 
-    Args:
-        directories: those of queues, or links to them, as ``mplog serve --queue`` makes. By default, all directories of
-            queues in the temporary directory: programs with another ``TMPDIR`` are not found.
+    By default, those in the temporary directory: programs with another ``TMPDIR`` are not found.
     """
     place = tempfile.gettempdir()
     servers, left = [], []
@@ -196,11 +179,7 @@ def find_servers(directories: Sequence[str] = ()) -> Found:
 
 
 def find_writer(log: str) -> str:
-    """Return the directory of the queue of the server that writes the log with this path.
-
-    Raises:
-        QueueNotFoundError: no server that `find_servers` finds writes it.
-    """
+    """Return the directory of the queue of the server that writes this log; raise `QueueNotFoundError` if none does."""
     for server in find_servers().servers:
         for path, _ in _files(server.notice.outputs)[0]:
             with contextlib.suppress(OSError):

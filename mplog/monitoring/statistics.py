@@ -1,7 +1,6 @@
 """`Stats`: what has been counted since the server started, as a program sees it.
 
-Anybody may read it, at any time: the counts are in files of the queue's directory, and the logging process is not
-asked. It writes them as described in `mplog.monitoring.tallies`.
+Anybody may read it, at any time: the counts are in files of the queue's directory (see tallies.py).
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ PEAK_UNIT = 1_000_000
 
 
 def to_stats(counts: Mapping[Key, int], files: Mapping[str, ProcessLosses]) -> Stats:
-    """Return the counts of the logging process, and what is in the files of losses, in the form that a program sees."""
+    """Return what the logging process has counted, and what is in the files of losses, as a program sees it."""
     kinds: dict[str, dict[Any, int]] = defaultdict(dict)
     for (kind, *rest), count in counts.items():
         if count:
@@ -147,8 +146,7 @@ def _by_process(counts: Mapping[Any, int]) -> list[ProcessLosses]:
 def read_counts(directory: str) -> tuple[dict[Key, int], dict[str, ProcessLosses]]:
     """Return what `to_stats` needs, read from the directory of a queue; empty before a server starts and after its end.
 
-    After a kill between a write and its commit, the counts include that write until the next logging process takes it
-    back.
+    After a kill between a write and its commit, it has that write until the next logging process takes it back.
     """
     while True:
         files = read_files(directory)

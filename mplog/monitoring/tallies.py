@@ -1,12 +1,7 @@
 """What the logging process counts, exactly, through any kill. Runs in the logging process.
 
-::
-
-    Tallies: add(), set() --> write() --> CountFile, in the queue's directory --> read_counts(): the program
-                              the number of the write goes into the note of the commit
-
-The rule of this file: **a count changes with the commit of what it counts.** `write` is called right before a commit,
-and not at any other time. mplog/logging_process/README.rst tells the whole protocol.
+The rule of this file: **a count changes with the commit of what it counts.** `Tallies.write` is called right before a
+commit, and not at any other time. mplog/logging_process/README.rst tells the whole protocol.
 """
 
 from __future__ import annotations
@@ -30,11 +25,8 @@ _LONGEST_NAME = 200
 class Tallies:
     """Counts by kind and key. A commit makes those of the last `write` valid.
 
-    Without room for the file, or for a row in it, they count in this process alone.
-
-    Args:
-        directory: of the queue; None to have no file.
-        serial: the number of the last write that was committed; later ones are taken back.
+    Without room for the file, or for a row in it, or without a directory, they count in this process alone. Counts of
+    writes after `serial`, the last that was committed, are discarded.
     """
 
     #: The kind of those that tell which processes are watched, for the next logging process.
@@ -102,8 +94,6 @@ class Tallies:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    # --- what is counted, within its limits ---
 
     def count_records(self, counts: Mapping[Origin, int]) -> None:
         """Count records that have been handled, by where they come from."""

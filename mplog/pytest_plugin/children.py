@@ -1,10 +1,7 @@
 """Sending what a test process and its children log to a server, in addition to what else is done with it.
 
-::
-
-    fork                    the child has its parent's handlers
-    spawn, forkserver       the first thing that the child unpickles attaches it (`followed`)
-    any other program       MPLOG_QUEUE in its environment, and `mplog.attach` in its code
+The first thing that a spawned child unpickles attaches it (`followed`). Any other program needs `mplog.attach` in its
+code, and finds MPLOG_QUEUE in its environment.
 
 The rule of this file: **it only adds.** In this process, handlers, levels and streams of pytest and of the code under
 test stay as they are. A spawned child gets the levels that a forked one would have.
@@ -37,12 +34,9 @@ _LIBRARIES = ("multiprocessing", "multiprocess")
 
 
 class TestHandler(QueueHandler):
-    """Sends records, with fields that tell the test.
+    """Sends records, with fields that tell the test; a record's own fields take precedence.
 
-    Args:
-        queue: the queue of the server.
-        fields: of each record; they may be changed at any time. A record's own fields take precedence.
-        process_name: the name of the main process in records; "" keeps its own.
+    `fields` may be changed at any time. `process_name` is the name of the main process in records; "" keeps its own.
     """
 
     __test__ = False
@@ -101,11 +95,7 @@ _followed: list[TestHandler] = []
 
 @contextlib.contextmanager
 def followed(handler: TestHandler) -> Iterator[None]:
-    """While in the ``with`` block, send what this process and its children log.
-
-    Args:
-        handler: for this process; children get a copy.
-    """
+    """While in the ``with`` block, send what this process and its children log; children get a copy of the handler."""
     before = os.environ.get(MPLOG_QUEUE)
     add_everywhere(handler)
     os.environ[MPLOG_QUEUE] = handler.queue.directory  # type: ignore[attr-defined]

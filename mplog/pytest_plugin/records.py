@@ -1,11 +1,7 @@
 """`Records`: the value of the fixture ``mplog_records``.
 
-::
-
-    test process, its children -> LogQueue -> logging process -> a file -> read here, when a test asks
-
-The rule of this file: **what was logged before a test asks is in the answer.** The file is read after a flush. The test
-process has no thread for this, because it may fork.
+The rule of this file: **what was logged before a test asks is in the answer.** The logging process writes a file, which
+is read after a flush. The test process has no thread for this, because it may fork.
 """
 
 from __future__ import annotations
@@ -24,14 +20,7 @@ class Records:
     """The records of a test and of its children, as ``caplog`` has those of one process.
 
     They are in the order of the logging calls. Each access waits some milliseconds, until everything is there that has
-    been logged so far.
-
-    Args:
-        path: a file that does not exist yet.
-        formatter: for `text`.
-
-    Attributes:
-        server: the `LogServer` that receives them; its ``initializer`` and ``queue`` attach other processes.
+    been logged so far. The initializer and the queue of `server` attach other processes.
     """
 
     def __init__(self, path: str | os.PathLike[str], formatter: logging.Formatter) -> None:
@@ -102,11 +91,7 @@ class Records:
 
     @contextlib.contextmanager
     def at_level(self, level: int | str, logger: str | None = None) -> Iterator[None]:
-        """Set a logger's level for a ``with`` block.
-
-        Args:
-            level, logger: as in `set_level`.
-        """
+        """Set a logger's level for a ``with`` block; the arguments are those of `set_level`."""
         name = logger or ""
         before, disable = logging.getLogger(name).level, logging.root.manager.disable
         self.server.set_level(name, level)

@@ -1,14 +1,8 @@
 """`RunLog`: one log of a whole run of pytest, from all of its processes.
 
-::
-
-    pytest (the controller of xdist) --starts--> logging process --> run.log
-      |  the directory of the queue                   ^
-      v                                               |
-    xdist workers, and the children of tests ----- LogQueue
-
-The rule of this file: **the process that knows something first logs it.** The process that runs a test logs how it
-ends; the controller logs a crash.
+The process that starts the run, the controller of xdist, starts the logging process; xdist workers and the children of
+tests send to its queue. The rule of this file: **the process that knows something first logs it.** The process that
+runs a test logs how it ends; the controller logs a crash.
 """
 
 from __future__ import annotations
@@ -56,11 +50,9 @@ class RunLog:
     """A log of the run, and the hooks that write to it. A plugin of its own.
 
     Args:
-        config: of pytest.
         target: the path of the log; in an xdist worker, the directory of the queue.
         worker: the name of this xdist worker; "" in the process that starts the run.
         level: for the root logger, if its own is higher; None keeps that of pytest and the program.
-        format: of the lines.
         output: also log what tests write to stdout and stderr, after each of their phases.
     """
 
