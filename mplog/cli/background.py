@@ -6,8 +6,7 @@
              ^                        |
              '--- the queue's path ---'   ready; `start` prints it, and sends a byte back
 
-The rule of this file: **no server is left that its user does not know of.** If `start` is interrupted, or cannot print
-the path, the server ends again.
+The rule of this file: **no server is left that its user does not know of.**
 """
 
 from __future__ import annotations
@@ -28,12 +27,9 @@ _KEPT_ERRORS = 2**20
 
 
 def start_in_background(serve: Callable[[socket.socket], int], *, is_known: bool) -> int:
-    """Run a server in a process of its own, and return the exit status when it is ready.
+    """Run `serve` in a process of its own, connected to this one; return the exit status when it is ready.
 
-    Args:
-        serve: runs in that process. It gets the connection to this one, for `report_ready`, and returns its own exit
-            status.
-        is_known: the server can be found even if its path cannot be printed.
+    `is_known` says that the server can be found even if its path cannot be printed.
     """
     sys.stdout.flush()
     connection, theirs = socket.socketpair()
@@ -70,11 +66,7 @@ def start_in_background(serve: Callable[[socket.socket], int], *, is_known: bool
 
 
 def report_ready(queue: str, starter: socket.socket) -> None:
-    """Runs in the background: have ``serve start`` print the path of the queue.
-
-    Raises:
-        MplogError: it was interrupted or killed, or could not print it, so the server would be unknown.
-    """
+    """Runs in the background: have ``serve start`` print the path of the queue; raises MplogError if it cannot."""
     with starter, contextlib.suppress(OSError):
         starter.sendall(os.fsencode(f"{queue}\n"))
         if starter.recv(1):

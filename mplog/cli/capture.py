@@ -5,9 +5,8 @@
     command --- stdout, stderr (pipes) ---> Capture, a thread ---> a record for each line ---> LogQueue
                                                '------ after the server has ended ------> stdout, stderr of mplog run
 
-The rule of this file: **whatever a program writes, memory is bounded and nothing is lost silently.** A line without an
-end goes out in pieces, and bytes that are not UTF-8 become escapes. While the log is full, the pipe fills, and the
-program waits as it would for a slow terminal. After the server has ended, lines go where they would go without it.
+The rule of this file: **whatever a program writes, memory is bounded and nothing is lost silently.** While the log is
+full, the pipe fills, and the program waits as it would for a slow terminal.
 """
 
 from __future__ import annotations
@@ -32,13 +31,10 @@ GOES_ON = " [the line goes on]"
 
 
 class Lines:
-    r"""Turns bytes into lines of text.
+    """Turns bytes into lines of text, and a line with more than `longest` bytes into pieces.
 
     Progress bars overwrite a line with carriage returns. Only the text after the last one is kept, which is what a
-    terminal would show. Bytes that are not UTF-8 become ``\xff``.
-
-    Args:
-        longest: a line with more bytes comes in pieces.
+    terminal would show. Bytes that are not UTF-8 become escapes.
     """
 
     def __init__(self, longest: int = LONGEST_LINE) -> None:
@@ -87,9 +83,6 @@ class Capture:
         streams: for each pipe, its reading end, the logger, the level, and the descriptor that gets its lines after the
             server has ended.
         tell: called once, before the first of these lines.
-
-    Attributes:
-        passed_through: how many of these lines there were.
     """
 
     def __init__(self, streams: Iterable[tuple[int, logging.Logger, int, int]], tell: Callable[[], object]) -> None:
@@ -106,13 +99,9 @@ class Capture:
         self._thread.start()
 
     def finish(self, timeout: float) -> list[str]:
-        """Wait until all processes have closed the pipes, and log the rest.
+        """Wait until all processes have closed the pipes; return the names of the loggers whose pipes are still open.
 
-        Args:
-            timeout: seconds to wait; what is in the pipes then is still read.
-
-        Returns:
-            The names of the loggers whose pipes a process still has open.
+        What is in the pipes after `timeout` seconds is still read.
         """
         self._thread.join(timeout)
         if self._thread.is_alive():

@@ -1,8 +1,7 @@
-"""The command of ``mplog run``: start it, pass signals on, wait for its end.
+"""The command of ``mplog run``, which **does not notice that it is not run directly.**
 
-The rule of this file: **the command does not notice that it is not run directly.** It has the terminal, stays in the
-foreground, and gets each signal once. The kernel sends it those of the terminal, since it is in the same job; mplog
-passes on those that were sent to mplog.
+It has the terminal, stays in the foreground, and gets each signal once. The kernel sends it those of the terminal,
+since it is in the same job; mplog passes on those that were sent to mplog.
 """
 
 from __future__ import annotations
@@ -50,19 +49,7 @@ def signals_held() -> Iterator[set[Any]]:
 
 
 class Command:
-    """A running command.
-
-    Args:
-        command: its name and arguments.
-        mask: the signals that are blocked when it starts.
-        capture: whether its output goes into pipes.
-
-    Attributes:
-        process: its Popen.
-
-    Raises:
-        OSError: it could not be started.
-    """
+    """A running command, started with these signals blocked; with `capture`, its output goes into pipes."""
 
     def __init__(self, command: Sequence[str], mask: set[Any], *, capture: bool) -> None:
         pipe = subprocess.PIPE if capture else None

@@ -133,14 +133,7 @@ def _work(index: int, numbers: Any, pace: Any) -> None:
 
 
 class _Follower:
-    """Shows what comes into the log.
-
-    Args:
-        screen: where to show it.
-        file: the log, open at the place to begin.
-        begin: when the demo began, by the monotonic clock.
-        seconds: how long the demo takes.
-    """
+    """Shows what comes into the log, from the place at which it is open."""
 
     def __init__(self, screen: _Screen, file: TextIO, begin: float, seconds: float) -> None:
         self._screen = screen
@@ -167,12 +160,7 @@ class _Follower:
 class Account:
     """What has become of the records, from the file.
 
-    Attributes:
-        logged: logging calls that have returned.
-        written: records in the file, with those whose calls were interrupted by a kill.
-        lost: logged records that are not in the file.
-        doubled: additional copies of records.
-        torn: lines that are not whole records.
+    Logged are those whose calls have returned. A kill may have interrupted the calls of others that are written.
     """
 
     logged: int
@@ -188,13 +176,7 @@ class Account:
 
     @classmethod
     def of(cls, log: str, begin: int, logged: list[int]) -> Account:
-        """Count the records in a log.
-
-        Args:
-            log: its path.
-            begin: where in it the demo began, in bytes.
-            logged: for each worker, the number of its last record.
-        """
+        """Count the records in a log from a place on, given the number of each worker's last record."""
         found: Counter[tuple[int, int]] = Counter()
         torn = 0
         record = re.compile(r" \| worker=(\d+) record=(\d+)$")

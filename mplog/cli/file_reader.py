@@ -24,11 +24,7 @@ _CONTEXT = 256
 
 
 def open_log(path: str) -> int:
-    """Open a log, and return the descriptor.
-
-    Raises:
-        MplogError: it cannot be read; the message says why.
-    """
+    """Open a log, and return the descriptor; raises MplogError, which says why it cannot be read."""
     try:
         # Before it is opened: opening the FIFO of a queue, even for an instant, would disturb its server.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -45,16 +41,7 @@ def open_log(path: str) -> int:
 
 
 def open_compressed(path: str, name: str = "") -> IO[bytes]:
-    """Open a compressed log.
-
-    Args:
-        path: where it is.
-        name: its name, if `path` is a descriptor's.
-
-    Raises:
-        MplogError: it is compressed with Zstandard, which is missing.
-        OSError: it cannot be opened.
-    """
+    """Open a compressed log; `name` is its name if `path` is a descriptor's. Raises MplogError without Zstandard."""
     try:
         return decompress(path, "gz" if (name or path).endswith(SUFFIXES["gz"]) else "zst")
     except ModuleNotFoundError as error:
@@ -76,11 +63,9 @@ class FileReader:
     """A file that is being read.
 
     Attributes:
-        fd: the descriptor.
         source: the unpacked bytes of a compressed file; None for any other.
         name: of a compressed file, when it was opened.
-        offset: how far it has been read.
-        recent: the last bytes before that.
+        recent: the last bytes before `offset`.
         changed_at: the time of the file's last change (ctime) when the reader left it.
     """
 
@@ -121,11 +106,7 @@ class FileReader:
             return False
 
     def read(self) -> bytes:
-        """Return what follows, b"" at the end.
-
-        Raises:
-            MplogError: it cannot be unpacked.
-        """
+        """Return what follows, b"" at the end; raises MplogError if it cannot be unpacked."""
         if self.source is None:
             return read_lines(self.fd, self.offset)
         try:

@@ -3,9 +3,8 @@
 The rule of this file: **nothing is missed, and nothing comes twice.** A file that is renamed is read to its end before
 the next one. Files that were rotated between two looks are found by their names and times (`RotatedFiles`). After a
 file was copied and emptied, reading goes on in its copy. After a logging process was killed, the next one cuts the file
-back, or undoes a rotation, and writes the rest again: those lines are known, and left out (`_Repeats`).
-
-Lines come whole, so that a file that is cut back never ends in the middle of one. Only very long lines come in pieces.
+back, or undoes a rotation, and writes the rest again: those lines are known, and left out (`_Repeats`). Therefore,
+lines come whole; only very long lines come in pieces.
 """
 
 from __future__ import annotations
@@ -29,13 +28,7 @@ _KEPT = 4
 
 
 class Follower:
-    """Follows one log.
-
-    Args:
-        path: of the log.
-        fd: its descriptor, from `open_log`; the follower closes it.
-        offset: where to begin, at the start of a line.
-    """
+    """Follows one log, whose descriptor it closes, from the start of a line on."""
 
     def __init__(self, path: str, fd: int, offset: int) -> None:
         self._path = os.path.abspath(path)

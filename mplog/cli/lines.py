@@ -46,13 +46,7 @@ _PLACE = re.compile(r"%(?:%|\((?P<name>\w+)\)(?P<left>-?)[#0 +]*(?P<width>\d*)(?
 
 @dataclass(frozen=True)
 class Parsed:
-    """A line that begins a record.
-
-    Attributes:
-        values: by the names of a ``LogRecord``.
-        fields: the values by their names in the line, or in its format.
-        is_json: whether the line is a JSON object.
-    """
+    """A line that begins a record: values by the names of a ``LogRecord``, and by those in the line or its format."""
 
     values: Mapping[str, Any]
     fields: Mapping[str, Any]
@@ -79,15 +73,7 @@ class Parsed:
 
 
 class LineParser:
-    """Recognizes lines that begin a record.
-
-    Args:
-        format: of text lines, ``%``-style.
-        datefmt: of ``%(asctime)s`` in it; None (the default) is logging's own.
-
-    Raises:
-        ValueError: it is not such a format, or has no field.
-    """
+    """Recognizes lines that begin a record: JSON, or text of a format; raises ValueError if that is none."""
 
     def __init__(self, format: str = DEFAULT_FORMAT, datefmt: str | None = None) -> None:
         self._pattern = re.compile(_to_pattern(format, _DATE if datefmt is None else _date_pattern(datefmt)), re.DOTALL)
@@ -150,14 +136,7 @@ def _date_pattern(datefmt: str) -> str:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which records are shown.
-
-    Attributes:
-        level: the lowest; 0 for all.
-        loggers: names, which include the loggers below; none for all.
-        processes: names, with ``*`` and ``?``, or pids; none for all.
-        fields: names and values, all of which must be there.
-    """
+    """Which records are shown: those of all loggers, or of these and the loggers below; processes by name or pid."""
 
     level: int = 0
     loggers: Sequence[str] = ()

@@ -1,8 +1,7 @@
 """``mplog log``: records from shell scripts.
 
-The rule of this file: **it is started for a single line, thousands of times, so it loads little.** Usually, it encodes
-a record and writes it into the queue by itself. Otherwise (a full queue, filters, redactors, a long record), it logs as
-a Python program does, through `attach`.
+The rule of this file: **it is started for a single line, thousands of times, so it loads little.** Only for a full
+queue, filters, redactors or a long record does it log as a Python program does, through `attach`.
 """
 
 from __future__ import annotations
@@ -165,11 +164,7 @@ class _Record(NamedTuple):
 
 
 def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
-    """Return a function that sends a message.
-
-    Raises:
-        MplogError: there is no server.
-    """
+    """Return a function that sends a message; raises MplogError if there is no server."""
     where = running_queue(queue)
     try:
         # First: this also checks that the queue is this user's, and with it the rest of the directory.
@@ -235,13 +230,7 @@ def _effective_level(state: dict[str, Any], logger: str) -> int:
 
 
 def _through_attach(directory: str, record: _Record, begin: int = 1) -> Callable[[str], None]:
-    """Return a function that sends a message as a Python program does.
-
-    Args:
-        directory: of the queue.
-        record: what all records have in common.
-        begin: the number of the first record.
-    """
+    """Return a function that sends messages as a Python program does, numbered from `begin`."""
     import logging
 
     from mplog.errors import NoReaderError

@@ -21,10 +21,6 @@ _WINDOW = 2**16
 class View:
     """Decides which lines are shown.
 
-    Args:
-        parser: tells which lines begin a record.
-        wanted: which records are shown.
-
     Attributes:
         is_known: whether the parser has recognized a line.
         level: of the record that the last line belongs to; None if unknown.
@@ -74,13 +70,7 @@ class View:
         self.begun = self.begun + len(line) if is_piece else 0
 
     def last(self, fd: int, end: int, count: int | None) -> int:
-        """Return where the last records that are shown begin.
-
-        Args:
-            fd: of the log.
-            end: how many bytes of it count.
-            count: how many records; None for all.
-        """
+        """Return where the last `count` records that are shown, or all, begin in the first `end` bytes."""
         if count is None or not end:
             return 0
         if not count:
@@ -131,15 +121,7 @@ def _lines(fd: int, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 class Source:
-    """One log that is shown.
-
-    Args:
-        path: of the log.
-        view: what is shown of it.
-
-    Raises:
-        MplogError: it cannot be read.
-    """
+    """One log that is shown; raises MplogError if it cannot be read."""
 
     def __init__(self, path: str, view: View) -> None:
         self.path = path

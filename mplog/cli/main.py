@@ -37,17 +37,7 @@ class MisusedError(MplogError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: those after the name of the program; None (the default) takes those of this process.
-
-    Returns:
-        The exit status: 0, `FAILED`, or what the verb says.
-
-    Raises:
-        SystemExit: with `MISUSED` if argparse refuses the arguments; with 0 for ``--help``.
-    """
+    """Run the command line, by default of this process; return the exit status: 0, `FAILED`, or what the verb says."""
     if sys.stdout is None or sys.stderr is None:
         _open_outputs()
     given = sys.argv[1:] if arguments is None else list(arguments)

@@ -20,13 +20,7 @@ _Key = tuple[int, tuple[float, ...]]
 
 
 class Rotated(NamedTuple):
-    """A rotated file, as it was when the directory was read.
-
-    Attributes:
-        key: what sorts it.
-        name: its name.
-        identity: device and inode, which tell it from another file that gets the name later.
-    """
+    """A rotated file as it was when the directory was read. Another file may get its name later, not its identity."""
 
     key: _Key
     name: str
@@ -39,11 +33,7 @@ class Rotated(NamedTuple):
 
 
 class RotatedFiles:
-    """The rotated files of a log.
-
-    Args:
-        log: its path, without symbolic links.
-    """
+    """The rotated files of a log, whose path has no symbolic links."""
 
     def __init__(self, log: str) -> None:
         self._directory, self.log = os.path.split(log)

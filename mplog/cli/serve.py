@@ -136,11 +136,7 @@ def _stop(directory: str, timeout: float) -> int:
 def _serve(server: LogServer, arguments: argparse.Namespace, starter: socket.socket | None = None) -> int:
     """Run the server until it is told to end; return the exit status.
 
-    Args:
-        server: not started.
-        arguments: those of the command line.
-        starter: in the background, the connection to ``serve start``. Standard error is a file then, which nobody reads
-            before the end.
+    In the background, `starter` is the connection to ``serve start``, and standard error a file for the end.
     """
     had_terminal = has_terminal()
     link = None if arguments.queue is None else os.path.abspath(arguments.queue)

@@ -47,12 +47,7 @@ def given_server_arguments(arguments: argparse.Namespace) -> list[str]:
 
 
 def make_server(arguments: argparse.Namespace) -> LogServer:
-    """Return the server that the options describe, not started.
-
-    Raises:
-        MisusedError: they make no sense.
-        MplogError: the configuration cannot be read, or a library is not installed.
-    """
+    """Return the server that the options describe, not started; raises MisusedError if they make no sense."""
     given = given_server_arguments(arguments)
     if arguments.config is not None:
         others = [name for name in given if name != "config"]

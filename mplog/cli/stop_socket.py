@@ -1,12 +1,10 @@
-"""How ``mplog serve stop`` asks a server to end: by a socket in the directory of its queue.
+"""How ``mplog serve stop`` asks a server to end: by a socket in the directory of its queue, which is this user's alone.
 
 ::
 
     serve stop: ask_to_end() --- timeout ---> socket "serve" ---> mplog serve: receive_timeout()
                        ^                                              |  writes everything, ends
                        '------------------ Answer --------------------'
-
-The directory has mode 0700, so nobody else can connect.
 """
 
 from __future__ import annotations
@@ -26,13 +24,7 @@ _GRACE = 30.0
 
 
 class Answer(msgspec.Struct):
-    """What became of a server that was asked to end.
-
-    Attributes:
-        account: how much was written, in a line.
-        lost: what was not written, in lines.
-        said: what a server in the background printed on standard error.
-    """
+    """What a server that was asked to end has written and lost, in lines, and what it printed in the background."""
 
     account: str
     lost: list[str]
@@ -68,15 +60,7 @@ def answer_all(asking: socket.socket, listener: socket.socket, answer: Answer) -
 
 
 def ask_to_end(directory: str, timeout: float) -> Answer:
-    """Have a server write everything and end; return its answer.
-
-    Args:
-        directory: of its queue.
-        timeout: seconds that the writing may take.
-
-    Raises:
-        MplogError: there is no server, or it has not answered.
-    """
+    """Have a server write everything within `timeout` seconds and end; return its answer, or raise if there is none."""
     with socket.socket(socket.AF_UNIX) as connection, _short_path(directory) as path:
         try:
             connection.connect(path)

@@ -165,11 +165,7 @@ def _follow(sources: list[Source], output: _Output) -> None:
 
 
 def _files_of_server(which: str) -> list[str]:
-    """Return the paths of the files of a server.
-
-    Raises:
-        MplogError: there is none, or more than one, or it writes no file.
-    """
+    """Return the paths of the files of a server."""
     is_directory = os.path.exists(which) and not which.isdigit()
     found = find_servers([which] if is_directory else ())
     servers = [
@@ -198,11 +194,7 @@ def _wants_color(choice: str) -> bool:
 
 
 class _Output:
-    """Standard output.
-
-    Args:
-        has_color: lines get the colour of their level.
-    """
+    """Standard output, where lines may have the colour of their level."""
 
     def __init__(self, has_color: bool) -> None:
         self._has_color = has_color

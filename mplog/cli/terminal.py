@@ -44,9 +44,7 @@ def keyboard() -> Iterator[int]:
 def noted_signals(always: int, unless_ignored: Iterable[int]) -> Iterator[int]:
     """Yield a descriptor from which the numbers of signals are read, which do nothing else inside this context.
 
-    Args:
-        always: a signal to note.
-        unless_ignored: more of them. Those that are ignored stay ignored, as nohup and shells without job control want.
+    Of `unless_ignored`, those that are ignored stay ignored, as nohup and shells without job control want.
     """
     reading, writing = os.pipe()
     os.set_blocking(reading, False)

@@ -1,7 +1,4 @@
-"""How ``mplog top`` draws its live screen, with rich.
-
-What does not fit is left out, the least important first, and is never wrapped. The first lines fit any terminal.
-"""
+"""How ``mplog top`` draws its live screen, with rich. What does not fit is left out, the least important first."""
 
 from __future__ import annotations
 
@@ -39,12 +36,7 @@ _KEY = re.compile(r"\x1b[\[O].|.", re.DOTALL)
 
 
 class Screen:
-    """The screen, and what the keys have chosen.
-
-    Args:
-        watcher: looks at the servers.
-        sort: the order of the workers, one of `SORTS`.
-    """
+    """The screen, and what the keys have chosen."""
 
     def __init__(self, watcher: Watcher, sort: str) -> None:
         self._watcher = watcher
@@ -245,13 +237,7 @@ def _end_of(path: str) -> str:
 
 
 def show(watcher: Watcher, sort: str, interval: float) -> int:
-    """Show the screen until q or Ctrl-C; return the exit status.
-
-    Args:
-        watcher: looks at the servers.
-        sort: the order of the workers at first.
-        interval: seconds between two looks.
-    """
+    """Show the screen until q or Ctrl-C; return the exit status."""
     screen = Screen(watcher, sort)
     while (number := _show(screen, interval)) is not None:
         os.kill(os.getpid(), number)  # its handler is the original one again

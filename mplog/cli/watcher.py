@@ -19,15 +19,7 @@ SORTS = {"rate": "records/s", "records": "records", "dropped": "dropped", "pid":
 
 @dataclass(frozen=True)
 class Worker:
-    """A process that logs.
-
-    Attributes:
-        pid, name: of the process.
-        records: that arrived.
-        rate: records each second.
-        dropped: records that are not in the log and never will be.
-        is_alive: whether it runs.
-    """
+    """A process that logs. Dropped records are not in the log and never will be."""
 
     pid: int
     name: str
@@ -39,14 +31,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Look:
-    """A server at one instant, compared with the look before.
-
-    Attributes:
-        server: the server.
-        snapshot: its state.
-        records_per_second, bytes_per_second: what arrived since the look before. Bytes as they come through the queue.
-        workers: the processes that log, in the order that was asked for.
-    """
+    """A server at one instant, compared with the look before. Bytes count as they come through the queue."""
 
     server: RunningServer
     snapshot: Snapshot
@@ -61,11 +46,7 @@ class Look:
 
 
 class Watcher:
-    """Looks at the servers again and again, and computes rates.
-
-    Args:
-        directories: of queues; none means all of this user's.
-    """
+    """Looks at the servers again and again, at all of this user's or those with these queues, and computes rates."""
 
     def __init__(self, directories: Sequence[str] = ()) -> None:
         self._directories = tuple(directories)

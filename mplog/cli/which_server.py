@@ -1,7 +1,4 @@
-"""Which running server a command is for.
-
-The rule of this file: **it loads little**, since `mplog log` uses it; except to find the server of a log.
-"""
+"""Which running server a command is for. It loads little, since `mplog log` uses it."""
 
 from __future__ import annotations
 
@@ -11,14 +8,7 @@ from mplog.errors import QueueNotFoundError
 
 
 def running_queue(given: str | None) -> str:
-    """Return the directory of the queue that ``--queue`` or the environment names.
-
-    Args:
-        given: the value of ``--queue``, a directory or a log; None if there is none.
-
-    Raises:
-        QueueNotFoundError: neither is set, or no server writes the log.
-    """
+    """Return the directory of the queue that ``--queue`` (a directory or a log) or the environment names."""
     where = given or os.environ.get("MPLOG_QUEUE")
     if not where:
         raise QueueNotFoundError(

@@ -1,7 +1,4 @@
-"""A record of a text, encoded like in `mplog.record.encoding`, without loading msgspec.
-
-It knows only the types that a command line can have, and raises ValueError for anything else.
-"""
+"""A record of a text, encoded like in `mplog.record.encoding`, but for the types of a command line, without msgspec."""
 
 from __future__ import annotations
 
@@ -13,18 +10,7 @@ _SHORT, _LONG, _LONGEST = 2**8, 2**16, 2**32
 
 
 def encode(sequence: int, message: str, extra: dict[str, Any], created: float, origin: tuple[Any, ...]) -> bytes:
-    """Return a record as plain data, without the details of a call (file, line, thread).
-
-    Args:
-        sequence: its number, from 1.
-        message: the message.
-        extra: its fields, of the types that JSON has.
-        created: when, in seconds since the epoch.
-        origin: pid, logger, level, name of the level, name of the process.
-
-    Raises:
-        ValueError: a value has another type.
-    """
+    """Return a record as plain data, without the details of a call; `origin` is as in an `Origin`."""
     msecs = float(int((created - int(created)) * 1000))
     encoded = _pack([*origin, None])
     return _pack([sequence, message, extra or None, None, created, msecs, None, None, encoded])

@@ -5,9 +5,8 @@
     program --- exec ---> supervisor --- fork ---> logging process, and another one when it has died
                Launch, NewProcess                  FIFO, buffers; Report
 
-The supervisor holds what must outlive the logging process, and does nothing else. The reading end of the FIFO and the
-memory of the buffers stay open here, so a killed logging process leaves only unfinished work, which the next one
-finishes. The supervisor runs no code of the program's and no handlers, so there is nothing to crash it.
+The reading end of the FIFO and the memory of the buffers stay open here, so a killed logging process leaves only
+unfinished work, which the next one finishes. No code of the program's and no handler runs here that could crash.
 
 It is no thread in the program: Python 3.12 and later warn of forks in processes with threads, and the program may be
 busy or gone when the logging process dies.
@@ -45,11 +44,7 @@ if sys.platform != "win32":
 
 
 def main(link: Connection) -> int:
-    """Run a logging process, and others after it, to the end of the last one; return the exit status.
-
-    Args:
-        link: the connection to the program.
-    """
+    """Run a logging process, and others after it, to the end of the last one; return the exit status."""
     logging_process.ignore_signals()
     # All that is imported stays. The garbage collector need not look at it, here nor in the logging process: it writes
     # into what it looks at, so the kernel would have to copy that for each.
@@ -242,11 +237,7 @@ class _Supervisor:
         return os.waitstatus_to_exitcode(status)
 
     def _answer(self, pid: int, requests: Connection) -> None:
-        """Do what the logging process asks for.
-
-        Raises:
-            EOFError, OSError: it has ended.
-        """
+        """Do what the logging process asks for; raises EOFError or OSError if it has ended."""
         report: Report = requests.recv()
         if report is Report.RELEASE:
             if self._fd >= 0:

@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 
 
 class Arguments:
-    """The arguments of `LogServer`, which raise as it does.
-
-    Attributes:
-        adopts: whether the configuration is what the program has set up itself, and is read again at the start.
-    """
+    """The arguments of `LogServer`, which raise as it does."""
 
     def __init__(
         self,
@@ -50,6 +46,7 @@ class Arguments:
         sync_level: Any,
         buffer_size: int,
     ) -> None:
+        #: Whether the configuration is what the program has set up itself, and is read again at the start.
         self.adopts = False
         self.config: LoggingConfig | None = None
         if config is not None:

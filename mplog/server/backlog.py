@@ -10,11 +10,7 @@ from mplog.queue.log_queue import LogQueue
 
 
 class Backlog:
-    """What is left of what was logged to a queue.
-
-    Args:
-        queue: a `LogQueue`; nobody knows how much is left in a plain queue.
-    """
+    """What is left of what was logged to a queue, as far as it is known: a plain queue does not tell."""
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue if isinstance(queue, LogQueue) else None
@@ -23,7 +19,7 @@ class Backlog:
     def look(self) -> tuple[Snapshot | None, int]:
         """Return how the server is, None where that cannot be told, and how many bytes of records are left.
 
-        They are in the queue and in the buffers, of which the latter are only known where there is a /proc.
+        Those in the buffers are only known where there is a /proc.
         """
         queue, snapshot, left = self._queue, None, 0
         if queue is not None:

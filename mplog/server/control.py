@@ -1,7 +1,7 @@
 """The logging process as the program holds it: start it, ask it, wait for its end.
 
-Every wait has a limit. A logging process that has died is noticed at once, since its end of the connection closes; the
-supervisor then hands over a connection to the next logging process, which is asked again.
+Every wait has a limit. The end of a logging process closes its connection, so it is noticed at once; the supervisor
+then hands over a connection to the next logging process, which is asked again.
 """
 
 from __future__ import annotations
@@ -36,18 +36,7 @@ class _NoneLeftError(Exception):
 
 
 class Control:
-    """A running logging process.
-
-    Args:
-        launch: what to run.
-        timeout: seconds that the logging process may take to open its sinks.
-
-    Attributes:
-        needs_details: whether a sink looks at fields of a record that only some sinks use.
-
-    Raises:
-        StartError: the logging process could not start; the message says what went wrong there.
-    """
+    """A running logging process; raises StartError, with what went wrong there, if it could not start."""
 
     def __init__(self, launch: Launch, timeout: float) -> None:
         self._link, theirs = multiprocessing.Pipe()
@@ -190,12 +179,7 @@ class Control:
             raise self._died() from None
 
     def ask(self, command: str, timeout: float, tick: Callable[[], None] | None = None) -> Stats:
-        """Send a request and return the answer.
-
-        Args:
-            command: what is asked.
-            timeout: seconds to wait at most.
-            tick: called every `TICK_SECONDS` meanwhile; None for nothing.
+        """Send a request and return the answer, calling `tick` every `TICK_SECONDS` meanwhile.
 
         Raises:
             DrainTimeoutError: no answer within `timeout` seconds.
@@ -257,12 +241,7 @@ class Control:
         return self._answers.get(None)
 
     def wait(self, timeout: float, tick: Callable[[], None] | None = None) -> None:
-        """Wait for the end of a logging process that has answered "stop", or has been asked to.
-
-        Args:
-            timeout: seconds to wait at most.
-            tick: called every `TICK_SECONDS` meanwhile; None for nothing.
-        """
+        """Wait for the end of a logging process that was asked to stop, with a `tick` every `TICK_SECONDS`."""
         self._close()
         if not _wait(self._ends_within, time.monotonic() + timeout, tick):
             self.leave()

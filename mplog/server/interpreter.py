@@ -22,12 +22,7 @@ _BOOTSTRAP = (
 
 
 def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
-    """Start `mplog.logging_process.supervisor.run`, which first receives `module_path`.
-
-    Args:
-        end: its end of the connection to this process.
-        fd: the reading end of the FIFO; -1 for none.
-    """
+    """Start the supervisor, which first receives `module_path`, with its end of a connection; `fd` may be -1."""
     executable = _executable()
     options: dict[str, Any] = {}
     number, spare = end.fileno(), []

@@ -7,9 +7,8 @@
               |  root logger: one QueueHandler, until stop()
     workers   ---- LogQueue ----->    logging process
 
-The server never stands between a worker and the log: it starts the logging process and asks it things, and records do
-not pass through here. So there is no thread here, except with a plain queue, which needs one; and if this process dies,
-the logging process goes on writing what the workers send.
+Records do not pass through here. So there is no thread, except with a plain queue, which needs one; and if this process
+dies, the logging process goes on writing what the workers send.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""A plain queue of ``multiprocessing`` or ``multiprocess`` in place of a `LogQueue`.
+"""A plain queue of ``multiprocessing`` or ``multiprocess`` in place of a `LogQueue`: it promises less.
 
-It works everywhere and promises less. Such a queue can only be inherited, so a thread in the process that made it takes
-the records out and passes them on to the logging process.
+Such a queue can only be inherited, so a thread in the process that made it passes the records on.
 """
 
 from __future__ import annotations
@@ -26,12 +25,7 @@ _GARBAGE = b""
 
 
 class Pump(threading.Thread):
-    """Passes on what comes out of a queue, until told to stop and the queue is empty.
-
-    Args:
-        source: the queue.
-        deliver: called with a batch of encoded records.
-    """
+    """Passes batches of encoded records from a queue to `deliver`, until told to stop and the queue is empty."""
 
     def __init__(self, source: Any, deliver: Callable[[list[bytes]], object]) -> None:
         super().__init__(name="mplog-pump", daemon=True)

@@ -27,15 +27,7 @@ _NO_KWARGS: Mapping[str, Any] | None = None if sys.version_info >= (3, 14) else 
 
 
 class _Logging:
-    """The server to log to, which may have been started for this object alone.
-
-    Args:
-        server: a running server.
-        log: a path, for which a server is started.
-
-    Raises:
-        TypeError: neither is given, or both.
-    """
+    """The server to log to: `server`, or one that is started for this object alone and writes the file `log`."""
 
     def __init__(self, server: LogServer | None, log: str | os.PathLike[str] | None) -> None:
         if (server is None) == (log is None):

@@ -1,7 +1,6 @@
-"""What a person sees while a program ends slowly: how much of the log is left to write.
+"""What a person at a terminal sees while a program ends slowly: how much of the log is left to write.
 
-Nothing is shown if stderr is no terminal, nor in the first second. There is no thread: the code that waits calls
-`Progress.tick`. An error here never disturbs the end of the server.
+There is no thread: the code that waits calls `Progress.tick`. An error here never disturbs the end of the server.
 """
 
 from __future__ import annotations
@@ -42,11 +41,7 @@ def is_wanted(stream: TextIO | None) -> bool:
 
 
 class Progress:
-    """Shows what is left while a server writes it. A context manager, which wipes the display at its end.
-
-    Args:
-        backlog: knows how much is left.
-    """
+    """Shows what is left while a server writes it. A context manager, which wipes the display at its end."""
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
@@ -128,11 +123,7 @@ class _Plain:
 
 
 class _Rich:
-    """A bar, by rich.
-
-    Raises:
-        ImportError: rich is not installed.
-    """
+    """A bar, by rich; raises ImportError where rich is not installed."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console

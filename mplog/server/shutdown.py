@@ -5,10 +5,6 @@
     signal -> exception in the main thread -> the program's own with-blocks and finally-clauses
            -> producers stopped -> LogServer.stop() -> what was not written, said on stderr
            -> what the signal would have done
-
-The signal does what it would have done, only later. A handler of the program's own is called at once, and decides; a
-signal that is ignored stays ignored; a signal that ends the process still ends it. A forked child has the signal
-handlers that there were before.
 """
 
 from __future__ import annotations

@@ -25,23 +25,9 @@ from mplog.server.takeover import Takeover
 
 
 class Started:
-    """A server that has been started.
+    """A server that has been started, except that its takeover is still to be applied.
 
-    Args:
-        arguments: what it is to do.
-        timeout: seconds that the logging process may take to open its sinks.
-        patience: with logging processes that die one after the other.
-
-    Attributes:
-        queue: what the workers write into.
-        control: the logging process.
-        layout: what is put where, for workers.
-        pump: the thread that takes records out of a plain queue; None for a `LogQueue`.
-        takeover: the logging of this process, which is not taken over yet.
-        owner: the pid of this process.
-
-    Raises:
-        MplogError: the server cannot start. Nothing is left of it.
+    If it cannot start, it raises MplogError, and nothing is left of it.
     """
 
     def __init__(self, arguments: Arguments, timeout: float, patience: Patience) -> None:
@@ -126,12 +112,7 @@ class Started:
         return stats
 
     def drain_at_exit(self, timeout: float, *, is_stopping: bool) -> None:
-        """Have everything written that was logged so far. The logging process goes on.
-
-        Args:
-            timeout: seconds to wait at most.
-            is_stopping: the logging process has been asked to stop before.
-        """
+        """Wait until all that was logged so far is written: by a flush, or by a stop that was asked for before."""
         with Progress(self._backlog) as progress:
             if is_stopping:
                 self.control.wait(timeout, progress.ticker)

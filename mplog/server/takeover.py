@@ -1,7 +1,7 @@
 """What `LogServer.start` does to the logging of the program, and what `LogServer.stop` puts back.
 
-Changes that the program makes while a server runs stay when the server stops. Servers may stop in another order than
-they started: a server that stops below another one hands on to it what it has found.
+Changes that the program makes meanwhile stay. Servers may stop in any order: one that started earlier than another
+hands on to it what it has found.
 """
 
 from __future__ import annotations
@@ -26,13 +26,7 @@ if TYPE_CHECKING:
 
 
 class Takeover:
-    """The logging of the program before a server started, and while it runs.
-
-    Args:
-        queue, config: the server's.
-        layout: what the configuration puts where, for this process and its workers.
-        for_attached: the same for programs that attach themselves.
-    """
+    """The logging of the program before a server started, and while it runs."""
 
     #: Those that are not undone, the latest last.
     _active: ClassVar[list[Takeover]] = []

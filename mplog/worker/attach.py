@@ -17,14 +17,7 @@ MPLOG_QUEUE = "MPLOG_QUEUE"
 
 
 def queue_directory(where: str) -> str:
-    """Return the directory of a queue.
-
-    Args:
-        where: the directory, or a log that the server of the queue writes.
-
-    Raises:
-        QueueNotFoundError: `where` is a file that no server of this user writes.
-    """
+    """Return the directory of a queue, given that, or a log that a server writes; raises QueueNotFoundError."""
     if not os.path.isfile(where):
         return where
     from mplog.monitoring.running import find_writer  # few programs need it

@@ -5,9 +5,8 @@
     import logging --> on_import: levels of the server, a handler that waits, on the root logger
     first record   --> the handler joins the server, and a QueueHandler takes its place
 
-The program's own logging stays as it is: our handler is one more. While the program calls ``basicConfig()``,
-``dictConfig()`` or ``fileConfig()``, our handler is taken off, so that they find the same as without it; afterwards it
-is put back.
+The program's own logging stays: our handler is one more. While the program calls ``basicConfig()``, ``dictConfig()`` or
+``fileConfig()``, our handler is taken off, so that they find the same as without it.
 """
 
 from __future__ import annotations

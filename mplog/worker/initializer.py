@@ -1,9 +1,8 @@
 """`Initializer`: what a worker calls once, to log to a server.
 
 A worker's root logger has exactly one handler, a QueueHandler. Handlers that came with a fork are taken off, so that
-nothing is written twice; levels are what they are in the process that started the server. With a configuration, the
-QueueHandler is where the handlers are: at the last logger with handlers on a record's way up, so that it sees each
-record once, and no record that would be written nowhere.
+nothing is written twice. With a configuration, the QueueHandler is at the last logger with handlers on a record's way
+up, so that it sees each record once, and no record that would be written nowhere.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Levels that a server changes while its workers run.
+"""Levels that a server changes while its workers run, without a thread, a signal or a lock.
 
 The directory of the queue holds a word of shared memory that counts the changes, and a file that lists them. A worker
-compares the word with the last value it has seen whenever it sends a record; `mplog.Logger` does so at each call, also
-below the level. There is no thread, no signal and no lock.
+looks at the word whenever it sends a record; `mplog.Logger` does so at each call, also below the level.
 """
 
 from __future__ import annotations
@@ -21,13 +20,7 @@ _WORD = 8
 
 
 class _Watched:
-    """What this process looks at.
-
-    Attributes:
-        word: counts the changes.
-        seen: its value when this process looked last.
-        directory: of the queue.
-    """
+    """What this process looks at: the word that counts the changes, and what it was at the last look."""
 
     __slots__ = ("directory", "seen", "word")
 
@@ -42,14 +35,7 @@ watched = _Watched()
 
 
 class LevelChanges:
-    """What a server has changed, for others to see.
-
-    Args:
-        directory: of its queue.
-
-    Raises:
-        OSError: the disk has no room for the counter.
-    """
+    """What a server has changed, for others to see; raises OSError where the disk has no room for the counter."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory

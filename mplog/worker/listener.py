@@ -1,7 +1,6 @@
-"""The keys of a ``QueueHandler`` in a ``dictConfig``, on every Python: ``queue``, ``listener``, ``handlers``.
+"""The keys ``queue``, ``listener`` and ``handlers`` of a ``QueueHandler`` in a ``dictConfig``, on every Python.
 
-Since Python 3.12, dictConfig() makes the queue and the listener itself, and passes them on. In older Pythons, and for
-a handler that a dictionary names as ``()``, they come as they stand in the dictionary, and are made here.
+In Pythons before 3.12, and for a handler that a dictionary names as ``()``, they come as they stand there.
 """
 
 from __future__ import annotations
@@ -14,14 +13,7 @@ from typing import Any
 
 
 def make_queue(queue: Any) -> Any:
-    """Return a queue.
-
-    Args:
-        queue: a queue; the name of a function that returns one; or ``{"()": factory, ...}``.
-
-    Raises:
-        TypeError: `queue` is none of these.
-    """
+    """Return a queue: the given one, or what a function returns, given by name or as ``{"()": factory, ...}``."""
     configurator: Any = logging.config.BaseConfigurator({})
     if isinstance(queue, str):
         factory = configurator.resolve(queue)
@@ -36,18 +28,7 @@ def make_queue(queue: Any) -> Any:
 
 
 def make_listener(queue: Any, handlers: Iterable[Any], listener: Any, *, respect_handler_level: bool) -> Any:
-    """Return a ``QueueListener`` for the handlers.
-
-    Args:
-        queue: the queue that it reads.
-        handlers: handlers; or, in a dictConfig, their names.
-        listener: the class, or its name; None for ``logging.handlers.QueueListener``.
-        respect_handler_level: see ``logging.handlers.QueueListener``.
-
-    Raises:
-        TypeError: `listener` is no class of listeners.
-        ValueError: there is no handler of that name.
-    """
+    """Return a ``QueueListener`` for handlers, or in a dictConfig their names; `listener` is a class or its name."""
     kind = logging.config.BaseConfigurator({}).resolve(listener) if isinstance(listener, str) else listener
     kind = kind or logging.handlers.QueueListener
     if not (isinstance(kind, type) and issubclass(kind, logging.handlers.QueueListener)) and not callable(kind):

@@ -184,12 +184,9 @@ _OPTIONS = frozenset({"exc_info", "extra", "stack_info", "stacklevel", "level", 
 def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
     logger: Any, level: Any, msg: object, args: Any, fields: dict[str, Any]
 ) -> tuple[object, Any] | None:
-    """Send a call directly if a QueueHandler is all that would ever see its record.
+    """Send a call directly if a QueueHandler is all that would ever see its record; return what is left to log.
 
     The caller has checked that nothing about the logger is patched.
-
-    Returns:
-        None if the call is sent, and otherwise what is left to log: ``msg`` and ``args``.
     """
     if (
         (_logging._logRecordFactory is not make_record and _logging._logRecordFactory is not _LogRecord)
@@ -327,9 +324,9 @@ _origins = Cache(_encoded, _KEPT)
 
 
 class _Here(threading.local):
-    """Of each thread: its names, and origins with details, by the place of the call.
+    """Of each thread: its names, and origins with details, by the place of the call, with its code.
 
-    With each goes its code, which must not be collected as long as its id stands here.
+    The code must not be collected as long as its id stands here.
     """
 
     names: tuple[str, str | None] | None = None
@@ -352,12 +349,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> bytes | None:
-    """Return the origin with its details; None where only findCaller() knows the place.
-
-    Args:
-        logger, level, process_name: of the call.
-        frame: that of the method of `Logger` which was called.
-    """
+    """Return the origin with its details, given our method's frame; None where only findCaller() knows the place."""
     skips_one = _FRAMES_COUNTED and frame.f_code is Logger._log.__code__
     frame = frame.f_back
     if skips_one or frame.f_code.co_filename == LOGGING_FILE:

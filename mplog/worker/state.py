@@ -26,7 +26,6 @@ class Layout(msgspec.Struct, frozen=True):
         emptied: the other loggers that it sets up, which have no handlers outside the logging process.
         filters: pickled lists of filters, by logger.
         with_args: whether the arguments of messages travel, too, for formatters and handlers that may look at them.
-        preparation: see `LogQueue.preparation`.
     """
 
     senders: tuple[str, ...] = ("",)
@@ -40,17 +39,11 @@ class LoggingState(msgspec.Struct, frozen=True):
     """The levels of a process's loggers, as data.
 
     Attributes:
-        layout: what a configuration puts where.
-        level: the root logger's.
-        levels: the levels of the loggers that have one of their own, by name.
-        isolated: the loggers whose ``propagate`` is off.
-        silenced: the isolated loggers with a ``NullHandler`` and no other.
+        levels: of the loggers that have one of their own, except the root logger.
+        silenced: the isolated loggers (``propagate`` is off) with a ``NullHandler`` and no other.
         cut_off: the isolated loggers with other handlers, which exist in that process alone.
-        disabled: the loggers that are disabled.
         disable: what ``logging.disable()`` has set.
-        level_names: the names that ``logging.addLevelName()`` has set.
         fast: whether the loggers are of `mplog.Logger`.
-        details, overflow, sync: see `LogQueue`.
     """
 
     layout: Layout
