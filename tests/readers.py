@@ -18,7 +18,7 @@ from typing import Any
 import mplog
 from mplog.logging_process.drop_oldest import decode_losses
 from mplog.queue import fifo
-from mplog.queue.emergency import EmergencyReader
+from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.losses import ProcessLosses
 from mplog.queue.sync import Acknowledger
 from mplog.record import frame

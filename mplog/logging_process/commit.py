@@ -17,7 +17,7 @@ from mplog.handlers.output import Output
 from mplog.logging_process.accounts import Accounts
 from mplog.logging_process.announcements import Announcements, Noted
 from mplog.queue.buffers import BufferPair
-from mplog.queue.emergency import EmergencyReader
+from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.kill_points import reach
 
 

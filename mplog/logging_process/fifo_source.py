@@ -27,7 +27,7 @@ from mplog.monitoring.tallies import Tallies
 from mplog.queue import directory, fifo
 from mplog.queue.buffers import BufferPair
 from mplog.queue.directory import fifo_path
-from mplog.queue.emergency import EmergencyReader
+from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import Overflow
 

@@ -23,7 +23,7 @@ from mplog.monitoring.restart_lines import not_noted
 from mplog.monitoring.tallies import Tallies
 from mplog.queue.buffers import BufferPair
 from mplog.queue.directory import emergency_path, fifo_path
-from mplog.queue.emergency import EmergencyReader
+from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.overflow import Overflow
 
 

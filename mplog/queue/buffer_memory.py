@@ -21,7 +21,7 @@ import zlib
 from mplog.queue.kill_points import reach
 from mplog.queue.shared_file import lengthen
 
-#: The size of a FIFO unless told otherwise, in bytes: what Linux grants to anybody.
+#: The size of a FIFO unless told otherwise, in bytes: what Linux grants every user.
 FIFO_SIZE = 2**20
 
 #: The size of each buffer unless told otherwise, in bytes: several times the FIFO, so that the intake seldom has to

@@ -129,7 +129,7 @@ class BufferPair:
     def replace(self, choose: Callable[[memoryview], bytes | None]) -> int:
         """Put something shorter in the place of what the intake buffer holds, at one instant.
 
-        Nobody swaps or commits meanwhile.
+        No swap and no commit can come in between.
 
         Args:
             choose: is called with the content, and returns what of it stays; None for all of it.

@@ -4,8 +4,8 @@ The rule of this file: **the kernel is the only thing that processes share.** A 
 atomic (POSIX, write(2)), so writers need no lock; what they wrote stays in the kernel when they die; and a FIFO is a
 path, so any process of the machine can open it at any time.
 
-Every function returns what the operating system says: FileNotFoundError where the path is gone, BlockingIOError
-where the FIFO is full or empty, BrokenPipeError where nobody reads it.
+Every function raises what the operating system says: FileNotFoundError where the path is gone, BlockingIOError where
+the FIFO is full or empty, BrokenPipeError where no process reads it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Protocol
 _F_SETPIPE_SZ = 1031
 _F_GETPIPE_SZ = 1032
 
-# Descriptors are numbered from below. Far above, ours are not numbers that come into use again for something else when
-# a program has closed them all, as daemons do; a write to such a number would end in another's file.
+# Descriptors are numbered from below. When a program closes them all, as daemons do, low numbers soon come into use
+# again for other files, and a write to such a number would end in one of these. High numbers do not.
 _LOWEST_FD = 512
 
 # poll() counts milliseconds in a C int; a longer wait is several of them.
@@ -54,7 +54,7 @@ def open_writer(path: str) -> int:
     """Open the writing end.
 
     Raises:
-        BrokenPipeError: nobody reads it.
+        BrokenPipeError: no process reads it.
         PermissionError: it is not a FIFO, or another user's.
     """
     try:
@@ -68,15 +68,15 @@ def open_writer(path: str) -> int:
 def _open_own(path: str, flags: int) -> int:
     """Open a FIFO of this user.
 
-    The directory of a queue that has ended may have been made anew by somebody else, who wants to read what is logged,
-    or to have it written into another file.
+    Another user may have made the directory of a queue that has ended anew, to read what is logged, or to have it
+    written into another file.
     """
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     found = os.fstat(fd)
     if stat.S_ISFIFO(found.st_mode) and found.st_uid == os.geteuid():
         return fd
     os.close(fd)
-    raise PermissionError(errno.EPERM, "it is not the queue of this user, but somebody else's work", path)
+    raise PermissionError(errno.EPERM, "not a queue of this user", path)
 
 
 def is_open(fd: int) -> bool:

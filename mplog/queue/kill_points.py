@@ -14,8 +14,6 @@ import re
 import signal
 from collections.abc import Iterator
 
-__all__ = ["POINTS", "VARIABLE", "arm", "reach"]
-
 #: The environment variable: the name of a point, or ``name:n`` for the n-th time that it is reached.
 VARIABLE = "MPLOG_KILL_AT"
 

@@ -104,7 +104,7 @@ class LogQueue(_Base):
                 "LogQueue needs FIFOs, which this platform does not have. "
                 "Give the server a plain queue: LogServer(..., queue=multiprocessing.Queue(10_000))."
             )
-        # 0700: nobody else gets at the queue. Not XDG_RUNTIME_DIR, which vanishes at logout while batch jobs go on.
+        # 0700: no other user gets at the queue. Not XDG_RUNTIME_DIR, which vanishes at logout while batch jobs go on.
         self._setup(tempfile.mkdtemp(prefix="mplog-"), is_owner=True)
         fifo.create(self.path)
         self.reader.open()

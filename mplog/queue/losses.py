@@ -1,14 +1,14 @@
-"""What a process has lost, counted where its death cannot take it along.
+"""What a process has lost, counted so that the counts survive the process.
 
 ::
 
-    worker: Losses.count() --> a file in the queue's directory, mapped --> read_file: logging process, parent
+    worker: Losses.count() --> a file in the queue's directory, mapped --> read_file(): logging process, program
 
 The rule of this file: **a count is in shared memory when the logging call returns.** No lock guards it, since a signal
 handler may count while the thread that it has interrupted is counting.
 
-Records are numbered in each process, and one that is lost has used its number up. So the numbers that are missing in
-what has arrived add up to what is counted here, but for the reasons that leave none out (`Reason.leaves_gap`).
+Each process numbers its records, and a lost one has used its number up. So the numbers that are missing in the log add
+up to what is counted here, except for the reasons that leave no gap (`Reason.leaves_gap`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from mplog.queue.directory import fifo_path
 from mplog.queue.shared_file import map_fd
 
 
@@ -38,17 +39,17 @@ class Reason(enum.IntEnum):
     OLDEST = 4
     #: Nobody reads the queue any more.
     REJECTED = 5
-    #: An exception came in between, such as Ctrl-C while it waited, a closed queue, or no descriptor left to open it.
+    #: The call raised: Ctrl-C while it waited, a closed queue, no descriptor left to open the queue.
     INTERRUPTED = 6
-    #: It was to be kept, and the emergency file could not take it either.
+    #: It was to be kept, and the emergency file had no room either.
     NO_EMERGENCY = 7
-    #: It is in the emergency file, and comes from there later.
+    #: It is in the emergency file, and the logging process takes it from there later.
     EMERGENCY = 8
-    #: Its number was not used, as the call was encoded once more, or ``put()`` has told its caller that it is full.
+    #: No record has this number: the call was encoded once more, or ``put()`` has raised ``queue.Full``.
     UNUSED = 9
-    #: Long texts of it were cut.
+    #: Its long texts were cut.
     TRUNCATED = 10
-    #: It was to be written through, and has not been on disk in time; it arrives like any other.
+    #: It was to be written through, and was not on disk in time; it arrives like any other.
     UNSYNCED = 11
 
     @property
@@ -69,17 +70,17 @@ class Reason(enum.IntEnum):
 
 _TEXTS = {
     Reason.QUEUE_FULL: "queue full",
-    Reason.TIMEOUT: "queue full until the time was over",
+    Reason.TIMEOUT: "queue full until the timeout",
     Reason.SHED: "buffers filling up",
     Reason.OLDEST: "oldest in full buffers",
     Reason.REJECTED: "nobody read the queue",
     Reason.INTERRUPTED: "interrupted by an exception",
-    Reason.NO_EMERGENCY: "queue full, and the emergency file not to be written",
+    Reason.NO_EMERGENCY: "queue full, and the emergency file could not be written",
 }
 _OTHERS = {
     Reason.EMERGENCY: "written into the emergency file by",
-    Reason.TRUNCATED: "cut, because they were too long, by",
-    Reason.UNSYNCED: "not known to be on disk within the time that they were to be, logged by",
+    Reason.TRUNCATED: "cut for length, logged by",
+    Reason.UNSYNCED: "not known to be on disk in time, logged by",
 }
 
 #: Counts by level and reason.
@@ -94,7 +95,7 @@ class ProcessLosses:
         pid: its process id.
         name: its name, as its records have it.
         counts: numbers of records, by level and reason.
-        began: when it lost the first, in seconds since the epoch; 0 where that is not known.
+        began: when it lost the first, in seconds since the epoch; 0 if unknown.
     """
 
     pid: int
@@ -141,7 +142,6 @@ def totals(processes: Iterable[ProcessLosses]) -> dict[Reason, int]:
 # --- the file ---
 
 _PREFIX = "losses-"
-_SIGN = "queue"  # what is there as long as the directory is
 _MAGIC = b"mplogls1"
 _NAME_SIZE = 256
 _HEADER = struct.Struct(f"=8sqd{_NAME_SIZE}sQ")  # magic, pid, began, name, PID namespace
@@ -156,16 +156,12 @@ _ROWS = (_SIZE - _FIRST_ROW) // (_ROW * _WORD)
 _FIRST_OWN_ROW = len(Reason) + 1
 _rows = struct.Struct(f"={_ROWS * _ROW}q").unpack_from
 
-#: Files that are read in one look, so that it takes some hundredths of a second at most; the others follow in the next.
-_LOOKED_AT = 1000
-
 
 class Losses:
-    """What this process has lost. It is made with the queue, and its file with the first loss.
+    """What this process has lost. The file is made with the first loss.
 
     Without a descriptor to open the file with, or without room for it, the counts wait in the process, and go into the
-    file with the next loss for which there is one. Where the process ends before that, nothing but the gap in its
-    numbers tells.
+    file with a later loss. If the process ends before that, only the gap in its numbers is left.
 
     Args:
         directory: of the queue.
@@ -210,12 +206,12 @@ class Losses:
     def _store(self, words: memoryview, key: tuple[int, int]) -> None:
         start = self._rows[key] * _ROW
         words[start], words[start + 1] = key
-        # Another thread may count, and store, between any two steps; who is last sees whether he was.
+        # Another thread may count, and store, between any two steps. The last one stores the last count.
         while words[start + _COUNT] != self._counts[key]:
             words[start + _COUNT] = self._counts[key]
 
     def _make(self, name: str) -> memoryview:
-        """Return the rows in the file, which is made; of two threads that do at once, one has the file."""
+        """Make the file, and return its rows. If two threads do at once, one file is kept."""
         encoded = name.encode("utf-8", "replace")[:_NAME_SIZE]
         began = time.time()
         path = os.path.join(self._directory, f"{_PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
@@ -223,7 +219,7 @@ class Losses:
         try:
             os.write(fd, _HEADER.pack(_MAGIC, os.getpid(), began, encoded, pid_namespace()))
             made = memoryview(map_fd(fd, _SIZE))[_FIRST_ROW:].cast("q")
-            os.stat(os.path.join(self._directory, _SIGN))  # where it has gone, the directory is just being removed
+            os.stat(fifo_path(self._directory))  # if it is gone, the directory is just being removed
         except BaseException:
             os.unlink(path)
             raise
@@ -236,7 +232,7 @@ class Losses:
 
 
 def pid_namespace() -> int:
-    """Return what tells in which container a pid means this process; 0 where there are none."""
+    """Return the number of the PID namespace, in which the pids of this process are valid; 0 where there are none."""
     with contextlib.suppress(OSError):
         return os.stat("/proc/self/ns/pid").st_ino
     return 0

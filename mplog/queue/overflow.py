@@ -5,8 +5,8 @@ record of level ERROR and above waits for room, for a bounded time, and then goe
 dropped is counted (`mplog.queue.losses`).
 
 A policy is a value: it travels with the queue into every worker, which applies it where the queue is full. Two of them
-have a part in the logging process: `drop_below` wants to know how full the buffers are (`Fill`), and `drop_oldest` has
-the oldest records taken out of the intake buffer (`without_oldest`).
+need the logging process: it tells workers how full the buffers are for `drop_below` (`mplog.queue.fill`), and takes the
+oldest records out of the intake buffer for `drop_oldest` (`mplog.logging_process.drop_oldest`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ KEPT_LEVEL = logging.ERROR
 #: logging process takes.
 KEPT_TIMEOUT = 1.0
 
-#: Seconds for which, behind a wait in vain, nothing waits for `KEPT_TIMEOUT` again: whoever logs one error after
-#: another while the logging process stands still would otherwise be as slow as one a second.
+#: After one wait has failed, errors do not wait again for this many seconds. Otherwise a burst of errors would take a
+#: second each while the logging process stands still.
 PATIENCE = 5.0
 
 #: Bytes of the emergency file unless told otherwise: some 300,000 records of usual length.
@@ -79,14 +79,14 @@ class Overflow(msgspec.Struct, frozen=True):
 
     @classmethod
     def drop_newest(cls, *, never_block_loop: bool = False) -> Overflow:
-        """Drop the record that is just being logged; no call waits, but for errors."""
+        """Drop the record that is just being logged; only errors wait."""
         return cls("drop_newest", 0.0, never_block_loop=never_block_loop)
 
     @classmethod
     def drop_oldest(cls, *, never_block_loop: bool = False) -> Overflow:
         """Have the logging process drop the oldest records below ERROR that it has not begun to write.
 
-        Where it does not even do that within 1 second (it is stopped, or just being restarted), the newest is dropped.
+        If it does not do that within 1 second, because it is stopped or just being restarted, the newest is dropped.
         """
         return cls("drop_oldest", KEPT_TIMEOUT, never_block_loop=never_block_loop)
 
@@ -158,7 +158,7 @@ class Overflow(msgspec.Struct, frozen=True):
 
         Args:
             level: of the record.
-            is_impatient: whether the last wait of this process was in vain, and not long ago.
+            is_impatient: whether a wait of this process has failed within the last `PATIENCE` seconds.
         """
         if self.policy == "drop_below" and level < min(self.level, KEPT_LEVEL):
             return 0.0

@@ -44,7 +44,7 @@ class Inbox:
 
     Attributes:
         lock: held by the thread that reads.
-        is_reading: whether one does.
+        is_reading: whether a thread reads.
         frames: puts the objects together.
         ready: those that no `get` has returned yet.
         forgotten: long objects whose writers have died.
@@ -102,7 +102,7 @@ class Reader:
                 self._lock_fd = fifo.open_lock(lock_path(self._sender.directory))
         except FileNotFoundError:
             raise QueueNotFoundError(
-                f"{self._sender.path} does not exist any more: whoever made the queue has ended."
+                f"{self._sender.path} does not exist any more: the process that made the queue has ended."
             ) from None
 
     def release(self) -> int:

@@ -198,7 +198,7 @@ class Sender:
         try:
             self.send(frame.RECORD, payload, block, timeout)
         except BaseException as error:
-            # Of a full queue, the caller knows, and may try again.
+            # The caller knows that the queue is full, and may try again.
             self._count(payload, Reason.UNUSED if isinstance(error, queue.Full) else _reason(error))
             raise
 

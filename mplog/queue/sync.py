@@ -5,8 +5,8 @@
     worker:  FIFO of its own, named by a token; frame of kind SYNC: token | record ---> queue
              waits at the FIFO  <--- one byte --- logging process: written, fsynced, or not; committed
 
-The rule of this file: **nobody depends on the other's life.** A worker that has died or given up waiting leaves a FIFO
-that nobody reads, which costs the logging process one call; a logging process that has died costs the worker its
+The rule of this file: **neither depends on the life of the other.** A worker that has died or given up leaves a FIFO
+without a reader, which costs the logging process one call. The death of the logging process costs the worker its
 timeout.
 """
 
@@ -23,8 +23,6 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-__all__ = ["TOKEN_SIZE", "Acknowledger", "Sync", "Waiter"]
-
 T = TypeVar("T")
 
 #: Bytes of a token.
@@ -40,7 +38,7 @@ class Sync(msgspec.Struct, frozen=True):
 
     Attributes:
         level: those of this level and above.
-        timeout: for how many seconds they wait at most. Then they return all the same, the record is counted as not
+        timeout: for how many seconds they wait at most. Then they return all the same; the record is counted as not
             known to be on disk (`Reason.UNSYNCED`), and arrives like any other.
     """
 
@@ -74,7 +72,7 @@ class Waiter:
             raise
 
     def wait(self, deadline: float) -> bool:
-        """Wait until the record is on disk; return whether it is, at the time of ``time.monotonic()`` at the latest."""
+        """Wait until the record is on disk, or until a time of ``time.monotonic()``; return whether it is."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         while True:
@@ -86,7 +84,7 @@ class Waiter:
                 return False
 
     def close(self) -> None:
-        """Wait no longer."""
+        """Remove the FIFO."""
         os.close(self._fd)
         self._remove()
 
@@ -96,7 +94,7 @@ class Waiter:
 
 
 class Acknowledger(Generic[T]):
-    """The logging process's half: decodes such records, and tells those who wait.
+    """The logging process's half: decodes such records, and answers the workers that wait.
 
     Args:
         directory: of the queue.
@@ -109,7 +107,7 @@ class Acknowledger(Generic[T]):
         self._tokens: list[bytes] = []
 
     def decode(self, payload: bytes) -> T:
-        """Decode a frame of kind `frame.SYNC`, and remember who waits for it.
+        """Decode a frame of kind `frame.SYNC`, and remember the worker that waits for it.
 
         Raises:
             ValueError: it is none.
@@ -122,11 +120,11 @@ class Acknowledger(Generic[T]):
 
     @property
     def is_due(self) -> bool:
-        """Whether somebody waits for what has been decoded since `acknowledge`, so that it must be fsynced."""
+        """Whether a worker waits for what has been decoded since `acknowledge`, so that it must be fsynced."""
         return bool(self._tokens)
 
     def acknowledge(self, is_on_disk: bool = True) -> None:
-        """Tell everybody that what has been decoded is on disk, or that it is not known to be."""
+        """Tell all workers that wait that their records are on disk, or not known to be."""
         tokens, self._tokens = self._tokens, []
         for token in tokens:
             path = _path(self._directory, token)
@@ -134,7 +132,7 @@ class Acknowledger(Generic[T]):
                 fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             except OSError as error:
                 if error.errno == errno.ENXIO:
-                    # It waits no longer: it was killed, and has left its FIFO here, or is just removing it.
+                    # The worker waits no longer: it was killed and has left its FIFO here, or is just removing it.
                     with contextlib.suppress(OSError):
                         os.unlink(path)
                 elif error.errno in (errno.EMFILE, errno.ENFILE):

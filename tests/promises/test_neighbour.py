@@ -299,7 +299,7 @@ def test_queue_of_another_user_is_not_used(tmp_path: Path) -> None:
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     os.close(fifo.open_writer(path))
     os.chown(path, NOBODY, NOBODY)
-    with pytest.raises(PermissionError, match="somebody else's work"):
+    with pytest.raises(PermissionError, match="not a queue of this user"):
         fifo.open_writer(path)
     with pytest.raises(mplog.QueueNotFoundError):
         mplog.attach(tmp_path)

@@ -20,7 +20,8 @@ from readers import Counter, in_fork
 from scripts import elapsed
 
 from mplog.queue import emergency
-from mplog.queue.emergency import EmergencyFile, EmergencyReader, EmergencyRefusedError
+from mplog.queue.emergency import EmergencyFile, EmergencyRefusedError
+from mplog.queue.emergency_reader import EmergencyReader
 from mplog.record import frame
 from mplog.record.frame_reader import FrameReader
 

@@ -1,0 +1,170 @@
+"""`EmergencyReader`: what the logging process reads of the emergency file, and takes away. POSIX only.
+
+Reading begins with taking the file: it gets another name, and workers that append make a new one. How far it is read is
+noted in its header by `EmergencyReader.commit`, and in `EmergencyReader.note`, which the caller puts where it changes
+in the same instant as the end of the log does. With the note, a kill neither loses nor doubles anything; with the
+header alone, what was read between two commits comes again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+
+from mplog.queue.emergency import (
+    HEADER,
+    MAGIC,
+    WORD,
+    EmergencyRefusedError,
+    find_end,
+    open_locked,
+    open_own,
+)
+from mplog.queue.locks import unlock_file
+from mplog.record import frame
+
+_TAKEN = ".reading"
+_READ_AT = 24
+_ID_SIZE = 8
+
+
+class EmergencyReader:
+    """Reads one emergency file after another.
+
+    Args:
+        path: of the emergency file.
+        note: what `note` was when the log was last committed.
+
+    Attributes:
+        path: of the emergency file.
+        finished: how many files have been read to their end, and removed.
+    """
+
+    def __init__(self, path: str, note: bytes = b"") -> None:
+        self.path = path
+        self._given_note = note
+        self.finished = 0
+        self._fd = -1
+        self._id: bytes | None = None
+        self._position = 0
+        self._end = 0
+
+    def read(self, limit: int = 2**20, patience: float = 0.0) -> bytes:
+        """Return the next whole frames, those of a long message together; b"" where there are none.
+
+        Args:
+            limit: about how many bytes at most; a message that is longer comes alone.
+            patience: for how many seconds to wait for a worker that is just writing; by default the file is then left
+                for the next time.
+
+        Raises:
+            OSError: the file cannot be opened or read, or it is not one of this user's own.
+        """
+        while self._fd >= 0 or self._take(patience):
+            if self._position >= self._end:
+                self._finish()
+                continue
+            size = limit
+            while True:
+                data = os.pread(self._fd, min(size, self._end - self._position), self._position)
+                is_all = self._position + len(data) >= self._end or len(data) < size
+                whole = len(data) if is_all else _whole(data)
+                if whole:
+                    return data[:whole]
+                if not data:
+                    self._finish()
+                    break
+                size *= 2
+        return b""
+
+    def note(self, count: int = 0) -> bytes:
+        """Return what says that so many more bytes are read: 16 bytes, for the constructor.
+
+        Before anything was read, what the constructor was given still holds.
+        """
+        if self._id is None:
+            return self._given_note
+        return self._id + WORD.pack(self._position + count)
+
+    def commit(self, count: int) -> None:
+        """Say that so many bytes of what `read` has returned are in the log. With the last, the file is removed."""
+        self._position += count
+        os.pwrite(self._fd, WORD.pack(self._position), _READ_AT)
+        if self._position >= self._end:
+            self._finish()
+
+    def close(self) -> None:
+        """Leave the rest to the next logging process."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a file is being read."""
+        return self._fd >= 0
+
+    @property
+    def files(self) -> int:
+        """How many files there are to read, including the one that is being read."""
+        return (self.is_open or os.path.exists(self._taken_path)) + os.path.exists(self.path)
+
+    @property
+    def _taken_path(self) -> str:
+        return self.path + _TAKEN
+
+    def _take(self, patience: float) -> bool:
+        """Open what was taken and not read to its end, or take what is there; return whether there is something."""
+        try:
+            fd = open_own(self._taken_path, 0)
+        except FileNotFoundError:
+            try:
+                locked = open_locked(self.path, 0, time.monotonic() + patience)
+            except FileNotFoundError:
+                return False
+            if locked is None:
+                return False  # a worker is just writing, or stopped while it holds the lock; next time
+            try:
+                find_end(locked, self.path)
+                os.rename(self.path, self._taken_path)
+                fd = os.dup(locked)
+            finally:
+                unlock_file(locked)
+        try:
+            header = os.pread(fd, HEADER.size, 0).ljust(HEADER.size, b"\0")
+            magic, file_id, self._end, self._position = HEADER.unpack(header)
+            if magic != MAGIC or not HEADER.size <= self._position <= self._end <= os.fstat(fd).st_size:
+                raise EmergencyRefusedError(errno.EINVAL, "not an emergency file, so it is not read", self._taken_path)
+        except BaseException:
+            os.close(fd)
+            raise
+        if len(self._given_note) == _ID_SIZE + WORD.size and self._given_note.startswith(file_id):
+            (noted,) = WORD.unpack_from(self._given_note, _ID_SIZE)
+            self._position = min(max(self._position, noted), self._end)
+        self._fd, self._id = fd, file_id
+        return True
+
+    def _finish(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._taken_path)
+        self.finished += 1
+        self.close()
+
+
+def _whole(data: bytes) -> int:
+    """Return the length of the whole messages at the beginning of the data, of which the end may be cut off."""
+    whole = 0
+    for found in frame.walk(data):
+        if found.kind is None:
+            return whole
+        if found.kind == frame.PART:
+            try:
+                part = frame.decode_part(data[found.payload])
+            except ValueError:
+                continue
+            if part.number < part.total - 1:
+                continue
+        whole = found.end
+    return whole
