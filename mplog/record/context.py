@@ -1,15 +1,14 @@
 """`context`: fields that go with every record that is logged inside.
 
-The rule of this file: **it is plain data from the start.** Values are encoded when they are bound, once, so that every
-record and every task can carry them, whatever they are; and a process that has never bound any pays nothing. Where they
-hold is what ``contextvars`` says: in this thread, and in the asyncio tasks that are made meanwhile.
+Values are encoded once, when they are bound, so that every record and every task can carry them. A process that has
+never bound any pays nothing. As with all ``contextvars``, fields hold in this thread, and in the asyncio tasks that are
+made meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -17,28 +16,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from mplog.record.layout import RESERVED
 from mplog.record.plain import pack, plain_fields, readable
 
 if TYPE_CHECKING:
     from mplog.record.portable import Portable
 
-__all__ = ["RESERVED", "bind", "carry_context", "context", "in_use", "merged", "named", "start_anew", "unbind"]
 
 T = TypeVar("T")
-
-#: What a LogRecord has, and a field therefore cannot be called.
-RESERVED = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "taskName"}
 
 _bound: ContextVar[dict[str, Any]] = ContextVar("mplog.context")
 _NOTHING: dict[str, Any] = {}
 
 
 class _InUse:
-    """Whether any fields were ever bound.
-
-    Attributes:
-        pid: of the process that has last bound any, this one or one that it was forked from; 0 for none.
-    """
+    """The pid of the process that has last bound fields: this one, or one that it was forked from; 0 for none."""
 
     __slots__ = ("pid",)
 
@@ -51,7 +43,7 @@ in_use = _InUse()
 
 
 def named(fields: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Return the fields with a trailing underscore behind each name that a record has already."""
+    """Return the fields with a trailing underscore after each name that a record has already."""
     return [(f"{name}_" if name in RESERVED else name, value) for name, value in fields]
 
 

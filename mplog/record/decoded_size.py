@@ -1,19 +1,17 @@
-"""How much memory a record takes once it is decoded, told before that is done. Pure code, no I/O.
+"""How much memory a record will take once it is decoded. Pure code, no I/O.
 
-The rule of this file: **what is decoded is bounded by what was sent.** In msgpack an empty list is one byte; in memory
-it is seventy. Honest records are next to all text, and grow by little; one that is made of nothing but empty lists, and
-as long as a record may be, would take gigabytes.
+The rule of this file: **what is decoded is bounded by what was sent.** An empty list is 1 byte in msgpack, and 70 in
+memory. Honest records are nearly all text and hardly grow, but one of nothing but empty lists, as long as a record may
+be, would take gigabytes.
 
-A record of a megabyte cannot take much in any case, and is not looked at. A longer one is gone through value by value;
-where they are many, the bytes are counted first that can begin a value that takes memory, in C, which mostly will do.
+A record of a megabyte cannot take much, and is not looked at. A longer one is estimated value by value; if it has many,
+first by the bytes that can begin a value that takes memory, which are counted in C, and mostly that is enough.
 """
 
 from __future__ import annotations
 
 import struct
 import sys
-
-__all__ = ["MEMORY", "check"]
 
 #: Bytes of memory that any record may take. A longer one may take `_GROWTH` times its own bytes.
 MEMORY = 256 * 2**20
@@ -47,7 +45,7 @@ def check(payload: bytes) -> None:
 
 
 def _at_most(data: bytes | memoryview) -> int:
-    """Return what the data cannot take more than: small numbers and texts of ASCII are bytes below 0x80."""
+    """Return an upper bound for the memory: small numbers and texts of ASCII are bytes below 0x80."""
     values = len(bytes(data).translate(None, _ASCII))
     return _REFERENCE * len(data) + _LARGEST * values
 
@@ -64,17 +62,17 @@ _MAPS = {0xDE: 2, 0xDF: 4}
 
 
 def _estimate(data: bytes, enough: int, most: int = sys.maxsize) -> tuple[int, bool]:
-    """Return about how much the values take that are one behind the other in the data, or anything above `enough`.
+    """Estimate the memory that values take.
 
     Args:
-        data: the values.
-        enough: what is more need not be told apart.
+        data: the values, one after the other.
+        enough: an estimate above this may stop.
         most: how many values to look at.
 
     Returns:
-        That, and whether it is known: there are no more than so many.
+        The estimate, and whether it includes all values.
 
-    What is malformed is left to the decoder: it stops there, and has made no more than what came before.
+    Malformed data are left to the decoder: it stops there, and has made no more than what came before.
     """
     view, position, end, total = memoryview(data), 0, len(data), 0
     try:

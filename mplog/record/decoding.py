@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ from mplog.record.layout import (
     Origin,
     Record,
     Values,
+    Wire,
 )
 from mplog.record.plain import from_ext, of_kind, pack, unpack, unpack_list
 
@@ -89,10 +90,10 @@ class Decoder:
             raise ValueError("a record nested too deeply") from None
 
     def decode_framed(self, frames: Sequence[bytes]) -> list[Entry]:
-        """Return what is in many frames, ``[length, payload]`` each.
+        """Return the records in many frames, ``[length, payload]`` each.
 
         Raises:
-            ValueError, RecursionError: one of them does not decode at the first go; nothing is known of the others.
+            ValueError, RecursionError: one of them does not decode so; `decode` may still decode it.
         """
         framed = list(map(_decode_framed, frames))
         # A hostile writer may send what merely decodes: a frame ends where its own length says.
@@ -126,7 +127,7 @@ def decode_entry(payload: bytes) -> Entry:
 
 
 def origin_of(payload: bytes) -> Origin:
-    """Return where a record comes from that this process has encoded, or reads; keeps what it has decoded.
+    """Return where a record comes from; keep what is decoded.
 
     Raises:
         ValueError: the payload is not a record.
@@ -201,29 +202,28 @@ def decode(payload: bytes) -> Record:
 
 
 def _decode_loosely(payload: bytes) -> Entry:
-    """Return a record of which an attribute was set to something else: a line number as a text, say."""
+    """Return a record with an attribute of another type than usual: a line number that is a text, say."""
     try:
-        sequence, message, extra, exc_text, *times, rest, origin = unpack_list(payload)
-        message, exc_text = of_kind(message, str), of_kind(exc_text, str)
-        times = [of_kind(value, kind) for value, kind in zip(times, TIMES.values(), strict=True)]
-        extra = msgspec.convert(extra, dict[str, Any] | None)
-        *origin, details = unpack_list(origin)
-        origin = [of_kind(value, kind) for value, kind in zip(origin, ORIGIN.values(), strict=True)]
-        if details is not None:
-            details = tuple([of_kind(value, kind) for value, kind in zip(details, DETAILS.values(), strict=True)])
+        wire = Wire(*unpack_list(payload))
+        *origin, details = unpack_list(wire.origin)
+        process, name, level, level_name, process_name = _of_kinds(origin, ORIGIN)
+        place = None if details is None else tuple(_of_kinds(details, DETAILS))
         values = (
-            msgspec.convert(sequence, int),
-            message,
-            extra,
-            exc_text,
-            *times,
-            msgspec.Raw(pack(_loose_rest(rest))),
+            msgspec.convert(wire.sequence, int),
+            of_kind(wire.msg, str),
+            msgspec.convert(wire.extra, dict[str, Any] | None),
+            of_kind(wire.exc_text, str),
+            *_of_kinds((wire.created, wire.msecs, wire.stack_info), TIMES),
+            msgspec.Raw(pack(_loose_rest(wire.rest))),
             b"",
         )
     except (TypeError, RecursionError) as error:
         raise ValueError(f"not a record: {error}") from error
-    process, name, level, level_name, process_name = origin
-    return values, Origin(process, name, level or logging.NOTSET, level_name, process_name, details)
+    return values, Origin(process, name, level or logging.NOTSET, level_name, process_name, place)
+
+
+def _of_kinds(values: Iterable[Any], kinds: dict[str, type]) -> list[Any]:
+    return [of_kind(value, kind) for value, kind in zip(values, kinds.values(), strict=True)]
 
 
 def _loose_rest(rest: Any) -> tuple[Any, ...] | None:
@@ -236,8 +236,8 @@ def _loose_rest(rest: Any) -> tuple[Any, ...] | None:
         raise ValueError(f"not a record: {error}") from error
 
 
-#: Fields that all records have which this process reads. What a record brings itself takes precedence. The logging
-#: process fills it before it opens its sinks.
+#: Fields of all records that this process reads, unless a record brings one of the same name. The logging process fills
+#: it before it opens its sinks.
 constant_fields: dict[str, Any] = {}
 
 #: What an extra attribute must not set, except in place of a text that UTF-8 does not take (`mplog.record.encoding`).

@@ -29,6 +29,7 @@ from mplog.record.layout import (
     MAX_RECORD_SIZE,
     NO_DETAILS,
     ORIGIN,
+    RESERVED,
     STANDARD,
     TIMES,
     Origin,
@@ -52,9 +53,6 @@ _MAX_EXTRA = 1000
 
 _KEPT_FRAMES = 50
 
-#: What formatters leave in a record, and what travels under other names.
-_NOT_EXTRA = frozenset((*STANDARD, "taskName", "message", "asctime"))
-
 
 def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *, with_args: bool = False) -> bytes:
     """Return the record as plain data, whatever its arguments and attributes are. The record is not changed.
@@ -67,8 +65,8 @@ def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *
     """
     if with_args:
         return _encode_carefully(record, sequence, details, with_args=True)
-    # The way of nearly every record: what the stdlib has made, without an exception or extra attributes. All else is
-    # in _encode_carefully().
+    # The way of nearly every record: made by the stdlib, without an exception or extra attributes. All others go
+    # through _encode_carefully().
     message = None
     try:
         if record.exc_info or type(record) is not _LogRecord or _LogRecord.getMessage is not _get_message:
@@ -100,7 +98,7 @@ def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *
                 origin,
             )
         )
-        # Last, since from 3.11 on the dictionary is made when somebody asks for it, and slows the attributes down.
+        # Last, since from 3.11 on the dictionary is only made when it is asked for, and slows the attributes down.
         is_ordinary = len(record.__dict__) == _ATTRIBUTES
     except (Exception, SystemExit, GeneratorExit) as error:
         # An AttributeError may be of an attribute that is missing, so it is formatted again.
@@ -158,9 +156,9 @@ def _encode_carefully(
         times = [attributes[name] for name in TIMES]
         rest = (attributes["relativeCreated"], exception) if details else None
         caller = _get_details(attributes) if details else None
-        not_extra = _NOT_EXTRA
+        not_extra = RESERVED
         if with_args and type(attributes["args"]) in (tuple, dict):
-            not_extra = _NOT_EXTRA - {"args"}
+            not_extra = RESERVED - {"args"}
         has_extra = len(attributes) != _ATTRIBUTES or not not_extra.issuperset(attributes)
         extra = _extra(attributes, not_extra) if has_extra else None
         if in_use.pid:
@@ -197,7 +195,7 @@ _unpack_origin: Callable[[bytes], list[Any]] = msgspec.msgpack.Decoder(list[Any]
 
 
 class Cut(bytes):
-    """A record of which long texts were cut, so that who sends it can count it."""
+    """A record of which long texts were cut; the sender counts it."""
 
 
 def _message(record: logging.LogRecord, error: BaseException | None) -> str:
@@ -243,7 +241,7 @@ def _attribute(record: logging.LogRecord, name: str) -> Any:
 
 
 def _process_name(record: logging.LogRecord) -> str | None:
-    """Return the name of the process, also of a child of multiprocess, which logging takes for the main process."""
+    """Return the name of the process. Logging calls each child of multiprocess "MainProcess"."""
     name = record.processName
     other = sys.modules.get("multiprocess.process") if name == "MainProcess" else None
     if other is not None and record.process == other.current_process().ident:
@@ -304,7 +302,7 @@ def _repaired(
 
     A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
     """
-    extra = merged(_extra(record.__dict__, _NOT_EXTRA)) or {}
+    extra = merged(_extra(record.__dict__, RESERVED)) or {}
     elsewhere = {readable(name): value for name, value in extra.items()}
 
     def repaired(name: str, value: Any) -> Any:

@@ -1,8 +1,8 @@
 """`make_record`: the record that ``logging.LogRecord()`` would have made, for half the time.
 
-The rule of this file: **nobody can tell, but by the clock.** What it makes is a ``logging.LogRecord``, with the same
-attributes in the same order. What does not differ from call to call is looked up: the name of a level, the file and
-module of a path. Whatever is out of the ordinary is left to the class itself.
+The rule of this file: **only the time tells the difference.** It makes a ``logging.LogRecord`` with the same attributes
+in the same order. What does not differ from call to call is looked up: the name of a level, the file and module of a
+path. Whatever is out of the ordinary is left to the class itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from typing import Any
 
 from mplog.record.cache import Cache
 
-__all__ = ["COUNTS_NANOSECONDS", "LOGGING_FILE", "install_factory", "make_record", "now", "own", "task_name"]
-
 _LogRecord = logging.LogRecord
 _logging: Any = logging
 _processes: Any = multiprocessing.process
@@ -35,7 +33,7 @@ _HAS_TASK_NAME = sys.version_info >= (3, 12)
 
 
 def own(method: Any) -> Any:
-    """Return a method of logging itself; for one that was patched before this module was imported, what none is."""
+    """Return a method of logging itself; for one that was patched before this import, what equals no method."""
     return method if type(method) is FunctionType and method.__code__.co_filename == LOGGING_FILE else object()
 
 

@@ -1,13 +1,13 @@
-"""`Fields`: what is added to every record of a server, and what is kept out of all of them.
+"""`Fields`: what is added to every record of a server, and what is kept out of all records.
 
 ::
 
     worker:           record -> plain data -> enrichers add fields -> redactors see every text and field -> queue
     logging process:  ... -> the constant fields, which cost workers nothing -> sinks
 
-The rule of this file: **what a redactor has not seen does not leave the process.** It sees the record as it would
-travel, so there is nothing else in it: the finished message, the traceback, and each field, down into lists and
-dictionaries. Where it fails, a marker takes the place of what it was to look at; the record goes in any case.
+The rule of this file: **what a redactor has not seen does not leave the process.** A redactor sees the record as it
+would travel: the finished message, the traceback, and each field, down into lists and dictionaries. Where it fails, a
+marker takes the place of what it was to look at; the record travels in any case.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from typing import Any
 
 import msgspec
 
-from mplog.record.context import RESERVED, named
+from mplog.record.cache import Cache
+from mplog.record.context import named
 from mplog.record.decoding import decode
 from mplog.record.encoding import Cut, encode, pack_wire
-from mplog.record.layout import Record, Wire
+from mplog.record.layout import RESERVED, Record, Wire
 from mplog.record.plain import ForeignValue, pack, plain, plain_fields, readable, safe_str, unless_signal, unpack
 from mplog.record.portable import dump, load
-
-__all__ = ["Fields", "Preparation", "Redactor", "load_preparation", "note_preparation"]
 
 #: Returns fields to add to a record.
 Enricher = Callable[[], Mapping[str, Any]]
@@ -37,7 +36,7 @@ RedactorFunction = Callable[[str, Any], Any]
 
 
 class Fields:
-    """What is added to every record of a server, and what is kept out of all of them.
+    """What is added to every record of a server, and what is kept out of all records.
 
     >>> fields = mplog.Fields({"service": "shop"}, redactors=[mplog.Redactor("password")])    # doctest: +SKIP
     >>> server = mplog.LogServer("app.log", fields=fields)                              # doctest: +SKIP
@@ -299,34 +298,23 @@ _decode: Callable[[bytes], Wire] = msgspec.msgpack.Decoder(Wire).decode
 
 # --- on the way to workers ---
 
-#: By what they are pickled as: where they were made, and in forks of that process, they are the same objects.
-_known: dict[bytes, Preparation] = {}
-#: More than there are servers at a time in any process.
-_MOST_KNOWN = 100
+#: By their pickles. In the process that has made them, and in its forks, they are the same objects. There are hardly
+#: more than 100 servers with fields at a time in any process.
+_known: Cache[bytes, Preparation] = Cache(lambda data: Preparation(*load(data)), 100)
 
 
 def note_preparation(preparation: Preparation, *, by_value: bool = False) -> bytes:
-    """Return what `load_preparation` finds it by, in any process.
+    """Return a key by which `load_preparation` finds the preparation in any process.
 
     Args:
         by_value: for processes that cannot import the program's script.
     """
     parts = preparation._enrichers, preparation._redactors
     data = dump(parts, by_value=by_value)
-    _keep(data, preparation)
+    _known.keep(data, preparation)
     return data
 
 
 def load_preparation(data: bytes) -> Preparation:
-    """Return what `note_preparation` has noted, here or in another process."""
-    preparation = _known.get(data)
-    if preparation is None:
-        preparation = Preparation(*load(data))
-        _keep(data, preparation)
-    return preparation
-
-
-def _keep(data: bytes, preparation: Preparation) -> None:
-    while len(_known) >= _MOST_KNOWN:
-        _known.pop(next(iter(_known)), None)
-    _known[data] = preparation
+    """Return the preparation that `note_preparation` has noted, here or in another process."""
+    return _known[data]

@@ -122,8 +122,8 @@ class FrameReader(Generic[T]):
 
         Args:
             data: the next bytes of the stream.
-            drained: nothing was left in the queue behind them. Since frames arrive whole, an unfinished frame at the
-                end of such data is garbage, not a frame still to come.
+            drained: nothing was left in the queue after them. Since frames arrive whole, an unfinished frame at the end
+                of such data is garbage.
         """
         # Where a part of a long message comes first, there are more, and a search takes longer than going by lengths.
         if self._decode_framed is not None and not self._rest and data.startswith(RECORD_TAG):

@@ -82,6 +82,8 @@ _standard = logging.LogRecord("", 0, "", 0, "", None, None).__dict__
 #: The attributes of every LogRecord of this Python, in their order.
 STANDARD = tuple(_standard)
 HAS_TASK_NAME = "taskName" in _standard
+#: What a record has, or gets from a formatter. A field cannot have such a name.
+RESERVED = frozenset((*STANDARD, "taskName", "message", "asctime"))
 
 _details_types: Any = tuple(kind | None for kind in DETAILS.values())
 _WireDetails: Any = tuple[_details_types]

@@ -125,7 +125,7 @@ def _code(handler: Any) -> types.CodeType | None:
     return code if isinstance(code, types.CodeType) else None
 
 
-_FOLD = "~"  # behind a time that is the second of two, when the clocks go back
+_FOLD = "~"  # after a time that is the second of two, when the clocks go back
 
 
 def _write_time(when: Any) -> str:

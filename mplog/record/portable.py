@@ -1,8 +1,8 @@
 """Callables that travel into any process: lambdas, closures, functions of a notebook.
 
 The rule of this file: **by reference where that works, by value only where it does not.** A function that the other
-process can import stays the function of its module there, globals and all, so that the usual ``global connection`` in
-an initializer keeps its meaning. What cannot be imported goes by value, with cloudpickle.
+process can import is the function of its module there, globals and all, so that the usual ``global connection`` in an
+initializer keeps its meaning. What cannot be imported goes by value, with cloudpickle.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import types
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
-
-__all__ = ["Portable", "dump", "load"]
 
 
 class Portable:
@@ -123,7 +121,7 @@ def _is_of_main(obj: Any) -> bool:
 
 
 def _is_importable(obj: Any) -> bool:
-    """Whether another process finds it in the ``__main__`` that it imports, if any: not for a notebook, or a prompt."""
+    """Whether another process finds the object in the ``__main__`` that it imports; a notebook or prompt has none."""
     if "<" in obj.__qualname__:  # a lambda, or defined in a function
         return False
     main = sys.modules["__main__"]

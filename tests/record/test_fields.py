@@ -27,11 +27,10 @@ import mplog
 from mplog.formats.escaping import escaped_formatter
 from mplog.formats.text import compiled, renderer
 from mplog.record import encoding
-from mplog.record.context import RESERVED
 from mplog.record.decoding import constant_fields, decode, decode_entry, to_record
 from mplog.record.encoding import Cut, encode
 from mplog.record.fields import Preparation, load_preparation, note_preparation
-from mplog.record.layout import Entry, Record
+from mplog.record.layout import RESERVED, Entry, Record
 from mplog.record.plain import ForeignValue
 
 SECRET = "hunter2"
