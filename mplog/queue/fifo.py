@@ -42,21 +42,12 @@ def create(path: str) -> None:
 
 
 def open_reader(path: str) -> int:
-    """Open the reading end without waiting for a writer.
-
-    Raises:
-        PermissionError: it is not a FIFO, or another user's.
-    """
+    """Open the reading end without waiting for a writer."""
     return _out_of_the_way(_open_own(path, os.O_RDONLY))
 
 
 def open_writer(path: str) -> int:
-    """Open the writing end.
-
-    Raises:
-        BrokenPipeError: no process reads it.
-        PermissionError: it is not a FIFO, or another user's.
-    """
+    """Open the writing end."""
     try:
         return _out_of_the_way(_open_own(path, os.O_WRONLY))
     except OSError as error:
@@ -66,7 +57,7 @@ def open_writer(path: str) -> int:
 
 
 def _open_own(path: str, flags: int) -> int:
-    """Open a FIFO of this user.
+    """Open a FIFO of this user; raise PermissionError if it is not one.
 
     Another user may have made the directory of a queue that has ended anew, to read what is logged, or to have it
     written into another file.
@@ -144,11 +135,7 @@ def pending(fd: int) -> int:
 
 
 def peek(fd: int) -> bytes:
-    """Return what waits in the FIFO without taking it (tee(2)).
-
-    Raises:
-        NotImplementedError: not on Linux.
-    """
+    """Return what waits in the FIFO without taking it (tee(2)); raise NotImplementedError if this is not Linux."""
     if sys.platform != "linux":
         raise NotImplementedError("only Linux can look into a FIFO without reading it")
     import ctypes
@@ -171,15 +158,12 @@ def open_lock(path: str) -> int:
 
 
 def wait(fd: int, event: int, deadline: float | None) -> bool:
-    """Wait until the end is ready, or broken, which the next read or write then tells.
+    """Wait until the end is ready, or broken, as the next read or write then says; return False when time is over.
 
     Args:
         fd: one end.
         event: ``select.POLLIN`` or ``select.POLLOUT``.
         deadline: a time of ``time.monotonic()``; None waits for ever.
-
-    Returns:
-        False when the time is over.
     """
     poll = select.poll()
     poll.register(fd, event)

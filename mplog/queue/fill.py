@@ -15,12 +15,7 @@ _FULL = 255
 class Fill:
     """How full the buffers are, in one byte of shared memory: neither end makes a system call to write or to look.
 
-    Args:
-        directory: of the queue.
-        writable: for the logging process, which makes the file; a worker only looks.
-
-    Raises:
-        OSError: there is no such file, or it cannot be made.
+    The logging process makes the file (`writable`); a worker only looks, and gets an OSError while there is none.
     """
 
     def __init__(self, directory: str, *, writable: bool = False) -> None:
@@ -43,11 +38,7 @@ class Fill:
 
 
 class Shedding:
-    """Puts records, except those that `Overflow.drop_below` drops as the buffers fill. Runs in a worker.
-
-    Args:
-        sender: of the queue.
-    """
+    """Puts records, except those that `Overflow.drop_below` drops as the buffers fill. Runs in a worker."""
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender

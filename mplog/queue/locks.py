@@ -37,13 +37,7 @@ def unlock_process(fd: int) -> None:
 
 
 def lock_file(fd: int, deadline: float) -> bool:
-    """Take a lock that belongs to this open file; return whether that was possible in time.
-
-    Args:
-        fd: of the open file.
-        deadline: a time of ``time.monotonic()``. A process holds the lock for as long as a write takes, but one that is
-            stopped holds it until it goes on.
-    """
+    """Take a lock that belongs to this open file; return False if ``time.monotonic()`` reaches the deadline first."""
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,11 +20,7 @@ _LONGEST_NAME = 255
 
 
 def encode_object(obj: Any) -> bytes:
-    """Return an object as it travels.
-
-    Raises:
-        MessageTooLongError: it is over 256 MiB.
-    """
+    """Return an object as it travels; raise MessageTooLongError if it is over 256 MiB."""
     # As bytes: dumps() returns a view of a BytesIO, and where an exception keeps that in a reference cycle, the
     # garbage collector of CPython raises BufferError or crashes (seen in 3.12.1 and 3.13.0).
     data = bytes(ForkingPickler.dumps(obj))
@@ -50,28 +46,14 @@ class PickledObject:
 
 
 def check_object(payload: bytes) -> None:
-    """Look whether the payload is that of an object, without unpickling it.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Raise ValueError unless the payload is that of an object, which is not unpickled."""
     if len(payload) <= _CHECKSUM_SIZE:
         raise ValueError("an object without content")  # of which the checksum would be 0, as garbage often is
     _check(payload, "an object")
 
 
 def encode_bytes(data: bytes | bytearray | memoryview, to: str) -> bytes:
-    """Return bytes for a sink as they travel.
-
-    Args:
-        data: up to 256 MiB.
-        to: the name of the sink.
-
-    Raises:
-        TypeError: the data are no bytes, or the name is no text.
-        ValueError: the name is over 255 bytes long.
-        MessageTooLongError: the data are over 256 MiB.
-    """
+    """Return bytes for a sink as they travel; raise what `LogQueue.write` says."""
     try:
         name = to.encode("utf-8")
         rest = b"".join((len(name).to_bytes(1, "little"), name, data)) if len(name) <= _LONGEST_NAME else None
@@ -92,11 +74,7 @@ def encode_bytes(data: bytes | bytearray | memoryview, to: str) -> bytes:
 
 
 def decode_bytes(payload: bytes) -> tuple[str, bytes]:
-    """Return the name of the sink, and the bytes.
-
-    Raises:
-        ValueError: the payload is not that of bytes for a sink.
-    """
+    """Return the name of the sink, and the bytes; raise ValueError if the payload is broken."""
     begin = _CHECKSUM_SIZE + 1
     end = begin + payload[_CHECKSUM_SIZE] if len(payload) >= begin else begin
     if len(payload) < end:

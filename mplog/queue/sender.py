@@ -83,11 +83,7 @@ class Sender:
     # --- the FIFO ---
 
     def open(self) -> int:
-        """Return the writing end, opened if it is not.
-
-        Raises:
-            NoReaderError: no process reads the queue any more.
-        """
+        """Return the writing end, opened if it is not; raise NoReaderError if no process reads the queue any more."""
         if self.write_fd < 0:
             try:
                 self.write_fd = fifo.open_writer(self.path)
@@ -135,16 +131,7 @@ class Sender:
         self.losses = Losses(self.directory)
 
     def send(self, kind: int, payload: bytes, block: bool, timeout: float | None) -> None:
-        """Write a message into the FIFO.
-
-        Args:
-            kind: of `mplog.record.frame`.
-            payload: the message.
-            block, timeout: see `LogQueue.put`.
-
-        Raises:
-            queue.Full, ValueError, NoReaderError: see `LogQueue.put`.
-        """
+        """Write a message of a kind of `mplog.record.frame` into the FIFO; for the rest, see `LogQueue.put`."""
         if self.is_closed:
             raise ValueError(f"Queue {self!r} is closed")
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -223,7 +210,7 @@ class Sender:
     # --- records ---
 
     def put_record(self, payload: bytes) -> None:
-        """Put a record that `mplog.record.encoding.encode` has encoded; while the queue is full, do as `overflow` says.
+        """Put an encoded record; while the queue is full, do as `overflow` says.
 
         Raises:
             ValueError: the queue is closed in this process.
@@ -240,16 +227,9 @@ class Sender:
         self._put_slowly(payload)
 
     def put_synced(self, payload: bytes) -> bool:
-        """Put a record like `put_record`, and wait until it is on disk, for as long as `sync` says.
+        """Put a record, wait until it is on disk, for as long as `sync` says, and return whether it is.
 
-        Where the queue has no room in that time, it goes into the emergency file, and that on disk.
-
-        Returns:
-            Whether it is on disk.
-
-        Raises:
-            ValueError: the queue is closed in this process.
-            NoReaderError: no process reads the queue any more.
+        If the queue has no room in that time, the record goes into the emergency file, and that to disk.
         """
         seconds = 0.0 if self.sync is None else self.sync.timeout
         if self.overflow.never_block_loop and is_in_event_loop():

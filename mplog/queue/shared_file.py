@@ -29,26 +29,13 @@ def lengthen(fd: int, length: int) -> None:
 
 
 def map_fd(fd: int, length: int) -> mmap.mmap:
-    """Map the beginning of a file for reading and writing; make it long enough first.
-
-    Args:
-        fd: the open file. It may be closed afterwards.
-        length: bytes to map.
-
-    Raises:
-        OSError: the disk has no room for it.
-    """
+    """Map the beginning of an open file for reading and writing; make it long enough first (`lengthen`)."""
     lengthen(fd, length)
     return mmap.mmap(fd, length)
 
 
 def map_file(path: str, length: int, *, writable: bool = False) -> mmap.mmap:
-    """Map the beginning of a file.
-
-    Args:
-        path: of the file, which is made where it is missing and this process is to write.
-        length: bytes to map.
-        writable: whether this process writes, or reads what another one writes.
+    """Map the beginning of a file: to write, and it is made and lengthened, or to read what another process writes.
 
     Raises:
         OSError: there is no such file, it is too short, or the disk has no room for it.
