@@ -1,1 +1,1 @@
-"""What logging with mplog costs, side by side with what else there is: ``python -m benchmarks.compare``."""
+"""What logging with mplog costs, side by side with other libraries: ``python -m benchmarks.compare``."""

@@ -1,9 +1,8 @@
-"""The logging process by itself: a queue that is full already, and nobody else who wants the CPU.
+"""The logging process by itself: with a full queue, and no other process that uses the CPU.
 
-The rule of this file: **what is timed is what the logging process does with a full queue**: read it into the buffers,
-take the frames apart, decode them, render the text, write it, and say that it has. Filling the queue is not timed.
-Beside it stand the machine's own rates in the same run: of `os.write` with the same text, and of msgspec with the same
-records.
+The rule of this file: **only the work of the logging process on a full queue is timed**: read the queue into the
+buffers, split the frames, decode them, render the text, write it, and commit. Filling the queue is not timed. The same
+run also measures the machine's own rates: of `os.write` with the same text, and of msgspec with the same records.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def _fill(queue: mplog.LogQueue, number: int) -> int:
 
 
 def _write_rate(text: bytes, records: int, batch: int, directory: str) -> float:
-    """Return how many records a second `os.write` takes, so many at a time."""
+    """Return how many records a second `os.write` takes, in writes of this many."""
     length = len(text) // records
     pieces = [text[at : at + length * batch] for at in range(0, min(len(text), 20 * 2**20), length * batch)]
     fd = os.open(os.path.join(directory, "written"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -1,4 +1,4 @@
-"""Compare mplog with what else there is, and write ``docs/benchmarks.rst`` and its plots.
+"""Compare mplog with other libraries, and write ``docs/benchmarks.rst`` and its plots.
 
 python -m benchmarks.compare            all of it, about 15 minutes on 2 cores
 python -m benchmarks.compare --quick    the same with few records, about a minute: shows that everything runs
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__" and not __package__:
-    # Run by its path: the package is beside its folder, not in it.
+    # Started by its path: the package is one folder up.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import alone, delivery, idle, latency, memory, plots, report, throughput
@@ -51,11 +51,11 @@ class Effort:
 
     Attributes:
         rounds: of the comparison; of the other parts, up to 3 at most.
-        records: that each of 2 workers logs in a round.
-        seconds: that a latency is measured for.
+        records: records of each of 2 workers in a round.
+        seconds: the length of a measurement of latency.
         lone: how many lone records.
-        idle_seconds: how long nobody logs.
-        memory_records: that go through the logging process.
+        idle_seconds: the time without any logging.
+        memory_records: records that go through the logging process.
         delivery_scale: 1 for the usual amounts.
         patience: seconds after which a process that does not go on counts as hung.
     """
@@ -84,9 +84,9 @@ def run(parts: Sequence[str], contenders: Sequence[str], effort: Effort, progres
 
     Args:
         parts: of `PARTS`.
-        contenders: by the names of their classes; each part takes those of them that mean something there.
+        contenders: by the names of their classes; each part takes those that make sense for it.
         effort: how much.
-        progress: told what is being done.
+        progress: gets a line for each step.
 
     Returns:
         The results by part, and ``about``; plain data.

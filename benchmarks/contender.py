@@ -25,15 +25,15 @@ __all__ = ["FORMAT", "LOGGER", "BlockingFileHandler", "Contender", "file_handler
 FORMAT = "%(asctime)s %(levelname)-8s %(processName)s %(name)s | %(message)s"
 LOGGER = "app.worker"
 
-#: A blocked sink blocks once in so many seconds.
+#: Seconds between two times when a blocked sink blocks.
 _STALL_INTERVAL = 0.5
 
 
 class Contender:
-    """One way to log, with what it does by default. Pickled into workers that are spawned, but for ``_`` attributes.
+    """One way to log, with what it does by default. Spawned workers get it pickled, without ``_`` attributes.
 
     Args:
-        directory: its files go there, and nothing else does.
+        directory: for its files, and nothing else.
         start_method: how the workers are started; the global default of ``multiprocessing`` is the same.
         stall: for how many seconds the file's handler blocks, every half second; 0 for never.
 
@@ -90,19 +90,19 @@ class Contender:
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Runs in each worker behind its last record: what its documentation wants done there."""
+        """Runs in each worker after its last record, as the documentation says."""
 
     def services(self) -> list[int]:
         """Return the processes that log beside the parent and the workers."""
         return []
 
     def writer(self) -> int | None:
-        """Return the process that writes the file, where it is not the workers themselves."""
+        """Return the process that writes the file, if the workers do not."""
         services = self.services()
         return services[0] if services else None
 
     def drain(self) -> None:
-        """Runs in the parent, when the workers have ended: return when everything is in the files."""
+        """Runs in the parent after the workers have ended: return when everything is in the files."""
 
     def close(self) -> None:
         """End what `start` has started."""

@@ -8,7 +8,7 @@ from benchmarks.pipe import PipeLimit
 
 __all__ = ["BASE", "CONTENDERS", "MPLOG", "by_name"]
 
-#: What the others are compared with.
+#: The base of the comparison.
 BASE = stdlib_contenders.PrivateFiles
 
 MPLOG: list[type[Contender]] = [
@@ -39,5 +39,5 @@ CONTENDERS: dict[str, type[Contender]] = {contender.__name__: contender for cont
 
 
 def by_name(name: str) -> type[Contender]:
-    """Return one of them, or the pipe alone, which is no contender but is measured like one."""
+    """Return one of them, or the pipe alone, which is measured like a contender."""
     return PipeLimit if name == PipeLimit.__name__ else CONTENDERS[name]

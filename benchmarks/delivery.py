@@ -1,8 +1,8 @@
-"""What each contender delivers when things go as they go: pools that are left, workers that are killed, a slow disk.
+"""What each contender delivers under trouble: pools that are left, workers that are killed, a slow disk.
 
-The rule of this file: **a record counts as logged when its logging call has returned**; each worker says so in shared
-memory, which survives it (the last record of a killed worker may be written and not counted). What is in the files in
-the end is delivered, provided it is there whole. A contender that hangs is given up, and the row says so.
+The rule of this file: **a record counts as logged when its logging call has returned**. Each worker counts in shared
+memory, which survives the worker (the last record of a killed worker may be written and not counted). A record counts
+as delivered if it is whole in the files at the end. A contender that hangs is stopped, and its row says so.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _log(info: Callable[..., object], contender: Contender, number: int, payload
 
 
 def killed(contender: str, scale: float, patience: float, directory: str) -> dict[str, Any]:
-    """Kill one worker after the other while they log long records; another one goes on. In a process of its own."""
+    """Kill one worker after the other while they log long records; one worker goes on. Runs in a process of its own."""
     logging_by = make(contender, directory)
     logging_by.start()
     kills = max(2, int(20 * scale))
@@ -146,7 +146,7 @@ def killed(contender: str, scale: float, patience: float, directory: str) -> dic
 
 
 def _log_on(contender: Contender, counts: Any, index: int, end: Any) -> None:
-    """Runs in a worker: log as fast as it goes until killed; or, at a modest pace, until told to stop."""
+    """Runs in a worker: log as fast as possible until killed; or, at a modest pace, until told to stop."""
     info = contender.worker()
     while end is None or not end.is_set():
         _log(info, contender, counts[index], _LONG_PAYLOAD)
@@ -169,7 +169,7 @@ def _wait(condition: Callable[[], object], patience: float) -> bool:
 
 
 def full(contender: str, scale: float, patience: float, directory: str) -> dict[str, Any]:
-    """Log while the process that writes stands still, as it does behind a slow disk. Runs in a process of its own."""
+    """Log while the process that writes stands still, as on a slow disk. Runs in a process of its own."""
     logging_by = make(contender, directory)
     logging_by.start()
     writer = logging_by.writer()
@@ -182,7 +182,7 @@ def full(contender: str, scale: float, patience: float, directory: str) -> dict[
         multiprocessing.Process(target=_flood, args=(logging_by, counts, index, records, go), daemon=True)
         for index in range(2)
     ]
-    # From another process, since the one that stands still may be this one.
+    # From another process: this one may be the one that stands still.
     stopper = multiprocessing.Process(target=_hold, args=(writer, go, 1.5 * min(1.0, scale)), daemon=True)
     for process in [*workers, stopper]:
         process.start()
@@ -239,7 +239,7 @@ def _log_some(contender: Contender, records: int) -> None:
     contender.leave()
 
 
-#: What each does, for the head of its column.
+#: The scenarios, as heads of columns.
 SCENARIOS = {
     "pool": "left ``with Pool``",
     "killed": "killed workers",

@@ -1,4 +1,4 @@
-"""How often a logging process wakes up while nobody logs."""
+"""How often a logging process wakes up while no process logs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.workload import Load, cpu_seconds, make, run_load
 
 __all__ = ["compare", "measure"]
 
-#: What follows a load (a nap, a last look) is over then.
+#: After this many seconds, the work after a load (a nap, a last look) is over.
 _SETTLE_SECONDS = 1.0
 
 
 def compare(names: Sequence[str], seconds: float, progress: Progress) -> dict[str, Any]:
-    """Watch the process that writes, which has had something to do before."""
+    """Watch the process that writes, after some work."""
     rows = once(names, "idle", progress, "idle:measure", timeout=60 + seconds, seconds=seconds)
     return {"seconds": seconds, "rows": rows}
 
@@ -31,7 +31,7 @@ def measure(contender: str, seconds: float, directory: str) -> dict[str, Any]:
     writer = logging_by.writer()
     if writer is None:
         raise NotImplementedError("the workers write themselves")
-    # Where a thread of this process writes, this one sleep is the only other thing that happens here.
+    # If a thread of this process writes, this sleep is the only other thing that happens here.
     time.sleep(_SETTLE_SECONDS)
     switches, cpu = _switches(writer), cpu_seconds(writer)
     time.sleep(seconds)

@@ -1,8 +1,8 @@
 """Run a measurement in a fresh interpreter.
 
 The rule of this file: **no measurement sees another one**, since some packages change the stdlib's logging when they
-are imported, and one that hangs must not take the rest with it. What is run is a function of this package, by name,
-with plain data as arguments and result.
+are imported, and one that hangs must not stop the others. A measurement is a function of this package, by name, with
+plain data as arguments and result.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def run(function: str, *, timeout: float, **arguments: Any) -> dict[str, Any]:
     """Call a function in a new process, in an empty directory, and return its result.
 
     Args:
-        function: as ``"module:name"``, in this package. It is given ``directory`` beside the arguments.
-        timeout: seconds that it may take.
+        function: as ``"module:name"``, in this package. It also gets the argument ``directory``.
+        timeout: in seconds.
         arguments: plain data.
 
     Returns:
-        Its result; or ``{"error": why there is none}``.
+        Its result; or ``{"error": reason}``.
     """
-    # Started by its own path, it has to find the package, too.
+    # So that it finds the package, even if this one was started by its path.
     path = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as directory:
         result, output = Path(directory, "result.json"), Path(directory, "output")
@@ -49,7 +49,7 @@ def run(function: str, *, timeout: float, **arguments: Any) -> dict[str, Any]:
                 status: int | None = process.wait(timeout)
             except subprocess.TimeoutExpired:
                 status = None
-            # Whatever it has started is of its session; what goes on is what hangs.
+            # All its children are in its session; those that still run hang.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -75,11 +75,11 @@ def _main(function: str, arguments: str, directory: str) -> None:
     except Exception as error:
         text = str(error).strip().splitlines()
         result = {"error": f"{type(error).__name__}: {text[0] if text else ''}"[:300]}
-    # Complete, or not there: it may be killed at any time.
+    # Complete or missing: this process may be killed at any time.
     incomplete = Path(directory, "result")
     incomplete.write_text(json.dumps(result))
     incomplete.rename(Path(directory, "result.json"))
-    # What a contender does at exit has been done, or hangs.
+    # The contender's own work at exit is done by now, or hangs.
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
 """How long one logging call takes, at a steady pace, and how long a lone record is on its way into the file.
 
-The rule of this file: **calls come at their time, whatever the one before took**, up to the point where they cannot:
-a program that logs 5,000 times a second has 200 microseconds for each, and is late behind one that takes longer.
+The rule of this file: **each call starts at its time, however long the one before took**, as far as possible: a program
+that logs 5,000 times a second has 200 microseconds for each call, and is late after a longer one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 
 
 def compare(names: Sequence[str], rounds: int, seconds: float, progress: Progress) -> dict[str, Any]:
-    """Measure calls of 2 workers at a steady pace, with a file that takes everything and with one that blocks."""
+    """Measure calls of 2 workers at a steady pace, with a file that never blocks, and with one that does."""
     names = list(dict.fromkeys([BASE.__name__, *names]))
     tables = {}
     for title, stall in (("steady", 0.0), ("blocked", STALL_SECONDS)):
@@ -114,7 +114,7 @@ def _call(contender: Contender, seconds: float, results: str, go: Any) -> None:
 
 
 def lone(names: Sequence[str], records: int, progress: Progress) -> dict[str, Any]:
-    """Measure how long a record takes into the file when nothing else is logged."""
+    """Measure how long a single record takes into the file."""
     rows = once(names, "a lone record", progress, "latency:measure_lone", timeout=60 + records, records=records)
     return {"records": records, "rows": rows}
 

@@ -12,7 +12,7 @@ __all__ = ["describe"]
 
 
 def describe() -> dict[str, str]:
-    """Return what a reader must know of the machine."""
+    """Return the facts about the machine that a reader needs."""
     return {
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "machine": f"{os.cpu_count()} CPUs ({_cpu()}), {platform.system()} {platform.release()}",

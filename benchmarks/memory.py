@@ -15,14 +15,14 @@ _STEPS = 10
 
 
 def compare(name: str, records: int, progress: Progress) -> dict[str, Any]:
-    """Send so many records through the logging process, and look at its memory on the way."""
+    """Send this many records through the logging process, and measure its memory meanwhile."""
     what, timeout = f"memory over {records:,} records", 120 + records / 20_000
     rows = once([name], what, progress, "memory:measure", timeout=timeout, records=records)
     return dict(rows[name])
 
 
 def measure(contender: str, records: int, directory: str) -> dict[str, Any]:
-    """Return the resident size in MiB, in the beginning and after each tenth. Runs in a process of its own."""
+    """Return the resident size in MiB, at the beginning and after each tenth. Runs in a process of its own."""
     logging_by = make(contender, directory)
     logging_by.start()
     process = psutil.Process(logging_by.writer())

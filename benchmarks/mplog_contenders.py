@@ -17,7 +17,7 @@ from mplog.handlers.log_file import LogFileHandler
 
 __all__ = ["FastLogger", "FastLoggerJSON", "OrdinaryLoggers", "StdlibHandler"]
 
-#: Seconds that the logging process may take to write what is left.
+#: Seconds that the logging process may take to write the rest.
 _DRAIN_TIMEOUT = 300.0
 
 
@@ -39,11 +39,11 @@ class OrdinaryLoggers(Contender):
             return source.get("metadata", "version")
 
     def sink(self) -> mplog.Sink:
-        """Return where the records go."""
+        """Return the sink."""
         return BlockingFileSink(self.path, self.stall) if self.stall else mplog.FileSink(self.path)
 
     def options(self) -> dict[str, Any]:
-        """Return what else the server is given."""
+        """Return further arguments of the server."""
         return {}
 
     def start(self) -> None:

@@ -1,7 +1,6 @@
 """Other packages, each set up as its documentation says.
 
-The rule of this file: **a package is imported where it is used**, since some of them change the stdlib's logging when
-they are.
+The rule of this file: **a package is imported where it is used**, since importing some changes the stdlib's logging.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = [
     "Picologging",
 ]
 
-#: Seconds that a contender may take to write what is left.
+#: Seconds that a contender may take to write the rest.
 _DRAIN_TIMEOUT = 300.0
 
 
@@ -41,7 +40,7 @@ def _wait_until_empty(queue: Any) -> None:
 
 
 def _wait_until_quiet(queue: Any, path: str) -> None:
-    """Wait until the queue has been read and what came out of it is in the file."""
+    """Wait until the queue has been read and its records are in the file."""
     _wait_until_empty(queue)
     size = -1
     while os.path.exists(path) and size != (size := os.path.getsize(path)):
@@ -49,7 +48,7 @@ def _wait_until_quiet(queue: Any, path: str) -> None:
 
 
 def _flush(queue: Any) -> None:
-    """Runs in a worker: write what the feeder thread still has, as the end of the process would."""
+    """Runs in a worker: write the records of the feeder thread, as the end of the process would."""
     queue.close()
     queue.join_thread()
 
@@ -128,7 +127,7 @@ class Loguru(_Threaded):
 
 
 class MultiprocessingLogging(_Threaded):
-    """Wraps the handlers that there are; a thread in the parent."""
+    """Wraps existing handlers; a thread in the parent."""
 
     title = "multiprocessing-logging"
     package = "multiprocessing-logging"
@@ -279,7 +278,7 @@ class LoggerTt(_Threaded):
     def _set_up(self) -> Any:
         from logger_tt import setup_logging
 
-        # Beside the files that are counted.
+        # Next to the files that are counted.
         path = os.path.join(os.path.dirname(self.directory), "logger_tt.json")
         if not os.path.exists(path):
             file = {"class": "logging.FileHandler", "formatter": "text", "filename": self.path}

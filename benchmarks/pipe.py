@@ -1,4 +1,4 @@
-"""What the pipe itself takes: bytes of the size of a record, written and read, and nothing else done with them."""
+"""The rate of the pipe itself: bytes of the size of a record, written and read, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["PipeLimit"]
 
 _PIPE_SIZE = 2**20
 _F_SETPIPE_SZ = 1031
-#: What a record has beside its message, with mplog, about.
+#: Bytes of a record of mplog without its message, about.
 _OVERHEAD = 160
-#: No write is longer, as the queue's are.
+#: The longest write, as in the queue.
 _PIPE_BUF = 4096
 
 
 class PipeLimit(Contender):
-    """Workers that write into a pipe, and a reader that throws it away."""
+    """Workers that write into a pipe, and a reader that discards the bytes."""
 
     title = "the pipe alone"
     note = "os.write of as many bytes, os.read by the MiB, no logging"

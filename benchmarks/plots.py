@@ -12,7 +12,7 @@ _OURS, _BASE, _OTHERS = "#1b6ca8", "#444444", "#b8b8b8"
 
 
 def draw(results: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Draw what there are results for; return the files.
+    """Draw a plot for each part that has results; return the files.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -1,7 +1,7 @@
 """The results as text: ``docs/benchmarks.rst``, and the table for the README.
 
-The rule of this file: **what was measured is what is shown**, also where it is a failure; nothing is left out, rounded
-in anybody's favour, or judged.
+The rule of this file: **it shows what was measured**, failures as well; it leaves nothing out, rounds nothing in favour
+of a contender, and judges nothing.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ RECORDS, BATCH = 200_000, 5_000
 
 
 def entries(workers: int, *, extra: bool) -> list[Entry]:
-    """Return a batch of records of so many workers, one after the other."""
+    """Return a batch of records of this many workers, in turn."""
     decoder, batch = Decoder(), []
     for number in range(BATCH):
         record = logging.LogRecord("app.db", logging.INFO, "x.py", 1, f"query {number} took 0.1 s", None, None)

@@ -1,7 +1,7 @@
 """What mplog costs before the first record and after the last: imports, start, stop, memory.
 
-Every figure is the median of fresh interpreters, one of each kind in turn, so that whatever else the machine does
-meets all of them alike. Run it on an idle machine, with every Python that matters:
+Every figure is the median of fresh interpreters, one of each kind in turn, so that other load on the machine affects
+all of them alike. Run it on an idle machine, with every Python that matters:
 
     python benchmarks/startup.py [--rounds 15]
 """
@@ -26,7 +26,7 @@ began = time.perf_counter()
 print(json.dumps({{{name!r}: (time.perf_counter() - began) * 1000}}))
 """
 
-#: By the name of the figure: what is loaded already, and what is then loaded and timed.
+#: By the name of the figure: the module that is loaded first, and the one whose load is timed.
 IMPORTS = {
     "import, worker": ("", "import mplog.worker.attach"),
     "import, worker: its stdlib": ("", "import logging.handlers, multiprocessing.queues"),
@@ -77,7 +77,7 @@ subprocess.run([sys.executable, "-c", "pass"])
 print(json.dumps({"interpreter": (time.perf_counter() - began) * 1000}))
 """
 
-#: Name of the figure, what it is, its unit, and what it should be at most.
+#: The name of the figure, its meaning, its unit, and its limit.
 ROWS = [
     ("import, worker", "import what a worker loads, over logging", "ms", 20),
     ("import, worker: its stdlib", "  of which logging.handlers, multiprocessing.queues", "ms", None),
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def run(probe: str, cache: str) -> dict[str, float]:
-    """Run a probe in a fresh interpreter, which has the bytecode of all modules as an installed program has."""
+    """Run a probe in a fresh interpreter, with the bytecode of all modules, like an installed program."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = cache
     done = subprocess.run([sys.executable, "-c", probe], env=environment, stdout=subprocess.PIPE, check=True)
@@ -126,7 +126,7 @@ def run(probe: str, cache: str) -> dict[str, float]:
 
 
 def cpu() -> str:
-    """Return what the processor calls itself."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

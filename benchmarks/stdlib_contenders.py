@@ -18,7 +18,7 @@ from benchmarks.contender import LOGGER, Contender, file_handler, root_handler
 
 __all__ = ["Cookbook", "Null", "PrivateFiles", "Sockets"]
 
-#: Seconds that a listener may take to write what is left.
+#: Seconds that a listener may take to write the rest.
 _DRAIN_TIMEOUT = 300.0
 
 
@@ -29,7 +29,7 @@ class _Stdlib(Contender):
 
 
 class PrivateFiles(_Stdlib):
-    """Each worker writes a file of its own: what all others are compared with."""
+    """Each worker writes a file of its own: the base of the comparison."""
 
     title = "private FileHandler"
     note = "a file for each process"
@@ -113,7 +113,7 @@ class Cookbook(_Listening):
         return root_handler(logging.handlers.QueueHandler(self.queue))
 
     def leave(self) -> None:
-        """Write what the feeder thread still has, as the end of a process does."""
+        """Write the records of the feeder thread, as the end of a process does."""
         self.queue.close()
         self.queue.join_thread()
 

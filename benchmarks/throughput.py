@@ -1,7 +1,7 @@
 """Rates and CPU time, in interleaved rounds.
 
-The rule of this file: **a round has every contender once, and what is compared comes from the same round**, so that
-whatever else the machine does meanwhile hits all alike; each round begins with another one.
+The rule of this file: **a round has every contender once, and only figures of one round are compared**, so that other
+load on the machine affects all alike. Each round begins with another contender.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ WORKERS = (1, 2, 8, 64)
 
 #: Seconds that one measurement may take.
 _TIMEOUT = 120.0
-#: Bytes that a measurement of long messages writes at most.
+#: The most bytes that a measurement of long messages writes.
 _MAX_BYTES = 64 * 2**20
 
 Progress = Callable[[str], object]
 
 
 def identity(name: str) -> dict[str, str]:
-    """Return what a row says about its contender."""
+    """Return the facts about a contender in its row."""
     kind = by_name(name)
     try:
         version = kind.version()
@@ -87,7 +87,7 @@ def compare(names: Sequence[str], rounds: int, records: int, progress: Progress)
 
 
 def by_workers(names: Sequence[str], rounds: int, records: int, progress: Progress) -> dict[str, Any]:
-    """Measure the CPU time per record with more and more workers, which log as many records together."""
+    """Measure the CPU time per record with more and more workers, and the same number of records."""
 
     def measure(name: str, workers: int) -> dict[str, Any]:
         progress(f"{workers} workers: {CONTENDERS[name].title}")
@@ -98,7 +98,7 @@ def by_workers(names: Sequence[str], rounds: int, records: int, progress: Progre
 
 
 def by_size(names: Sequence[str], rounds: int, records: int, progress: Progress) -> dict[str, Any]:
-    """Measure the rate with longer and longer messages, beside that of the pipe alone."""
+    """Measure the rate with longer and longer messages, next to the rate of the pipe alone."""
 
     def measure(name: str, size: int) -> dict[str, Any]:
         title = identity(name)["title"]
@@ -131,7 +131,7 @@ def _rate(outcome: dict[str, Any]) -> float:
 
 
 def _own_summary(name: str, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the medians of one contender, or why there are none."""
+    """Return the medians of one contender, or the reason for having none."""
     outcomes = [outcomes[name] for outcomes in done]
     failed = [outcome["error"] for outcome in outcomes if "error" in outcome]
     good = [outcome for outcome in outcomes if "error" not in outcome]

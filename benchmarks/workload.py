@@ -1,8 +1,7 @@
 """Workers that log as fast as they can, from a common start until everything is in the files.
 
-The rule of this file: **the clock stops when the last record is delivered, and the CPU time is that of everybody
-involved**: of the workers from the start to their last record and whatever they still have to send, of the parent, and
-of the processes that write.
+The rule of this file: **the clock stops when the last record is delivered, and the CPU time is that of all processes**:
+of the workers from the start until their last record is sent, of the parent, and of the processes that write.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from benchmarks.contenders import by_name
 
 __all__ = ["Load", "Outcome", "cpu_seconds", "make", "measure", "run_load"]
 
-#: What goes before the payload of a message: "record 12345 ".
+#: The length of the beginning of a message: "record 12345 ".
 _PREFIX_SIZE = 13
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is logged.
+    """The load: how many processes log how much.
 
     Attributes:
         workers: how many processes log.
@@ -37,13 +36,13 @@ class Load:
 
     @property
     def payload(self) -> str:
-        """The message, but for its number."""
+        """The message without its number."""
         return "x" * max(1, self.size - _PREFIX_SIZE)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it.
+    """The outcome of a load.
 
     Attributes:
         seconds: from the start until everything was delivered.
@@ -63,7 +62,7 @@ class Outcome:
 
 
 def make(name: str, directory: str, start_method: str = "fork", stall: float = 0.0) -> Contender:
-    """Return the contender of that name, in a process that it has for itself."""
+    """Return the contender of that name, in a process of its own."""
     multiprocessing.set_start_method(start_method, force=True)
     kind = by_name(name)
     kind.version()  # says that a package is missing before it is missed somewhere below
@@ -94,7 +93,7 @@ def run_load(contender: Contender, load: Load, *, drain: bool = True) -> Outcome
     Args:
         contender: what logs.
         load: how much.
-        drain: wait until everything is delivered, behind which some cannot log any more.
+        drain: wait until everything is delivered. Some contenders cannot log afterwards.
     """
     ready, go = multiprocessing.Semaphore(0), multiprocessing.Event()
     spent = multiprocessing.RawArray("d", load.workers)

@@ -1,4 +1,4 @@
-"""A program of its own that logs to whichever server it is started under; see attach.sh.
+"""A program of its own that logs to the server under which it is started; see attach.sh.
 
 python examples/attach_job.py NAME STEPS
 """

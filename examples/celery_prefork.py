@@ -3,7 +3,7 @@
     celery -A celery_prefork worker
     celery -A celery_prefork call celery_prefork.add -a '[1, 2]'
 
-The broker is a directory, so that it needs no server; in place of it, put yours.
+The broker is a directory, which needs no server; replace it with yours.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def start_server(**_: Any) -> None:
 @signals.setup_logging.connect
 @signals.worker_process_init.connect
 def log_to_server(**_: Any) -> None:
-    """Runs in every process of the worker; as something handles ``setup_logging``, Celery leaves logging alone."""
+    """Runs in every process of the worker. Since this handles ``setup_logging``, Celery leaves logging alone."""
     mplog.attach()
     get_multiprocessing_logger().propagate = True  # which says what has killed a process of the pool
     get_multiprocessing_logger().setLevel("ERROR")
@@ -43,7 +43,7 @@ def log_to_server(**_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def stop_server(**_: Any) -> None:
-    """Runs in the main process of the worker, behind its pool."""
+    """Runs in the main process of the worker, after its pool has ended."""
     server.stop()
 
 

@@ -1,4 +1,4 @@
-"""PyTorch: the workers of a DataLoader, which end with each epoch and are started anew in the next.
+"""PyTorch: the workers of a DataLoader, which end with each epoch and are started again in the next.
 
 python examples/data_loader.py [LOG]
 """

@@ -32,12 +32,12 @@ def main() -> None:
     log = Path(sys.argv[1] if len(sys.argv) > 1 else "executor.log")
     log.unlink(missing_ok=True)
     with mplog.LogServer(log, level="INFO") as server:
-        # The standard library's: what you would do to set up a worker comes behind the server's initializer.
+        # The standard library's: your own initializer runs after the server's.
         initializer = server.initializer.then(set_up, "good morning")
         with concurrent.futures.ProcessPoolExecutor(2, initializer=initializer) as executor:
             print(list(executor.map(add, range(5), range(5))))
 
-        # mplog's has the same signature, and takes lambdas and closures in fresh processes, too.
+        # mplog's has the same signature, and also takes lambdas and closures in fresh processes.
         offset = 100
         spawn = multiprocessing.get_context("spawn")
         with mplog.ProcessPoolExecutor(2, spawn, set_up, ("good evening",), server=server) as executor:

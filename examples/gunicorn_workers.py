@@ -3,7 +3,7 @@
     gunicorn -c gunicorn_workers.py
     gunicorn -c gunicorn_workers.py -k uvicorn_worker.UvicornWorker gunicorn_workers:asgi
 
-The first part belongs into your gunicorn.conf.py; the applications below it stand for yours.
+The first part belongs in your gunicorn.conf.py; the applications below stand for yours.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class logger_class(gunicorn.glogging.Logger):  # noqa: N801 (the name of a setti
     """Leaves the records of gunicorn to the root logger, also after a reload."""
 
     def setup(self, cfg: Any) -> None:
-        """Have the level of the configuration, but none of the handlers."""
+        """Take the level from the configuration, but no handlers."""
         super().setup(cfg)
         for logger in (self.error_log, self.access_log):
             logger.handlers, logger.propagate = [], True
 
 
 def on_starting(arbiter: Any) -> None:
-    """Runs in the arbiter, which keeps the server: a reload reads this file anew."""
+    """Runs in the arbiter, which keeps the server: a reload reads this file again."""
     arbiter.log_server = mplog.LogServer("gunicorn.log", level="INFO").start()
 
 
@@ -49,7 +49,7 @@ def post_fork(arbiter: Any, worker: Any) -> None:
 
 
 def on_exit(arbiter: Any) -> None:
-    """Runs in the arbiter, behind the last worker."""
+    """Runs in the arbiter, after the last worker has ended."""
     arbiter.log_server.stop()
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     log = Path(sys.argv[1] if len(sys.argv) > 1 else "joblib_parallel.log")
     log.unlink(missing_ok=True)
     with mplog.LogServer(log, level="INFO") as server:
-        # For all calls below it, those of libraries such as scikit-learn, too.
+        # For all calls below, also in libraries such as scikit-learn.
         with parallel_config(backend="loky", initializer=server.initializer):
             print(Parallel(n_jobs=2)(delayed(square)(n) for n in range(5)))
             print(Parallel(n_jobs=2)(delayed(square)(n) for n in range(5, 10)))

@@ -1,6 +1,6 @@
-"""A notebook: functions of its cells run in other processes, and the log is shown where it was made.
+"""A notebook: functions of its cells run in other processes, and the log is shown in the notebook.
 
-Each "# %%" begins a cell, as Jupytext, VS Code and Spyder have it; as a program, it runs like any other.
+Each "# %%" begins a cell, as in Jupytext, VS Code and Spyder; as a program, it runs like any other.
 """
 
 # %%
@@ -14,7 +14,7 @@ logging.getLogger().setLevel("INFO")
 
 # %%
 def cube(n: int) -> int:
-    """Run in a worker, which cannot import it: it is sent there."""
+    """Runs in a worker, which cannot import it: the function itself is sent."""
     logging.getLogger("cubes").info("cubing %d", n)
     return n**3
 

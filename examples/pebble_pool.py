@@ -1,4 +1,4 @@
-"""pebble: a pool that kills a worker whose task takes too long, and replaces it; what it has logged is there.
+"""pebble: a pool that kills a worker whose task takes too long, and replaces it; its records are in the log.
 
 python examples/pebble_pool.py [LOG]
 """

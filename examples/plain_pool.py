@@ -1,4 +1,4 @@
-"""A Pool of the standard library, as it is: its workers need nothing but the server's initializer.
+"""A Pool of the standard library, unchanged: its workers need only the server's initializer.
 
 python examples/plain_pool.py [LOG]
 """

@@ -26,13 +26,13 @@ class Waiter(mplog.Process):
     """A process of its own class."""
 
     def run(self) -> None:
-        """Runs in the worker, which dies of it; what it has logged is in the log."""
+        """Runs in the worker, and kills it; its records are in the log."""
         logger.warning("dropping the soup")
         os._exit(1)
 
 
 def cook_alone(log_to_server: Callable[[], None], dish: str) -> None:
-    """Runs in a worker of the standard library's, which is to call the initializer itself."""
+    """Runs in a worker of the standard library, which must call the initializer itself."""
     log_to_server()
     cook(dish)
 

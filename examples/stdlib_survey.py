@@ -2,9 +2,9 @@
 
     python examples/stdlib_survey.py [LOG [DIRECTORY]]
 
-Each file is a line in the log; what is odd about it is a warning; what does not parse is an error with its traceback
-(the standard library ships broken modules, to test itself with). Every process numbers its records, so the log itself
-shows in the end that each record of each worker is there, once and in order.
+Each file is a line in the log. Odd code is a warning, and a file that does not parse is an error with its traceback
+(the standard library ships broken modules, to test itself). Every process numbers its records, so at the end the log
+itself shows that each record of each worker is there, once and in order.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NumberedRecord(logging.LogRecord):
 
 
 def prepare() -> None:
-    """Number the records of this process, and have Python's own warnings among them."""
+    """Number the records of this process, and log Python's own warnings, too."""
     NumberedRecord.count = 0
     logging.setLogRecordFactory(NumberedRecord)
     logging.captureWarnings(True)
@@ -55,7 +55,7 @@ def prepare() -> None:
 
 
 def survey(path: Path) -> tuple[int, int]:
-    """Log what there is to say about a file; return the worker's pid, and how many records it has logged by now."""
+    """Log the findings about a file; return the worker's pid, and how many records it has logged by now."""
     try:
         with tokenize.open(path) as file:
             source = file.read()
@@ -77,14 +77,14 @@ def survey(path: Path) -> tuple[int, int]:
 
 
 def modules(directory: Path) -> Iterator[Path]:
-    """Yield the Python files below a directory, but for those that were installed on top of them."""
+    """Yield the Python files below a directory, except those of installed packages."""
     for path in sorted(directory.rglob("*.py")):
         if not {"site-packages", "dist-packages"} & set(path.parts):
             yield path
 
 
 def summary(log: Path, logged: dict[int, int]) -> bool:
-    """Print what the log holds of each process; return whether that is what each has logged, once and in order."""
+    """Print how many records of each process are in the log; return whether all are there, once and in order."""
     levels: dict[str, Counter[str]] = {}
     numbers: dict[str, list[int]] = {}
     for record in RECORD.finditer(log.read_text(encoding="utf-8")):

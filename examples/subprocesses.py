@@ -15,7 +15,7 @@ import mplog
 
 
 def job(name: str) -> None:
-    """Runs in a program of its own, which knows the server by the environment variable MPLOG_QUEUE."""
+    """Runs in a program of its own, which finds the server by the environment variable MPLOG_QUEUE."""
     multiprocessing.current_process().name = name  # what the log calls it, in place of MainProcess
     mplog.attach()
     logging.getLogger("job").info("begins")
