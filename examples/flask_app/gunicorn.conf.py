@@ -13,17 +13,17 @@ access_log_format = "%(m)s %(U)s %(s)s request_id=%({x-request-id}o)s"
 
 
 class logger_class(Logger):  # noqa: N801 (the name of a setting)
-    """Leaves what gunicorn logs to the root logger, also after a reload."""
+    """Leaves the records of gunicorn to the root logger, also after a reload."""
 
     def setup(self, cfg: Any) -> None:
-        """Have the levels of gunicorn, and none of its handlers."""
+        """Take the levels of gunicorn, but no handlers."""
         super().setup(cfg)
         for logger in (self.error_log, self.access_log):
             logger.handlers, logger.propagate = [], True
 
 
 def on_starting(arbiter: Any) -> None:
-    """Runs in the master. Its workers find the server, those after a reload too."""
+    """Runs in the master. Its workers find the server, also after a reload."""
     start_logging()
 
 
