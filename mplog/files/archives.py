@@ -1,8 +1,7 @@
 """The rotated files of a log: giving a file such a name, compressing them, removing old ones.
 
 The rule of this file: **a rotated file is complete under one of its names at every instant.** What has such a name and
-is no regular file is left alone. A thread compresses and removes, mostly without holding the interpreter's lock. What
-it leaves half done is finished after the next start::
+is no regular file is left alone. What the thread that compresses leaves half done is finished after the next start::
 
     app.2026-11-20.001.log  ->  .app.2026-11-20.001.log.gz.part  ->  app.2026-11-20.001.log.gz, and the first is removed
 """
@@ -57,8 +56,6 @@ class Archives:
         self._thread: threading.Thread | None = None
         self._abandoned = threading.Event()
         self._asked = self._done = 0
-
-    # --- names ---
 
     def take(self, path: str, written_at: float) -> str:
         """Rename a file to the next free name of its date, and return its path. On an OSError, it has the old name."""
@@ -142,8 +139,6 @@ class Archives:
             finally:
                 self._done += 1
 
-    # --- compressing ---
-
     def _remove_parts(self) -> None:
         """Remove what a killed process was compressing."""
         for name in os.listdir(self._directory):
@@ -218,8 +213,6 @@ class Archives:
             except Exception:  # each library has its own errors
                 return False
         return False
-
-    # --- removing ---
 
     def _remove_old(self) -> None:
         for archive in _expired(self._files(), self._rotation.keep, self._clock.time()):

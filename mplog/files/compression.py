@@ -11,11 +11,7 @@ SUFFIXES = {"gz": ".gz", "zst": ".zst"}
 
 
 def find_zstd() -> Any:
-    """Return the module for Zstandard: Python's own from 3.14, the package backports.zstd before.
-
-    Raises:
-        ModuleNotFoundError: there is none; the message says what to install.
-    """
+    """Return the module for Zstandard: Python's own from 3.14, before the package backports.zstd; it may be missing."""
     try:
         if sys.version_info < (3, 14):
             from backports import zstd

@@ -13,11 +13,7 @@ Fsync = Literal["never", "batch"] | float
 
 
 class Disk:
-    """The disk of a file, and when to force what was written to it.
-
-    Attributes:
-        due: the time of the monotonic clock at which `sync` is to be called; None for no such time.
-    """
+    """The disk of a file. `due` is when `sync` is to be called, by the monotonic clock; None for no such time."""
 
     def __init__(self, path: str, policy: Fsync, notices: Notices, clock: Clock) -> None:
         self._path = path

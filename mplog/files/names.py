@@ -3,9 +3,9 @@
 The rule of this file: **a name stays in its directory, and different values make different names**, even if an attacker
 chooses them. No value makes the name of a lock, a temporary file or a rotated file.
 
-In a value, ASCII letters and digits stay as they are, and so do ``-_.+@=,``. Any other character is written as ``%``
-and two hexadecimal digits for each byte of UTF-8, as in a URL. A value that is too long for a name is cut, and ends in
-``%~`` and a hash of all of it. An empty one is ``%``.
+In a value, ASCII letters, digits and ``-_.+@=,`` stay as they are. Any other character is written as ``%`` and two
+hexadecimal digits for each byte of UTF-8, as in a URL. A value that is too long for a name is cut, and ends in ``%~``
+and a hash of all of it. An empty one is ``%``.
 """
 
 from __future__ import annotations
@@ -39,21 +39,9 @@ _ARCHIVE = re.compile(r"\.[0-9]{4}-[0-9]{2}-[0-9]{2}\.[0-9]{3,}")
 
 
 class FileNames:
-    """A pattern.
+    """The pattern of a `RoutedFileSink`: the names in `fields`, with the `texts` before, between and after them.
 
-    Args:
-        pattern: a file name with fields: attributes of a log record that say where it comes from (``{processName}``,
-            ``{process}``, ``{name}``, ``{levelname}``, ``{taskName}``, ...), or names of ``extra`` (``{job}``).
-            ``{{`` and ``}}`` are braces.
-        missing: what stands for a field that a record does not have, or that is None there.
-
-    Attributes:
-        fields: the names of its fields.
-        texts: what stands before, between and after them.
-        needs_details: whether it has fields that are sent on request only.
-
-    Raises:
-        ValueError: it has no field, or could give two records of different values one name.
+    It raises a ValueError if it has no field, or could give two records of different values one name.
     """
 
     def __init__(self, pattern: str, missing: str) -> None:

@@ -23,11 +23,7 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How a file is made and written: see `FileSink`.
-
-    Attributes:
-        is_watched: look before each write whether the path still leads to the file, and give no notice if not.
-    """
+    """How a file is made and written: see `FileSink`. `is_watched`: check before each write that it was not moved."""
 
     encoding: str = "utf-8"
     permissions: int = 0o640
@@ -40,10 +36,8 @@ class FileOptions:
 class OpenFile:
     """A file that is written at its end, and opened anew when it was moved or deleted.
 
-    Attributes:
-        path: of the file itself, if a link leads to it: the file is rotated, and not the link.
-        written_at: when it was last written, in seconds since the epoch.
-        whole_texts: how many texts of the last portion are wholly in the file, also after an error.
+    If a link leads to it, `path` is that of the file itself: the file is rotated, and not the link. `whole_texts`
+    counts those of the last portion that are wholly in the file, also after an error.
     """
 
     def __init__(self, path: str, options: FileOptions, notices: Notices, clock: Clock) -> None:
@@ -122,11 +116,7 @@ class OpenFile:
         return not os.path.samestat(found, os.fstat(self._fd))
 
     def look(self) -> Position:
-        """Notice what others have done to the file, and return how far it is written.
-
-        Raises:
-            OSError: it was deleted, and cannot be opened anew.
-        """
+        """Notice what others have done to the file, reopen it if it is gone, and return how far it is written."""
         status = os.fstat(self._fd)
         if not status.st_nlink:
             self.open()
@@ -162,11 +152,7 @@ class OpenFile:
             self.notices.say("moved", f"{self.path} was moved; the log goes on in a new file")
 
     def write(self, portion: Portion) -> None:
-        """Write a portion, and set `whole_texts`.
-
-        Raises:
-            OSError: some texts are not in the file. A part of one is cut off, now or by `take_back`.
-        """
+        """Write a portion. After an OSError, `whole_texts` are in the file, and `take_back` cuts off the rest."""
         data = memoryview(portion.data)
         done = self.whole_texts = 0
         try:

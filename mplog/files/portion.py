@@ -18,11 +18,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Portion:
-    """The first texts of a batch, which go into one file: encoded, from `start` on.
-
-    Attributes:
-        state: of the encoder before them.
-    """
+    """The first texts of a batch, encoded for one file from `start` on. `state` is the encoder's before them."""
 
     texts: list[str]
     data: bytes
@@ -55,12 +51,10 @@ class Encoder:
     def fit(
         self, texts: list[str], start: Position, limit: int, fits: Callable[[int, str, int], bool], *, forced: int = 0
     ) -> Portion:
-        """Return as many of the texts as fit into the file, which may be none.
+        """Return as many of the texts as fit into the file, and at least `forced` ones: with 0, it may be none.
 
-        Args:
-            limit: a length of the file up to which every text fits.
-            fits: called with the length of the file before a text, the text, and its size in bytes.
-            forced: how many texts go in even if they do not fit.
+        Up to the length `limit`, every text fits. Beyond, `fits` tells, called with the length of the file before a
+        text, the text, and its size in bytes.
         """
         state = self._encoder.getstate()
         # No text has fewer bytes than characters, so one that has too many need not be encoded to know.
@@ -82,11 +76,7 @@ class Encoder:
         return Portion(texts[: len(pieces)], b"".join(pieces), start, state)
 
     def rewind(self, portion: Portion, done: int) -> tuple[int, int]:
-        """Go back to the end of the last whole text, when only `done` bytes of a portion were written.
-
-        Returns:
-            How many bytes belong to whole texts, and how many texts these are.
-        """
+        """Go back to the end of the last whole text of which `done` bytes were written; return its bytes and number."""
         self._encoder.setstate(portion.state)
         whole = 0
         for count, text in enumerate(portion.texts):

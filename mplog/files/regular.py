@@ -23,13 +23,7 @@ Owner = tuple[int, int]
 def open_for_appending(
     path: str, permissions: int, *, owner: Owner | None = None, follow_symlinks: bool = False, make: bool = True
 ) -> tuple[int, bool]:
-    """Open a regular file for appending; return the descriptor, and whether the file was made.
-
-    A file that is made has just these permissions, whatever the umask is, and this owner.
-
-    Raises:
-        OSError: it cannot be opened, or is not a regular file.
-    """
+    """Open a regular file for appending; return the descriptor, and whether the file was made, as by `create`."""
     flags = _APPENDING if follow_symlinks else _APPENDING | _NOFOLLOW
     if make:
         with contextlib.suppress(FileExistsError):
@@ -87,11 +81,7 @@ def _not_a_file() -> OSError:
 
 
 def create(path: str, permissions: int, *, owner: Owner | None = None) -> int:
-    """Make a file with just this mode and owner; return a descriptor for appending to it.
-
-    Raises:
-        OSError: something is there already, or the file cannot be given to that owner, and is removed.
-    """
+    """Make a new file with just this mode, whatever the umask is, and owner; return a descriptor to append to it."""
     fd = os.open(path, _APPENDING | _NOFOLLOW | os.O_CREAT | os.O_EXCL, permissions)
     try:
         if owner is not None:
@@ -122,11 +112,7 @@ def _show(owner: Owner) -> str:
 
 
 def read_owner(owner: str | None) -> Owner | None:
-    """Return the ids of ``user``, ``user:group`` or ``:group``, which are names or numbers, as for chown(1).
-
-    Raises:
-        ValueError: there is no such user or group on this machine.
-    """
+    """Return the ids of ``user``, ``user:group`` or ``:group``: names or numbers of this machine, as for chown(1)."""
     if owner is None:
         return None
     if not isinstance(owner, str) or not owner.strip(":"):
@@ -165,10 +151,7 @@ def find(directory: str, device: int, inode: int, is_name: Callable[[str], bool]
 
 
 def cut_back(fd: int, start: int, end: int) -> int | None:
-    """Cut off what a killed process has written from `start` on, and up to `end` at most; return how many bytes.
-
-    None means that others have changed the file, which is left as it is.
-    """
+    """Cut off what a killed process wrote from `start` to at most `end`; return how much, None if others wrote, too."""
     status = os.fstat(fd)
     if status.st_size == start:
         return 0

@@ -49,15 +49,9 @@ class Renames:
         return os.path.join(self._directory, name)
 
     def make(self, moves: Sequence[tuple[str, str]], removed: Iterable[str] = (), note: Any = None) -> None:
-        """Rename files, in this order, and put others aside.
+        """Put the `removed` files aside, and rename others in this order; after an OSError, everything is as before.
 
-        Args:
-            moves: names and new names, without the directory.
-            removed: names of files that are to go.
-            note: what `undo_to` gives back; anything that JSON can hold.
-
-        Raises:
-            OSError: that is not possible; everything is as before.
+        Names are without the directory. `note` is what `undo_to` gives back; anything that JSON can hold.
         """
         sources = {source for source, _ in moves}
         in_the_way = [target for _, target in moves if target not in sources and os.path.lexists(self._path(target))]
@@ -93,8 +87,7 @@ class Renames:
     def undo_to(self, inode: int) -> list[Any]:
         """Take back renames until the log is that file again; what has been the log since is removed.
 
-        Returns:
-            The notes of what was taken back, the earliest last; none if that file was never renamed.
+        Return the notes of what was taken back, the earliest last; none if that file was never renamed.
         """
         entries = self._entries()
         of_the_file = [any(step[::2] == (self._log, inode) for step in entry.steps) for entry in entries]

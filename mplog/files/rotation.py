@@ -136,13 +136,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class Keep:
-    """Which rotated files are kept. None is no limit.
-
-    Attributes:
-        files: how many.
-        seconds: how old, by their last write.
-        size: bytes of all together. The newest file is kept, whatever its size.
-    """
+    """How many rotated files are kept, how old ones, and how many bytes in all: always the newest. None is no limit."""
 
     files: int | None = None
     seconds: float | None = None
@@ -246,16 +240,9 @@ _NAME_MAX, _EXTRA = 255, len("..zst.part")
 
 
 class ArchiveName:
-    """The names of the rotated files of a log.
+    """The names of the rotated files of a log, by the pattern that `FileSink` calls `archive`.
 
-    Args:
-        pattern: a file name with directives of strftime, and ``{index}``, or for instance ``{index:03}``; None for
-            ``app.%Y-%m-%d.{index:03}.log`` if the log is ``app.log``. So the names sort as the records do, end as
-            the log's, and no file is renamed twice.
-        log: the file name of the log.
-
-    Raises:
-        ValueError: it leaves the directory, has no index, or could be the name of the log itself.
+    By default they sort as the records do, end as the log's, and no file is renamed twice.
     """
 
     def __init__(self, pattern: str | None, log: str) -> None:
@@ -311,14 +298,7 @@ class ArchiveName:
         return ValueError(f"archive={self.pattern!r} {what}")
 
     def name(self, written_at: float, zone: datetime.tzinfo | None, index: int) -> str:
-        """Return the name of a file.
-
-        Args:
-            written_at: when it was last written, in seconds since the epoch: a file that is rotated at midnight has
-                the date of the day that is over.
-            zone: of the date; None is the local one.
-            index: its number.
-        """
+        """Return the name of a file by its last write: one rotated at midnight has the date of the day that is over."""
         before, after = self.around_index(written_at, zone)
         return f"{before}{index:0{self._width}}{after}"
 
@@ -343,10 +323,7 @@ class ArchiveName:
         return [*before, *digits, *after]
 
     def index_of(self, name: str) -> tuple[tuple[str, str], int] | None:
-        """Return what stands around the index, and the index; None if it is not the name of a rotated file.
-
-        Compressed files have the name that they had before.
-        """
+        """Return what is around the index of a rotated file, compressed or not, and the index; None for others."""
         match = self._name.fullmatch(name)
         return match and ((match[1], match[3]), int(match[2]))
 
@@ -357,18 +334,9 @@ def _expression(part: str) -> str:
     return f"[0-9]{{{_DIRECTIVES[part[1]]}}}" if part[0] == "%" else re.escape(part)
 
 
-# --- all of it ---
-
-
 @dataclass(frozen=True)
 class Rotation:
-    """How a file is rotated.
-
-    Attributes:
-        size: the bytes that it may have; None for any number.
-        zone: the time zone of schedules and names; None is the local one.
-        compress: a key of `SUFFIXES`, or None.
-    """
+    """How a file is rotated: above `size` bytes, and at the times of `schedules` in `zone`, None for the local one."""
 
     size: int | None
     schedules: tuple[Schedule, ...]

@@ -50,11 +50,7 @@ class Rotator:
         return False
 
     def fit(self, texts: list[str], start: Position, *, forced: int = 0) -> Portion:
-        """Return as many of the texts as the file has room for; none if it is to be rotated first.
-
-        Args:
-            forced: how many texts go in whatever their length.
-        """
+        """Return as many texts as the file has room for, but at least `forced`; none if it is to be rotated first."""
         return self._file.encoder.encode(texts, start)
 
     def rotate(self) -> None:

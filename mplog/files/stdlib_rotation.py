@@ -1,9 +1,9 @@
 """Files that are rotated and named as the stdlib's handlers do it.
 
-The rule of this file: **the stdlib decides, and `Rotator` does it.** When a file is rolled over, what the
-rolled file is called and which ones go is asked of the stdlib's own handlers, of whatever Python this is, which open no
-file here. The renames go through `Renames`: the stdlib's own, in which each file takes the name of the next one, would
-lose a file when the process is killed between two of them.
+The rule of this file: **the stdlib decides, and `Rotator` does it.** When a file is rolled over, what the rolled file
+is called and which ones go is asked of the stdlib's own handlers, of whatever Python this is, which open no file here.
+The renames go through `Renames`: the stdlib's own, in which each file takes the name of the next one, would lose a file
+when the process is killed between two of them.
 """
 
 from __future__ import annotations
@@ -76,13 +76,7 @@ class StdlibRotator(Rotator):
 
 
 class SizeRotator(StdlibRotator):
-    """Rolls over by size, as ``RotatingFileHandler``.
-
-    Args:
-        max_bytes: the size that the file is to stay below.
-        backup_count: how many rolled files are kept, as ``app.log.1``, ``app.log.2`` and so on: at least 1.
-        terminator: the end of each text, which the stdlib counts as one character, whatever it is.
-    """
+    """Rolls over by size, as ``RotatingFileHandler`` does whose `backup_count` is at least 1."""
 
     def __init__(self, file: OpenFile, *, max_bytes: int, backup_count: int, terminator: str) -> None:
         super().__init__(file)

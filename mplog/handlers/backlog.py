@@ -17,10 +17,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class Batch:
-    """Encoded records that are delivered together: when it is full, or due by the monotonic clock.
-
-    Its file has the path None when it could not be written.
-    """
+    """Records that are delivered together: when it is full, or due. `path` is None when its file was not written."""
 
     def __init__(self, number: int, due: float, path: str | None) -> None:
         self.number = number
@@ -65,14 +62,8 @@ class Batch:
 class Backlog:
     """The batches that wait: those that are being delivered, those that are ready, and one that is open.
 
-    Args:
-        size: how many records make a batch full.
-        timeout: after how many seconds a batch that is not full is due.
-        warn: called with the error if a batch cannot be saved. It is delivered all the same, unless there is a kill.
-
-    Attributes:
-        count: how many records wait.
-        next: the number of the next batch.
+    A batch is full with `size` records, and due after `timeout` seconds. If one cannot be saved, `warn` is told, and it
+    is delivered all the same, unless there is a kill.
     """
 
     def __init__(self, size: int, timeout: float, warn: Callable[[OSError], object]) -> None:

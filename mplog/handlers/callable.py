@@ -35,17 +35,7 @@ _LONGEST_PAUSE_AT_END = 1.0
 
 @dataclass(frozen=True)
 class Delivery:
-    """How a function gets its batches.
-
-    Attributes:
-        function: called with each batch.
-        name: of the function, in messages.
-        takes_texts: whether it gets texts, and not records.
-        batch, timeout, threads, waiting: see `CallableSink`.
-        drops: whether a record that finds no room is dropped. Otherwise, the handler waits for room.
-        pauses: returns the seconds to wait before each further attempt.
-        at_end: see `Retry`.
-    """
+    """How a function gets its batches: see `CallableSink` and `Retry`. `drops`: a record without room is dropped."""
 
     function: Callable[[list[Any]], object]
     name: str
@@ -78,8 +68,6 @@ class CallableHandler(LocklessHandler):
 
     def __repr__(self) -> str:
         return f"<CallableHandler {self._delivery.name}>"
-
-    # --- what comes in ---
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record that was logged in this process, except by the function itself."""
@@ -120,8 +108,6 @@ class CallableHandler(LocklessHandler):
             self._backlog.keep_in(path)
             if not self._backlog.is_empty:
                 self._start_threads()
-
-    # --- what goes out ---
 
     def _run(self) -> None:
         """Runs in a thread: deliver one batch after the other."""
@@ -184,8 +170,6 @@ class CallableHandler(LocklessHandler):
                 if is_first:
                     self._failures.append((error, 1))
         return batch
-
-    # --- what the logging process asks ---
 
     def send_now(self) -> int:
         with self._condition:

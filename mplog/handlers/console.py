@@ -25,7 +25,6 @@ class ConsoleHandler(TextHandler):
         return f"<ConsoleHandler {getattr(self._stream, 'name', self._stream)}>"
 
     def fileno(self) -> int:
-        """Return its descriptor."""
         return self._stream.fileno()
 
     def format(self, record: logging.LogRecord) -> str:

@@ -32,24 +32,13 @@ if TYPE_CHECKING:
 class LogFileHandler(TextHandler):
     """Writes to a file, holds its lock, and rotates it.
 
-    `write` is all that a batch needs. To be able to take back a batch after a kill in the middle of it, do what
-    `write` does: `prepare` the first portion of the texts, note its `start` and `end`, `write_portion`, note that it is
+    `write` is all that a batch needs. To be able to take back a batch after a kill in the middle of it, do what `write`
+    does: `prepare` the first portion of the texts, note its `start` and `end`, `write_portion`, note that it is
     written, and go on with the texts that are left. Files are rotated in `prepare` alone, so when everything before is
     noted.
 
-    Args:
-        path: the file.
-        options: how it is made and written.
-        rotator: returns what rotates the file.
-        delay: whether a file that was not there is removed at the end if nothing was written to it.
-        clock: tells the time.
-
-    Attributes:
-        written: how many texts of the batch are wholly in the file, after an error.
-
-    Raises:
-        LogFileLockedError: another logging process writes the file.
-        OSError: the file cannot be opened, or is not a regular file.
+    With `delay`, a file that was not there is removed at the end if nothing was written to it. `written` is how many
+    texts of the batch are wholly in the file, after an error.
     """
 
     can_wait = True
@@ -83,13 +72,10 @@ class LogFileHandler(TextHandler):
 
     @property
     def path(self) -> str:
-        """The path of the log."""
         return self._file.path
 
     def fileno(self) -> int:
         return self._file.fileno()
-
-    # --- writing ---
 
     def take(self, sources: Sequence[Entry | logging.LogRecord], texts: Sequence[str]) -> None:
         """Take what was rendered already, for the next `flush`."""
@@ -131,8 +117,6 @@ class LogFileHandler(TextHandler):
             self.written += self._file.whole_texts
         if self.announce is None:
             self._rotator.settle()
-
-    # --- what the logging process asks for ---
 
     def resume(self, committed: Position, announced: int) -> int:
         file = self._file

@@ -15,12 +15,7 @@ _UNSYNCED = 10_000
 
 
 class OpenFiles(OrderedDict[str, LogFileHandler]):
-    """The open files by their names, the one that was written last at the end.
-
-    Args:
-        make: called with a path, opens a file.
-        most: how many are open at most, or twice as many while rotated files are being compressed.
-    """
+    """The open files, the one written last at the end: at most `most`, or twice as many while some are compressed."""
 
     def __init__(self, directory: str, make: Callable[[str], LogFileHandler], most: int) -> None:
         super().__init__()

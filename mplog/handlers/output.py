@@ -38,7 +38,6 @@ class Output:
 
     @property
     def handler(self) -> logging.Handler:
-        """The handler."""
         raise NotImplementedError
 
     @property
@@ -72,12 +71,7 @@ class Output:
         return []
 
     def resume(self, committed: Position, announced: int) -> int:
-        """Take back what a logging process that was killed had written and not committed; return how many bytes.
-
-        Args:
-            committed: how far the file was written.
-            announced: the length up to which it may have been written since.
-        """
+        """Take back what a killed process wrote from `committed` to at most `announced`; return how many bytes."""
         return 0
 
     def takes_back(self, inode: int) -> bool:
@@ -90,11 +84,9 @@ class Output:
     # --- functions that take their time ---
 
     def go_on(self, path: str, notify: Callable[[], object]) -> None:
-        """Keep what waits in files, and take up those that the logging process before this one has left.
+        """Keep what waits in files whose names begin with `path`, and take up those that the process before has left.
 
-        Args:
-            path: what their names begin with.
-            notify: called from any thread when something was delivered.
+        `notify` is called from any thread when something was delivered.
         """
 
     def send_now(self) -> int:

@@ -1,8 +1,8 @@
 """Handlers for bytes. They run in the logging process.
 
 The rule of this file: **a piece of bytes is written whole and once, to the sink that it was sent to.** A raw file is a
-log file in which each piece is treated as a record: the file is rotated between two pieces, and a piece that was
-written in part is taken back. Its encoding is Latin-1, in which each byte is a character.
+log file in which each piece is a record: rotated between two pieces, taken back if written in part. Its encoding is
+Latin-1, in which each byte is a character.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class RawFileHandler(LogFileHandler):
         super().__init__(path, options, **more)
 
     def handle_bytes(self, batch: Sequence[bytes]) -> None:
-        """Take pieces for the next `flush`."""
         self.take([_RECORD] * len(batch), [piece.decode("latin-1") for piece in batch])
 
 
@@ -61,7 +60,6 @@ class WriterHandler(TextHandler):
         return f"<WriterHandler {type(self._writer).__name__}>"
 
     def handle_bytes(self, batch: Sequence[bytes]) -> None:
-        """Take pieces for the next `flush`."""
         self._batch += batch
 
     def flush(self) -> None:

@@ -4,9 +4,8 @@
 
     batch -> one rendering -> texts by file name -> one write per file     (each a `LogFileHandler`)
 
-The rule of this file: **every file is a log file like any other**: one process writes it, under its lock; it is rotated
-like any other, and what a killed logging process has written in part is taken back. There is a bound on how many are
-open: the one that was not written for the longest time is closed, and opened again when it is written.
+There is a bound on how many files are open: the one that was not written for the longest time is closed, and opened
+again when it is written.
 """
 
 from __future__ import annotations
@@ -38,16 +37,7 @@ _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM
 
 
 class RoutedFileHandler(TextHandler):
-    """Writes each record into the file that its values name.
-
-    Args:
-        path: the directory and the pattern.
-        make: called with a path, opens a file.
-
-    Raises:
-        LogFileLockedError: another logging process writes files of the same pattern.
-        OSError: there is no such directory.
-    """
+    """Writes each record into the file that its values name. No other logging process writes to the same pattern."""
 
     can_wait = True
 

@@ -19,11 +19,7 @@ _DETAIL_PLACES = {name: place for place, name in enumerate(DETAILS)}
 
 
 class Routes:
-    """Finds the names of files, and remembers them.
-
-    Attributes:
-        by_origin: the names for records without extra attributes.
-    """
+    """Finds the names of files, and remembers them: in `by_origin` those for records without extra attributes."""
 
     def __init__(self, names: FileNames) -> None:
         self._fields = names.fields

@@ -26,14 +26,7 @@ _LONGEST_HANDLER = 300
 
 
 class Accounts:
-    """What is counted, and what is to be said of it.
-
-    Args:
-        directory: of the queue, where workers count what they lose; empty for a plain queue.
-        tallies: the counts.
-        dispatcher: counts what handlers could not write, and writes lines.
-        untold, stories, due: see `Restarts`.
-    """
+    """What is counted, and what is to be said of it. `untold`, `stories` and `due`: see `Restarts`."""
 
     def __init__(
         self,
@@ -81,15 +74,8 @@ class Accounts:
         self._ended.see(pids)
         self._has_worked = self._has_worked or self._ended.is_pending
 
-    # --- what is said ---
-
     def check(self, done: int, due: Callable[[], int], watched: Container[int]) -> None:
-        """Say what is to be said, as the log has come so far.
-
-        Args:
-            done, due: see `Source`.
-            watched: the processes of which `see_ended` is told.
-        """
+        """Say what is due, as the log has come so far. `see_ended` is told of the processes in `watched`."""
         now = time.monotonic()
         if now >= self._check_due:
             self._check_due = now + _CHECK_SECONDS

@@ -1,8 +1,7 @@
-"""What is about to be written into files, for the process that comes after a kill. Runs in the logging process.
+"""What is about to be written into files, for the process that comes after a kill: see README.rst in this folder.
 
-The rule of this file: **what is announced is in the note of the buffers**, which changes in one instant with what they
-hold. A batch for more files than have room there has the rest in files of the queue's directory, each written before
-the note names it. README.rst in this folder tells the whole protocol.
+The rule of this file: **what is announced is in the note of the buffers.** What has no room there is in files of the
+queue's directory, each written before the note names it.
 """
 
 from __future__ import annotations
@@ -21,13 +20,7 @@ _IN_NOTE = 48
 
 
 class Announced(msgspec.Struct, array_like=True):
-    """What is about to be written into a file.
-
-    Attributes:
-        file: the number of the handler that writes it.
-        device, inode: which file.
-        start, end: its length before and after.
-    """
+    """What the handler of the number `file` is about to write: into which file, and its length before and after."""
 
     file: int
     device: int
@@ -44,12 +37,7 @@ class Noted(msgspec.Struct, array_like=True):
 
 
 class Announcements:
-    """What has been announced since the last commit.
-
-    Args:
-        directory: of the queue.
-        noted: what the note holds, from the process before.
-    """
+    """What has been announced since the last commit, and in `noted` what the process before had announced."""
 
     def __init__(self, directory: str, noted: Noted) -> None:
         self._directory = directory
@@ -74,17 +62,7 @@ class Announcements:
         return bool(self._latest or self._files)
 
     def add(self, index: int, portion: Portion, takes_back: Callable[[int], bool] = lambda inode: False) -> None:
-        """Announce a portion of a handler.
-
-        Args:
-            index: the number of the handler.
-            portion: what it is about to write.
-            takes_back: returns True if undoing the handler's earlier announcements also removes everything in the file
-                with this inode.
-
-        Raises:
-            OSError: there is no room for it.
-        """
+        """Announce a portion of the handler of this number, unless undoing what is announced `takes_back` that, too."""
         device, inode, length = portion.start
         before = [announced for announced in self._latest if announced.file == index]
         same = [announced for announced in before if (announced.device, announced.inode) == (device, inode)]

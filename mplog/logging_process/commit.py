@@ -1,9 +1,4 @@
-"""Commits: the instants at which what is written counts as written. Runs in the logging process.
-
-The rule of this file: **what counts changes with a commit of the buffers**, all of it in one instant: how far the queue
-and the emergency file are read, what is counted, what is about to be written into files, what is still to be said.
-README.rst in this folder tells the whole protocol.
-"""
+"""Commits: the instants at which what is written counts as written. README.rst in this folder tells the protocol."""
 
 from __future__ import annotations
 
@@ -22,14 +17,7 @@ from mplog.queue.kill_points import reach
 
 
 class Note(msgspec.Struct, array_like=True):
-    """What the next process must know.
-
-    Attributes:
-        announced: what is about to be written.
-        emergency: how far the emergency file is read.
-        serial: which counts are committed.
-        restarts: those that the log has not told of yet.
-    """
+    """What the next process must know. `serial` says which counts are committed; of `restarts` the log has not told."""
 
     announced: Noted
     emergency: bytes

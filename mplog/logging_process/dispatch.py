@@ -1,9 +1,8 @@
 """From records to handlers. Runs in the logging process.
 
-The rule of this file: **records are handled as in one process, and handlers cannot hurt each other.** A record goes to
-the handlers that its route names, if their levels and filters let it through, but a batch at a time: where all its
-handlers write texts, the batch is rendered in one pass and no LogRecord is made. What a handler raises stays with that
-handler: it is counted, and said in the log once in a while.
+The rule of this file: **records are handled as in one process, and handlers cannot hurt each other.** Where all
+handlers of a batch write texts, it is rendered in one pass and no LogRecord is made. What a handler raises is counted,
+and said in the log once in a while.
 """
 
 from __future__ import annotations
@@ -33,13 +32,7 @@ _FINISH_SECONDS = 1.0
 
 
 class Dispatcher:
-    """Gives records to the handlers of this process's loggers.
-
-    Attributes:
-        outputs: those of all handlers, as long as they are open.
-        failed: how many records a handler could not write, by handler.
-        troubles: what is to be said in the log once in a while.
-    """
+    """Gives records to the handlers of this process's loggers, and counts in `failed` what a handler did not write."""
 
     def __init__(self, handlers: Iterable[logging.Handler], *, clock: Callable[[], float] = time.monotonic) -> None:
         self.outputs = [output_of(handler) for handler in handlers]
@@ -79,13 +72,7 @@ class Dispatcher:
     # --- records ---
 
     def handle(self, batch: Sequence[Entry]) -> Mapping[Origin, int]:
-        """Send a batch to the handlers of its records' loggers and of those above them.
-
-        Each handler gets its records in the order in which they arrived.
-
-        Returns:
-            How many of the records come from where.
-        """
+        """Give records in their order to the handlers of their loggers and of those above; count them by origin."""
         counts = Counter([origin for _, origin in batch])
         if not self._shared:
             self._deliver(batch, counts)
@@ -331,10 +318,7 @@ class Dispatcher:
     def say(self, message: str, level: int = logging.WARNING, shunned: Output | None = None) -> None:
         """Write a line of our own: to the log, and to stderr where no handler could write it.
 
-        Args:
-            message: the line.
-            level: its level.
-            shunned: an output that is not to have it: it takes what it is given and fails later, as the line says.
+        `shunned`, of which the line tells, does not get it: it takes what it is given, and fails later.
         """
         self._line = line = _Line(shunned)
         try:
@@ -348,12 +332,7 @@ class Dispatcher:
 
 
 class _Line:
-    """A line of our own that is being written.
-
-    Attributes:
-        shunned: the output that does not get it.
-        unheard: how many outputs could not write it.
-    """
+    """A line of our own, which `shunned` does not get, and so many outputs could not write."""
 
     def __init__(self, shunned: Output | None) -> None:
         self.shunned = shunned

@@ -15,19 +15,14 @@ from mplog.record.decoding import origin_of
 
 
 def without_oldest(content: bytes | memoryview, wanted: int) -> tuple[bytes, int]:
-    """Take the oldest records below ERROR out of what the intake buffer holds.
+    """Take the oldest records below ERROR out of what the intake buffer holds, until `wanted` bytes are free.
 
     Only whole records go: of a long one all parts, or none where some of them are not there. A frame of kind
     `frame.LOSSES` in the place of the first says what is dropped, together with what such a frame that was there
     already says. So the frame is in the buffer in the same instant in which the records are not, and is lost or doubled
     no more than a record is.
 
-    Args:
-        content: whole frames.
-        wanted: how many bytes shall become free.
-
-    Returns:
-        The frames that stay, and how many records do not: 0 where there is nothing to gain, and nothing has changed.
+    Return the frames that stay, and how many records do not: 0 where there is nothing to gain.
     """
     data = bytes(content)
     dropped: Counter[tuple[int, str, int]] = Counter()
@@ -90,8 +85,6 @@ def _as_losses(dropped: Counter[tuple[int, str, int]]) -> list[ProcessLosses]:
     return [ProcessLosses(pid, name, counts) for (pid, name), counts in processes.items()]
 
 
-# --- frames of kind LOSSES ---
-
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Level = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 _decode = msgspec.msgpack.Decoder(list[tuple[_Count, str, list[tuple[_Level, Reason, _Count]]]]).decode
@@ -126,11 +119,7 @@ def encode_losses(processes: Iterable[ProcessLosses]) -> bytes:
 
 
 def decode_losses(payload: bytes) -> list[ProcessLosses]:
-    """Return what the payload of such a frame says.
-
-    Raises:
-        ValueError: the payload is malformed (msgspec's errors are ValueErrors).
-    """
+    """Return what the payload of such a frame says; raise a ValueError, as msgspec's errors are, if it is malformed."""
     if len(payload) > frame.PAYLOAD_SIZE:
         raise ValueError("losses in a message of many frames")
     return [

@@ -1,12 +1,4 @@
-"""Where the records come from, for a `LogQueue`. Runs in the logging process. POSIX only.
-
-::
-
-    FIFO ----> Intake -> BufferPair --> Inbox -> batches, which the loop handles and commits
-    emergency file -> EmergencyReader -----^
-
-What is taken out of the FIFO is in memory that outlives this process until a commit says that it is written.
-"""
+"""Where the records come from, for a `LogQueue`: the FIFO, and the emergency file. POSIX only."""
 
 from __future__ import annotations
 

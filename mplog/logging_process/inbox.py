@@ -24,12 +24,7 @@ _CHECKED_WRITERS = 1000
 
 
 class Inbox:
-    """Turns bytes into batches, and counts what is no record.
-
-    Attributes:
-        acknowledger: tells workers that their records are on disk.
-        frames: takes the bytes apart.
-    """
+    """Turns bytes into batches, and counts what is no record."""
 
     def __init__(self, directory: str, tallies: Tallies, troubles: Troubles) -> None:
         self._tallies = tallies
@@ -93,8 +88,6 @@ class Inbox:
         if not self._is_replaying:
             self._tallies.add(("objects",))
             self._troubles.warn("object", "put into the queue skipped: not a log record")
-
-    # --- long records that are not complete ---
 
     def check_incomplete(self, is_drained: Callable[[], bool]) -> None:
         """Give up the long records whose writers have died, if all is handled that is in the queue by now."""

@@ -1,7 +1,7 @@
 """The intake: takes what workers send out of the FIFO, whatever the sinks are doing. Runs in the logging process.
 
-The rule of this file: **it never waits for a sink.** Its thread reads the FIFO into one of the two buffers while the
-other is written out, so a slow disk holds workers up only when the buffers, too, are full.
+Its thread reads the FIFO into one of the two buffers while the other is written out, and never waits for a sink: a slow
+disk holds workers up only when the buffers, too, are full.
 """
 
 from __future__ import annotations
@@ -31,19 +31,7 @@ _SWAP_SECONDS = 0.05
 
 
 class Intake(threading.Thread):
-    """The thread.
-
-    Args:
-        pair: the buffers.
-        fd: the reading end of the FIFO.
-        notify: called when there is something to write, when there is no room for more, and at the end.
-        drops_oldest: where there is no room, make some by dropping the oldest records.
-        fill: is told how full the buffers are.
-
-    Attributes:
-        is_over: the last writer has closed the FIFO, and everything is in the buffers.
-        peak: how full they have been, from 0 to 1.
-    """
+    """Calls `notify` when there is something to write, when there is no room for more, and when no writer is left."""
 
     def __init__(
         self,

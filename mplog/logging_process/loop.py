@@ -54,13 +54,7 @@ _LAST_RETRIES_SECONDS = 60.0
 
 @dataclass
 class _Flush:
-    """A flush that is not answered yet.
-
-    Attributes:
-        number: of the question.
-        due, files_due: how far the queue, and the emergency files, were to be written.
-        marks: what functions were to be given, once everything is written.
-    """
+    """A flush that waits for the queue to come to `due`, the emergency files to `files_due`, and then for `marks`."""
 
     number: int
     due: int
@@ -70,11 +64,7 @@ class _Flush:
 
 @dataclass(eq=False)
 class Loop:
-    """The loop.
-
-    Attributes:
-        commit: None for a plain queue, of which nothing outlives this process.
-    """
+    """The loop. `commit` is None for a plain queue, of which nothing outlives this process."""
 
     dispatcher: Dispatcher
     source: Source

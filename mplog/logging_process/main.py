@@ -1,9 +1,5 @@
 """The logging process: the one that opens, writes and closes the log.
 
-::
-
-    configuration -> sinks -> handlers -> Dispatcher -> Loop, with the source of a plain queue or of a LogQueue
-
 The rule of this file: **it never runs what a worker sends.** The program tells it over the control connection what to
 open and what to do; that connection is trusted, the queue is not. If the program is killed, the logging process keeps
 writing until the last worker has exited.

@@ -12,17 +12,9 @@ from mplog.monitoring.statistics import Stats
 
 @dataclass(frozen=True)
 class Places:
-    """What a logging process is given.
+    """What a logging process is given. For a plain queue, `directory` is None, and `fd` and `memory` are -1.
 
-    Attributes:
-        control: the connection to the program.
-        configuration: a `Configuration`, pickled with cloudpickle.
-        owner: the pid of the program.
-        directory: of the queue, removed at the end; None for a plain queue.
-        fd: the reading end of the FIFO; -1 for a plain queue.
-        memory: the memory of the buffers; -1 for a plain queue.
-        supervisor: the connection to the supervisor; None without one.
-        stories: how the logging processes before this one have ended, if none has noted it; empty for the first one.
+    `stories` tell how the logging processes before this one have ended, if none has noted it.
     """
 
     control: Connection
@@ -75,7 +67,7 @@ class Program:
                 self._supervisor.send(Report.DONE)
 
     def let_go(self) -> None:
-        """Runs in a process that a handler has forked: close both."""
+        """Runs in a process that a handler has forked: close both connections."""
         for connection in (self.control, self._supervisor):
             if connection is not None:
                 connection.close()

@@ -1,7 +1,6 @@
 """The start of a logging process of a `LogQueue`: the first one, or one after a kill. POSIX only.
 
-The rule of this file: **each step can be done again by another process, until the commit**: this one may be killed,
-too. README.rst in this folder tells what each kill leaves behind.
+The rule of this file: **each step can be done again by another process, until the commit**: see README.rst.
 """
 
 from __future__ import annotations

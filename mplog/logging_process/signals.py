@@ -15,11 +15,7 @@ _TERMINATION_SECONDS = 5.0
 
 
 class Wakeup:
-    """Becomes readable at each signal that Python handles, and at `wake`.
-
-    Attributes:
-        awake: readable when there is something to do.
-    """
+    """Makes the socket `awake` readable at each signal that Python handles, and at `wake`."""
 
     def __init__(self) -> None:
         self.awake, self._waking = socket.socketpair()
@@ -45,14 +41,7 @@ class Wakeup:
 
 
 class Signals(Wakeup):
-    """SIGTERM, SIGHUP, and `wake`. Runs in the logging process.
-
-    SIGHUP means to the logging process, as to other daemons, that files have been moved and are to be opened anew.
-
-    Attributes:
-        terminated_at: when SIGTERM came last, by the monotonic clock; None if it has not.
-        shall_reopen: whether SIGHUP has come. Reset it.
-    """
+    """SIGTERM, `wake`, and SIGHUP, which says, as to other daemons, that files have been moved and are to be opened."""
 
     def __init__(self) -> None:
         self.terminated_at: float | None = None

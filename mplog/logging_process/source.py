@@ -13,15 +13,10 @@ from mplog.record.layout import Entry
 
 @dataclass
 class Batch:
-    """What is handled, and then committed, at once.
+    """What is handled and committed at once: `taken` bytes of the buffers, or `rescued` ones of the emergency file.
 
-    Attributes:
-        entries: records.
-        pieces: names of sinks, and bytes for them.
-        taken: how many bytes of the buffers it comes from.
-        rescued: how many bytes of the emergency file it comes from.
-        are_numbered: whether the records come in the order of their numbers, or nearly so.
-        is_awaited: whether a worker waits until it is on disk.
+    `pieces` are names of sinks, and bytes for them. `are_numbered` says that the records come in the order of their
+    numbers, or nearly so; `is_awaited`, that a worker waits until they are on disk.
     """
 
     entries: Sequence[Entry] = ()
@@ -45,12 +40,7 @@ class Source:
         """Return the next batch, None where there is none yet."""
 
     def take_rescued(self, until: int, patience: float) -> Batch | None:
-        """Return the next batch of the emergency file, None where there is none.
-
-        Args:
-            until: what `files_due` has returned: later files are not read.
-            patience: for how many seconds to wait for a process that is just writing there.
-        """
+        """Return the next batch of the emergency files below `until`; wait `patience` seconds for one being written."""
 
     def settle(self, batch: Batch, is_on_disk: bool) -> None:
         """Note that a batch is committed, and tell the workers that wait for it."""

@@ -20,14 +20,7 @@ _LONGEST_ERROR = 1000
 
 @dataclass
 class Trouble:
-    """One kind of trouble.
-
-    Attributes:
-        unsaid: how often it has happened since it was last said.
-        error: its latest cause, as the end of a line.
-        shunned: the output that is not to have the line.
-        due: when it may be said again, by the monotonic clock.
-    """
+    """How often something has happened since it was last said, its latest cause, and when it may be said again."""
 
     unsaid: int = 0
     error: str = ""
@@ -55,14 +48,9 @@ class Troubles:
         count: int = 1,
         shunned: Output | None = None,
     ) -> None:
-        """Have something said in the log, but the same thing once an interval only.
+        """Have "1 {noun} {what}: {error}" said in the log, but the same thing once an interval only.
 
-        Args:
-            noun: what is counted: "record".
-            what: what has happened to it, as the rest of the line: "could not be written by ...".
-            error: its latest cause.
-            count: how many times it has happened.
-            shunned: an output that is not to have the line, since it is the cause.
+        `shunned`, an output that is the cause, does not get the line.
         """
         if (noun, what) not in self._kinds and len(self._kinds) >= _MOST:
             now = self._clock()

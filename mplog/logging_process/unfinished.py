@@ -1,8 +1,7 @@
 """The parts of long records that have arrived, kept for the next logging process. POSIX only.
 
-The rule of this file: **a swap of the buffers forgets no part.** A swap has a buffer filled anew that may hold parts of
-a record whose end is in the other one; so they go into a file before the swap, named by the byte at which the other
-buffer begins.
+A swap has a buffer filled anew that may hold parts of a record whose end is in the other one; so they go into a file
+before the swap, named by the byte at which the other buffer begins.
 """
 
 from __future__ import annotations

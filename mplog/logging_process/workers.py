@@ -23,10 +23,7 @@ _LONGEST_NAME = 100
 
 
 class Workers:
-    """Watches the processes that log, and says which of them have died.
-
-    The tallies tell the next logging process which are watched, and when each was last heard from.
-    """
+    """Watches the processes that log, and says which have died. The tallies keep for the next process what it needs."""
 
     def __init__(self, watch: Watch, tallies: Tallies, say: Callable[[str, int], object]) -> None:
         self._watch = watch
@@ -73,8 +70,6 @@ class Workers:
         key = self._watched.pop(pid, None)
         if key is not None:
             self._tallies.set(key, 0)
-
-    # --- deaths ---
 
     def fileno(self) -> int | None:
         """Return the descriptor that is readable when a process has ended; None where there is no such thing."""
