@@ -22,7 +22,7 @@ from typing import Any
 import dill
 import multiprocess
 import pytest
-from scripts import Gate
+from scripts import TESTS, Gate
 
 import mplog
 
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have all processes that the tests start begin alike, and soon."""
     if not hasattr(config, "workerinput"):
         # Thousands of processes import these, some with -B, and would compile them anew each time.
-        for directory in (Path(mplog.__file__).parent, Path(__file__).parent):
+        for directory in (Path(mplog.__file__).parent, TESTS):
             compileall.compile_dir(directory, quiet=2)
     sys.addaudithook(_refuse_processes)
     for library in LIBRARIES.values():
@@ -58,6 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # What most modules of tests import, once, and not in each of the processes that are forked.
     for library in LIBRARIES.values():
         library.set_forkserver_preload(["hypothesis", "multiprocess", "psutil", "pytest"])
+
+
+def pytest_collection_finish() -> None:
+    """Look for modules in the folders of the tests last: all processes that the tests start take over this path."""
+    sys.path.sort(key=lambda entry: entry.startswith(f"{TESTS}{os.sep}"))
 
 
 #: The audit events of a new process; the last one is ours.

@@ -23,15 +23,13 @@ from mplog.monitoring.process import has_ended
 #: The directory that mplog is imported from: where it is installed, which may be the checkout.
 INSTALLED = Path(mplog.__file__).parents[1]
 
-_TESTS = Path(__file__).parent
-
-#: Where the modules of the tests are.
-FOLDERS = [str(_TESTS), *sorted({str(file.parent) for file in _TESTS.rglob("test_*.py")})]
+#: Where the helpers of the tests are.
+TESTS = Path(__file__).parent
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """Return this process's environment, with mplog and the tests importable, and these changes; None takes one out."""
-    path = os.pathsep.join(filter(None, (str(INSTALLED), *FOLDERS, os.environ.get("PYTHONPATH"))))
+    """Return this environment, with mplog and the helpers of the tests importable, and these changes; None removes."""
+    path = os.pathsep.join(filter(None, (str(INSTALLED), str(TESTS), os.environ.get("PYTHONPATH"))))
     merged = {**os.environ, "PYTHONPATH": path, **changes}
     return {name: value for name, value in merged.items() if value is not None}
 

@@ -18,12 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jobs
 import psutil
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from oracle import wait_until
-from scripts import drop_privileges, environment, lines, run_script
+from scripts import drop_privileges, lines, run_script
 
 import mplog
 from mplog.files.open_file import FileOptions
@@ -479,7 +480,7 @@ def test_flood_of_hostile_frames_takes_bounded_memory(log: Path) -> None:
                     "-c",
                     f"import test_neighbour as t; t.flood({server.queue.directory!r}, 10, {number})",
                 ],
-                env=environment(),
+                env=jobs.environment(),
                 timeout=120,
                 check=True,
             )
