@@ -38,7 +38,7 @@ class RequestId:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Have a pool for as long as the application runs."""
+    """Keep a pool while the application runs."""
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=mplog.attach) as app.state.pool:
         log.info("ready")
         yield
@@ -50,6 +50,6 @@ app.add_middleware(RequestId)
 
 @app.get("/price/{item}")
 async def show_price(item: str) -> int:
-    """Answer a request. Its id goes along into the pool."""
+    """Answer a request. Its id travels into the pool."""
     log.info("asked for %s", item)
     return await asyncio.get_running_loop().run_in_executor(app.state.pool, mplog.carry_context(price), item)

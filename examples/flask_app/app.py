@@ -14,12 +14,12 @@ import mplog
 
 @functools.lru_cache(maxsize=1)
 def pool() -> Pool:
-    """Return the pool of this worker, which is made with its first request."""
+    """Return the pool of this worker; the first request creates it."""
     return get_context("spawn").Pool(1, initializer=mplog.attach)
 
 
 def create_app() -> Flask:
-    """Return the application, which logs from the first line on."""
+    """Return the application, which logs from its first line."""
     start_logging()
     app = Flask("shop")
 
@@ -31,7 +31,7 @@ def create_app() -> Flask:
 
     @app.after_request
     def answer(response: Response) -> Response:
-        """Have the answer carry it, too, so that the access log knows it."""
+        """Put the id into the answer, too, for the access log."""
         response.headers["X-Request-ID"] = g.request_id
         return response
 
@@ -41,7 +41,7 @@ def create_app() -> Flask:
 
     @app.get("/price/<item>")
     def show_price(item: str) -> str:
-        """Answer a request. Its id goes along into the pool."""
+        """Answer a request. Its id travels into the pool."""
         app.logger.info("asked for %s", item)
         return str(pool().apply(mplog.carry_context(price), [item]))
 

@@ -1,4 +1,4 @@
-"""What is done in a pool of processes."""
+"""The work of the pool of processes."""
 
 import logging
 
