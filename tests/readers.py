@@ -102,7 +102,7 @@ def fill(queue: mplog.LogQueue, directory: str | None = None) -> int:
 
 @contextlib.contextmanager
 def running(workers: list[Any]) -> Iterator[None]:
-    """Start workers, and leave none behind."""
+    """Start workers, and end them all."""
     try:
         for worker in workers:
             worker.start()
@@ -176,7 +176,7 @@ def in_threads_and_handler(work: Callable[[], object], in_handler: Callable[[], 
 
 
 class Counter:
-    """A number in shared memory, which the death of who counts leaves as it is.
+    """A number in shared memory, which survives the death of the process that counts.
 
     Args:
         directory: where the numbers are.

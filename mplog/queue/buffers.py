@@ -35,7 +35,6 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
-import select
 import threading
 from collections.abc import Callable
 
@@ -101,7 +100,7 @@ class BufferPair:
             state = self._state
             pending = fifo.pending(read_fd)
             if not pending:
-                is_deserted = _is_deserted(read_fd)
+                is_deserted = fifo.is_deserted(read_fd)
                 pending = fifo.pending(read_fd)  # the last writer may have come and gone in between
                 if not pending:
                     return END if is_deserted else NOTHING
@@ -269,9 +268,3 @@ class BufferPair:
             was_made = self.memory.view[start : start + marked] != self.memory.mark[:marked]
             reach("in recovery")
             self._settle(state.announced if was_made else 0)
-
-
-def _is_deserted(read_fd: int) -> bool:
-    poll = select.poll()
-    poll.register(read_fd, select.POLLIN)
-    return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -155,7 +155,7 @@ _waiting: dict[_Key, list[_Piece]] = {}
 
 def _append(fd: int, piece: _Piece, end: int) -> None:
     try:
-        _write_all(fd, piece.frames, end)
+        write_all(fd, piece.frames, end)
         if piece.sync:
             os.fsync(fd)
         os.pwrite(fd, WORD.pack(end + len(piece.frames)), _END_AT)
@@ -168,7 +168,7 @@ def _append(fd: int, piece: _Piece, end: int) -> None:
         raise
 
 
-def _write_all(fd: int, data: bytes, position: int) -> None:
+def write_all(fd: int, data: bytes, position: int) -> None:
     view = memoryview(data)
     while view:
         count = os.pwrite(fd, view, position)
@@ -229,7 +229,7 @@ def find_end(fd: int, path: str) -> int:
         if header[: len(MAGIC)] not in (MAGIC[: len(header)], bytes(len(MAGIC))[: len(header)]):
             raise _refused(path)
         # The magic last: without it, the next one begins anew.
-        _write_all(fd, HEADER.pack(bytes(8), os.urandom(8), HEADER.size, HEADER.size), 0)
+        write_all(fd, HEADER.pack(bytes(8), os.urandom(8), HEADER.size, HEADER.size), 0)
         os.pwrite(fd, MAGIC, 0)
         return HEADER.size
     magic, _, end, _ = HEADER.unpack(header)

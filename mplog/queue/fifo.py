@@ -134,6 +134,13 @@ def pending(fd: int) -> int:
     return buffer[0]
 
 
+def is_deserted(read_fd: int) -> bool:
+    """Return whether the last writer has closed the FIFO."""
+    poll = select.poll()
+    poll.register(read_fd, select.POLLIN)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
 def peek(fd: int) -> bytes:
     """Return what waits in the FIFO without taking it (tee(2)); raise NotImplementedError if this is not Linux."""
     if sys.platform != "linux":

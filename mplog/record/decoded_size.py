@@ -29,22 +29,18 @@ _ASCII = bytes(range(0x80))
 
 
 def check(payload: bytes) -> None:
-    """See that a long record does not take far more memory than it has bytes.
-
-    Raises:
-        ValueError: it would.
-    """
+    """Raise ValueError if a long record would take far more memory than it has bytes."""
     allowed = max(MEMORY, _GROWTH * len(payload))
-    estimate, is_all = _estimate(payload, allowed, _FEW)
+    size, is_all = estimate(payload, allowed, _FEW)
     if not is_all:
-        estimate = _at_most(payload)
-        if estimate > allowed:
-            estimate, _ = _estimate(payload, allowed)
-    if estimate > allowed:
+        size = at_most(payload)
+        if size > allowed:
+            size, _ = estimate(payload, allowed)
+    if size > allowed:
         raise ValueError(f"a record of {len(payload)} bytes that would take more than {allowed} in memory")
 
 
-def _at_most(data: bytes | memoryview) -> int:
+def at_most(data: bytes | memoryview) -> int:
     """Return an upper bound for the memory: small numbers and texts of ASCII are bytes below 0x80."""
     values = len(bytes(data).translate(None, _ASCII))
     return _REFERENCE * len(data) + _LARGEST * values
@@ -61,7 +57,7 @@ _ARRAYS = {0xDC: 2, 0xDD: 4}
 _MAPS = {0xDE: 2, 0xDF: 4}
 
 
-def _estimate(data: bytes, enough: int, most: int = sys.maxsize) -> tuple[int, bool]:
+def estimate(data: bytes, enough: int, most: int = sys.maxsize) -> tuple[int, bool]:
     """Estimate the memory that values take.
 
     Args:
@@ -107,7 +103,7 @@ def _estimate(data: bytes, enough: int, most: int = sys.maxsize) -> tuple[int, b
                 (length,) = _LENGTHS[size].unpack_from(data, position + 1) if size else (_FIXEXT[first],)
                 position += 2 + size
                 # One of our own, with values in it, or text.
-                total += _LARGEST + _at_most(view[position : position + length])
+                total += _LARGEST + at_most(view[position : position + length])
                 position += length
             elif first in _ARRAYS:
                 total += _EMPTY

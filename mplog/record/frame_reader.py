@@ -86,6 +86,7 @@ class FrameReader(Generic[T]):
         skipped: bytes that belonged to no frame.
         broken: runs of such bytes, and long messages that did not decode.
         given_up: long messages that were dropped because too much was unfinished.
+        incomplete_size: the memory that unfinished messages take, in bytes.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class FrameReader(Generic[T]):
         self._rest = b""
         self._in_garbage = False
         self._incomplete: dict[bytes, Incomplete] = {}
-        self._incomplete_size = 0
+        self.incomplete_size = 0
         self.skipped = 0
         self.broken = 0
         self.given_up = 0
@@ -192,7 +193,7 @@ class FrameReader(Generic[T]):
         message = self._incomplete.get(message_id)
         if message is None:
             message = self._incomplete[message_id] = Incomplete(pid, count, kind)
-            self._incomplete_size += message.size
+            self.incomplete_size += message.size
         if index != len(message.pieces) or count != message.count or index >= count:
             # Its checksum is right, so the stream is in step, but the parts before it went elsewhere.
             self._forget(message_id)
@@ -200,11 +201,11 @@ class FrameReader(Generic[T]):
             return None
         message.pieces.append(piece)
         message.size += len(piece) + _PIECE_OVERHEAD
-        self._incomplete_size += len(piece) + _PIECE_OVERHEAD
+        self.incomplete_size += len(piece) + _PIECE_OVERHEAD
         if len(message.pieces) == count:
             self._forget(message_id)
             return kind, b"".join(message.pieces)
-        while self._incomplete_size > UNFINISHED_LIMIT:
+        while self.incomplete_size > UNFINISHED_LIMIT:
             self._forget(next(iter(self._incomplete)))
             self.given_up += 1
         return None
@@ -212,7 +213,7 @@ class FrameReader(Generic[T]):
     def _forget(self, message_id: bytes) -> None:
         message = self._incomplete.pop(message_id, None)
         if message is not None:
-            self._incomplete_size -= message.size
+            self.incomplete_size -= message.size
 
     def take_back(self) -> int:
         """Forget the part of a frame at the end of what was fed, and return its length: it will be fed again."""
@@ -226,7 +227,7 @@ class FrameReader(Generic[T]):
         Args:
             limit: bytes at most, or b"".
         """
-        if not self._incomplete or self._incomplete_size > limit:
+        if not self._incomplete or self.incomplete_size > limit:
             return b""
         return b"".join(
             encode_part(message_id, message.pid, index, message.count, message.kind, piece)

@@ -1,4 +1,4 @@
-"""The pair of buffers: who takes in, who writes, and what a kill leaves behind."""
+"""The pair of buffers: taking in, writing, and what a kill leaves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROGRAM = str(Path(__file__).parents[1] / "buffer_kills.py")
 
 
 class Pipe:
-    """A pipe as large as the FIFO, which nobody waits for."""
+    """A pipe as large as the FIFO, which does not block."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -90,7 +90,7 @@ def pair(memory: int) -> Iterator[BufferPair]:
 
 
 def copy_of(memory: int) -> int:
-    """Return a copy of the memory, as somebody finds it who opens it now."""
+    """Return a copy of the memory, as a process that opens it now finds it."""
     copy = os.memfd_create("copy")
     size = os.fstat(memory).st_size
     os.ftruncate(copy, size)
@@ -240,14 +240,14 @@ def test_a_writer_that_comes_and_goes_while_one_looks_is_read(
     pair: BufferPair, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the last writer wrote in the instant before it left is not taken for the end."""
-    look = buffers._is_deserted
+    look = fifo.is_deserted
 
     def write_and_leave(read_fd: int) -> bool:
         pipe.write(b"last")
         os.close(pipe.writer)
         return look(read_fd)
 
-    monkeypatch.setattr(buffers, "_is_deserted", write_and_leave)
+    monkeypatch.setattr(fifo, "is_deserted", write_and_leave)
     assert pair.intake(pipe.reader) == 4
     monkeypatch.undo()
     assert pair.intake(pipe.reader) == END
@@ -277,7 +277,7 @@ def test_no_more_is_read_than_was_announced(
 def test_a_read_that_fails_changes_nothing(
     pair: BufferPair, pipe: Pipe, monkeypatch: pytest.MonkeyPatch, error: Any
 ) -> None:
-    """Where somebody else was faster there is nothing; any other error is raised; the next read goes on."""
+    """If another process was faster there is nothing; any other error is raised; the next read goes on."""
 
     def fail(fd: int, views: list[memoryview]) -> int:
         raise error
@@ -344,7 +344,7 @@ def test_no_room_leaves_everything_in_the_fifo(pair: BufferPair, pipe: Pipe) -> 
 def test_a_fifo_larger_than_a_buffer_is_still_read(
     pair: BufferPair, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where somebody has made the FIFO larger than any buffer, an empty one takes as much as it can."""
+    """If the FIFO was made larger than any buffer, an empty one takes as much as it can."""
     pending = fifo.pending
     pipe.write(b"x" * 100)
     monkeypatch.setattr(fifo, "pending", lambda fd: pending(fd) + SIZE)
@@ -379,7 +379,7 @@ def test_what_is_unwritten_is_read_in_place(pair: BufferPair, pipe: Pipe) -> Non
 
 
 def test_the_memory_is_not_let_go_while_it_is_read(memory: int) -> None:
-    """close() refuses while somebody has a view."""
+    """close() refuses while a view is in use."""
     pair = BufferPair(memory)
     content = pair.unwritten()
     with pytest.raises(BufferError):
@@ -391,7 +391,7 @@ def test_the_memory_is_not_let_go_while_it_is_read(memory: int) -> None:
 
 
 def test_the_state_outlives_the_object(memory: int, pipe: Pipe) -> None:
-    """Who opens the memory again finds the rest of both buffers and the last note."""
+    """A process that opens the memory again finds the rest of both buffers and the last note."""
     pair = BufferPair(memory)
     take_in(pair, pipe, b"first")
     pair.swap()
@@ -610,7 +610,7 @@ def test_a_kill_in_the_recovery_changes_nothing(pair: BufferPair, camera: Camera
 
 
 def test_a_swap_and_a_commit_happen_at_one_instant(pair: BufferPair, camera: Camera, pipe: Pipe) -> None:
-    """Before its point a kill leaves the old state, behind it the new one, with the note that belongs to it."""
+    """Before its point a kill leaves the old state, after it the new one, with the note that belongs to it."""
     take_in(pair, pipe, b"data")
     pair.commit(0, b"old")
     camera.forget()
@@ -634,7 +634,7 @@ def test_a_swap_and_a_commit_happen_at_one_instant(pair: BufferPair, camera: Cam
 def test_what_stays_of_the_intake_buffer_takes_its_place_at_one_instant(
     pair: BufferPair, camera: Camera, pipe: Pipe
 ) -> None:
-    """A kill leaves all that was there or what stays of it, in its place behind what is just being written."""
+    """A kill leaves all that was there or what stays of it, in its place after what is just being written."""
     take_in(pair, pipe, b"first")
     pair.swap()
     take_in(pair, pipe, b"second")
@@ -676,7 +676,7 @@ def test_a_replacement_moves_nothing_of_the_writing_buffer(pair: BufferPair, mem
 
 
 def test_what_is_dropped_is_not_over_before_the_rest_of_its_buffer(pair: BufferPair, pipe: Pipe) -> None:
-    """Who waits until everything is written waits for what stays of a buffer, however much behind it was dropped."""
+    """Waiting until everything is written includes what stays of a buffer, however much after it was dropped."""
     take_in(pair, pipe, b"writing")
     pair.swap()
     take_in(pair, pipe, b"kept")

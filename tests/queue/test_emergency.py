@@ -88,7 +88,7 @@ def test_what_comes_while_it_is_read_is_read_next(path: str) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_reader_that_is_killed_anywhere_loses_and_doubles_nothing(path: str, seed: int) -> None:
-    """With the note of the last commit, the next reader goes on behind what is in the log, whatever the header says."""
+    """With the note of the last commit, the next reader goes on after what is in the log, whatever the header says."""
     dice = random.Random(seed)
     sent = [f"{number} {'x' * dice.choice((1, 500, 9000))}" for number in range(100)]
     file = EmergencyFile(path, SIZE)
@@ -109,7 +109,7 @@ def test_a_reader_that_is_killed_anywhere_loses_and_doubles_nothing(path: str, s
             log += texts(data)
             note = reader.note(len(data))
             if dice.random() < 0.2:
-                break  # killed behind it
+                break  # killed after it
             reader.commit(len(data))
         else:
             data = b"more"
@@ -121,7 +121,7 @@ def test_a_reader_that_is_killed_anywhere_loses_and_doubles_nothing(path: str, s
 
 
 def test_a_note_holds_until_something_else_is_read(path: str) -> None:
-    """A reader that has not opened the file hands on the note it was given, so the one behind it doubles nothing."""
+    """A reader that has not opened the file hands on the note it was given, so the one after it doubles nothing."""
     for text in ("one", "two"):
         EmergencyFile(path, SIZE).append(message(text))
     killed = EmergencyReader(path)
@@ -187,7 +187,7 @@ def test_writers_that_are_killed_leave_whole_messages(path: str, tmp_path: Path)
 
 
 def test_a_message_that_was_cut_off_is_not_there(path: str) -> None:
-    """What somebody had begun to write when he died is cut off, by the next who appends or by the reader."""
+    """What a process had begun to write when it died is cut off, by the next that appends or by the reader."""
     file = EmergencyFile(path, SIZE)
     for text in ("one", "two"):
         file.append(message(text))
@@ -213,7 +213,7 @@ def test_a_file_that_was_just_being_made_is_made_again(path: str, length: int) -
 
 
 def test_the_size_is_bounded(path: str) -> None:
-    """What does not fit is refused, and what fits behind it is not."""
+    """What does not fit is refused, and what fits after it is not."""
     file = EmergencyFile(path, 1000)
     assert file.append(message("x" * 500))
     assert not file.append(message("y" * 500))
@@ -285,7 +285,7 @@ def test_a_holder_that_is_stopped_costs_a_bounded_time(path: str) -> None:
 @pytest.mark.processes
 def test_a_fork_does_not_keep_the_lock(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that another thread has forked in the middle of an append does not hold up others while it lives."""
-    write_all, children = emergency._write_all, []
+    write_all, children = emergency.write_all, []
 
     def fork_and_write(fd: int, data: bytes, position: int) -> None:
         if not children:
@@ -295,7 +295,7 @@ def test_a_fork_does_not_keep_the_lock(path: str, monkeypatch: pytest.MonkeyPatc
                 signal.pause()
         write_all(fd, data, position)
 
-    monkeypatch.setattr(emergency, "_write_all", fork_and_write)
+    monkeypatch.setattr(emergency, "write_all", fork_and_write)
     file = EmergencyFile(path, SIZE)
     assert file.append(message("one"))
     start = time.monotonic()
@@ -307,7 +307,7 @@ def test_a_fork_does_not_keep_the_lock(path: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_signal_handler_in_the_middle_of_an_append_appends_too(path: str) -> None:
-    """Handlers that interrupt an append, again and again, and other threads lose no message and wait for nobody."""
+    """Handlers that interrupt an append, again and again, and other threads lose no message and do not wait."""
     file, calls = EmergencyFile(path, SIZE), 0
 
     def append_in_handler(*_: object) -> None:
@@ -345,17 +345,17 @@ class HandlerError(Exception):
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], None]]:
     """Has a signal handler call a function in the middle of the next write into an emergency file."""
-    write_all, before = emergency._write_all, signal.getsignal(signal.SIGUSR1)
+    write_all, before = emergency.write_all, signal.getsignal(signal.SIGUSR1)
 
     def arm(function: Callable[[], object]) -> None:
         def write_and_signal(fd: int, data: bytes, position: int) -> None:
-            monkeypatch.setattr(emergency, "_write_all", write_all)
+            monkeypatch.setattr(emergency, "write_all", write_all)
             write_all(fd, data[:3], position)
             signal.raise_signal(signal.SIGUSR1)
             write_all(fd, data, position)
 
         signal.signal(signal.SIGUSR1, lambda *_: function())
-        monkeypatch.setattr(emergency, "_write_all", write_and_signal)
+        monkeypatch.setattr(emergency, "write_all", write_and_signal)
 
     yield arm
     signal.signal(signal.SIGUSR1, before)
@@ -457,7 +457,7 @@ def test_a_child_that_a_handler_forks_appends_for_itself(path: str, interrupt: A
     assert rest(EmergencyReader(path)) == ["one", "two"]
 
 
-# --- what somebody has planted ---
+# --- planted files ---
 
 
 def plant(path: str, what: str) -> Callable[[], None]:

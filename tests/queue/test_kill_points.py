@@ -54,7 +54,7 @@ def test_what_is_not_reached_does_nothing(point: str) -> None:
     "point", ["after reading", "after read:x", "after read:", ":2", "after read:0", "after read:²"]
 )
 def test_a_name_that_is_no_point_is_an_error(point: str) -> None:
-    """A misspelt point is said, and not waited for in vain."""
+    """A misspelt point is an error."""
     with pytest.raises(ValueError, match="is no point to be killed at"):
         faults.arm(point)
 

@@ -194,7 +194,7 @@ def test_timeouts_longer_than_poll_takes(small: LogQueue, timeout: float) -> Non
 
 
 def test_full_queue_takes_again_once_read(small: LogQueue) -> None:
-    """A full queue says so, makes put() wait, and lets it go on when somebody reads."""
+    """A full queue says so, makes put() wait, and lets it go on when a process reads."""
     assert not small.full()
     count = fill(small)
     assert count > 0
@@ -490,7 +490,7 @@ def use_after_close(queue: LogQueue) -> None:
 
 
 def test_open_needs_a_reader(tmp_path: Path) -> None:
-    """open() of what is no queue, or one that nobody reads, raises QueueNotFoundError."""
+    """open() of what is no queue, or one without a reader, raises QueueNotFoundError."""
     with pytest.raises(mplog.QueueNotFoundError, match="no log queue"):
         LogQueue.open(str(tmp_path))
     fifo.create(fifo_path(str(tmp_path)))
@@ -761,7 +761,7 @@ def test_put_in_a_signal_handler(small: LogQueue, seconds: float) -> None:
 
 @pytest.mark.processes
 def test_fork_while_threads_put(queue: LogQueue) -> None:
-    """A fork in the middle of the puts of several threads can put, and harms nobody."""
+    """A fork in the middle of the puts of several threads can put, and harms no other process."""
     stop = threading.Event()
 
     def put(name: int) -> int:
@@ -808,7 +808,7 @@ def own(sender: Any) -> None:
 
 
 def test_no_reader_left(stdlib_context: Any) -> None:
-    """Once nobody is left who could read, put() says so: at once, while it waits, and in the first put of a process."""
+    """Once no process could read any more, put() says so: at once, while it waits, and in a first put."""
     receiver, sender = stdlib_context.Pipe(False)
     with child(own, sender, context=stdlib_context) as owner:
         assert receiver.poll(60), "waited for the queue of the child"
@@ -1173,7 +1173,7 @@ def test_hostile_frames_run_no_code(server: mplog.LogServer, log: Path, tmp_path
     os.write(fd, payload_frame(frame.RECORD, attack))
     logging.info("second")
     os.write(fd, payload_frame(frame.OBJECT, attack))
-    # A false length: nothing behind it goes along.
+    # A false length: nothing after it is swallowed.
     good = [payload_frame(frame.RECORD, encode(record("good %d", number))) for number in range(3)]
     for kind in (frame.RECORD, frame.OBJECT, frame.PART, 99):
         os.write(fd, b"\xffmp" + bytes([kind]) + struct.pack("<I", 500) + b"".join(good))
@@ -1303,7 +1303,7 @@ def test_owner_that_ends_waits_for_its_children(start_method: str, tmp_path: Pat
 
 
 def test_failed_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue that cannot be made raises, and leaves neither a directory nor a complaint of its own behind."""
+    """A queue that cannot be made raises, and leaves neither a directory nor a complaint of its own."""
 
     def refuse(*_: object, **__: object) -> int:
         raise OSError("refused")

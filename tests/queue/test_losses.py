@@ -20,11 +20,9 @@ from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_ha
 
 import mplog
 from mplog import Overflow, Reason
-from mplog.logging_process.drop_oldest import decode_losses, encode_losses
 from mplog.queue import losses
 from mplog.queue.directory import emergency_path
 from mplog.queue.losses import Losses, ProcessLosses
-from mplog.record import frame
 from mplog.worker.initializer import install
 
 INFO, ERROR = logging.INFO, logging.ERROR
@@ -39,7 +37,7 @@ def directory(tmp_path: Path) -> str:
 
 @pytest.fixture
 def queue() -> Iterator[mplog.LogQueue]:
-    """A tiny queue that nobody reads unless told to."""
+    """A tiny queue that is only read when a test says so."""
     queue = mplog.LogQueue(4096)
     yield queue
     queue.close()
@@ -50,7 +48,7 @@ def queue() -> Iterator[mplog.LogQueue]:
 
 
 def test_nothing_is_there_before_the_first_loss(directory: str) -> None:
-    """The file is made with the first loss, readable by its owner alone, and tells who, what and why."""
+    """The file is made with the first loss, readable by its owner alone, and tells which process, what and why."""
     mine = Losses(directory)
     assert losses.read_all(directory) == []
     before = time.time()
@@ -159,26 +157,6 @@ def test_the_lines_say_who_how_many_and_why() -> None:
     ]
     for reason in Reason:
         assert len(ProcessLosses(1, "w", {(INFO, reason): 1}).messages()) == (reason is not Reason.UNUSED)
-
-
-def test_losses_travel_in_frames() -> None:
-    """Many processes with many levels come back as they were, added up, in frames that are written in one piece."""
-    sent = [
-        ProcessLosses(pid, f"w{pid}", {(level, Reason.OLDEST): pid + level for level in range(25)})
-        for pid in range(1, 60)
-    ]
-    data = encode_losses([*sent, *sent[:3]])
-    received: dict[int, dict[Any, int]] = {}
-    for found in frame.walk(data):
-        assert (found.kind, found.end - found.start <= frame.FRAME_SIZE) == (frame.LOSSES, True)
-        for each in decode_losses(data[found.payload]):
-            received.setdefault(each.pid, {}).update(each.counts)
-    expected = {each.pid: {key: n * (2 if each.pid <= 3 else 1) for key, n in each.counts.items()} for each in sent}
-    assert received == expected
-    assert encode_losses([]) == b""
-    for payload in (b"", b"\x91\x01", b"\xff" * 20):
-        with pytest.raises(ValueError, match=r"Input|Expected|truncated|malformed|trailing"):
-            decode_losses(payload)
 
 
 # --- the sum ---

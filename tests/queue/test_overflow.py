@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import queue as queue_module
-import random
 import resource
 import signal
 import threading
@@ -20,8 +19,6 @@ from typing import Any
 import jobs
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from oracle import wait_until
 from readers import Counter as SharedCounter
 from readers import Reader, emergency_messages, fill, flood, in_fork, in_threads_and_handler
@@ -29,15 +26,11 @@ from scripts import elapsed
 
 import mplog
 from mplog import Overflow, Reason
-from mplog.logging_process.drop_oldest import decode_losses, without_oldest
 from mplog.queue import emergency, losses
 from mplog.queue.directory import emergency_path
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import KEPT_TIMEOUT
-from mplog.record import frame
-from mplog.record.decoding import decode
 from mplog.record.encoding import encode
-from mplog.record.frame_reader import FrameReader
 from mplog.worker.initializer import install
 from mplog.worker.state import LoggingState
 
@@ -48,7 +41,7 @@ AT_ONCE = 0.5
 
 @pytest.fixture
 def queue() -> Iterator[mplog.LogQueue]:
-    """A small queue that nobody reads unless told to."""
+    """A small queue that is only read when a test says so."""
     queue = mplog.LogQueue(SIZE)
     yield queue
     queue.close()
@@ -71,7 +64,7 @@ def use(queue: mplog.LogQueue, policy: Overflow | str) -> None:
 
 
 def counts(queue: mplog.LogQueue) -> dict[Reason, int]:
-    """Return what all processes have lost, by reason, but for what `fill` has."""
+    """Return what all processes have lost, by reason, without what `fill` has lost."""
     reasons: Counter[Reason] = Counter()
     for process in losses.read_all(queue.directory):
         for (level, reason), count in process.counts.items():
@@ -438,119 +431,6 @@ def test_put_tells_its_caller_and_counts_no_loss(queue: mplog.LogQueue) -> None:
     assert counted.by_reason() == {Reason.QUEUE_FULL: 1, Reason.UNUSED: 2}
 
 
-# --- the oldest ---
-
-
-def framed(message: str, level: int = logging.INFO, pid: int = 7, number: int = 1, name: str = "w") -> bytes:
-    """Return the frames of a record."""
-    made = logging.makeLogRecord(
-        {"msg": message, "levelno": level, "levelname": str(level), "process": pid, "processName": name}
-    )
-    payload = encode(made, number)
-    whole = frame.frame(frame.RECORD, payload)
-    return whole if whole is not None else b"".join(frame.frames(frame.RECORD, payload, os.urandom(16)))
-
-
-def content_of(data: bytes) -> tuple[list[str], dict[tuple[int, str, int], int], int]:
-    """Return the messages that are in frames, the losses that they tell, and the pieces of garbage."""
-    told: Counter[tuple[int, str, int]] = Counter()
-    messages: list[str] = []
-    reader: FrameReader[Any] = FrameReader({frame.RECORD: decode, frame.LOSSES: decode_losses})
-    for each in reader.feed(data, drained=True):
-        if isinstance(each, list):
-            for process in each:
-                for (level, reason), count in process.counts.items():
-                    assert reason is Reason.OLDEST
-                    told[process.pid, process.name, level] += count
-        else:
-            messages.append(each.getMessage())
-    return messages, dict(told), reader.broken
-
-
-def test_the_oldest_below_error_go_and_are_told() -> None:
-    """As many of the first as are needed, no error, and the frame that tells it stands in their place."""
-    frames = [framed(f"{n} {'x' * 200}", logging.ERROR if n % 5 == 0 else 20, pid=n % 2) for n in range(40)]
-    content = b"".join(frames)
-    kept, dropped = without_oldest(content, 1000)
-    messages, told, broken = content_of(kept)
-    left = [int(message.split()[0]) for message in messages]
-    assert dropped == 40 - len(left) == sum(told.values())
-    gone = [n for n in range(40) if n not in left]
-    assert gone == [n for n in range(max(gone) + 1) if n % 5]
-    assert told == Counter((n % 2, "w", 20) for n in gone)
-    assert 3 <= dropped <= 6
-    assert broken == 0
-    again, more = without_oldest(kept, 1000)
-    messages, told, _ = content_of(again)
-    assert more == len(left) - len(messages)
-    assert sum(told.values()) == dropped + more
-    everything, _ = without_oldest(again, len(content))
-    assert content_of(everything)[0] == [f"{n} {'x' * 200}" for n in range(0, 40, 5)]
-    assert without_oldest(everything, 1)[1] == 0
-
-
-def test_only_whole_records_go() -> None:
-    """A long record goes with all its parts, wherever they are, or stays with those that are there."""
-    long_one, other = framed("long " + "x" * 9000), framed("other " + "y" * 9000, pid=8)
-    error = framed("error " + "z" * 9000, logging.ERROR)
-    parts = [[data[each.start : each.end] for each in frame.walk(data)] for data in (long_one, other, error)]
-    mixed = b"".join(part for group in zip(*parts) for part in group)
-    kept, dropped = without_oldest(mixed, 1)
-    messages, told, broken = content_of(kept)
-    assert dropped == 1
-    assert sorted(message[0] for message in messages) == ["e", "o"]
-    assert told == {(7, "w", 20): 1}
-    assert broken == 0
-    for cut in (b"".join(parts[0][:-1]), b"".join(parts[0][1:]), long_one[1:], b"garbage" * 100):
-        assert without_oldest(cut, 10_000) == (cut, 0)
-
-
-def test_what_is_waited_for_and_what_is_no_record_stays() -> None:
-    """Records to be written through, objects and garbage are not dropped."""
-    synced = frame.frame(frame.SYNC, bytes(16) + framed("synced")[8:]) or b""
-    thing = frame.frame(frame.OBJECT, b"object") or b""
-    small = framed("s" * 500)
-    content = synced + b"\xffm garbage" + small + thing + b"\xffmp" + small
-    kept, dropped = without_oldest(content, 10_000)
-    assert dropped == 2
-    assert synced in kept
-    assert thing in kept
-    assert b"\xffm garbage" in kept
-
-
-PIECES = st.lists(
-    st.one_of(
-        st.tuples(st.sampled_from([10, 20, 30, 40, 50]), st.integers(0, 9000), st.integers(1, 3)),
-        st.binary(max_size=30),
-    ),
-    max_size=30,
-)
-
-
-@given(PIECES, st.integers(1, 30_000), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
-def test_whatever_is_there_records_are_kept_or_counted(pieces: Any, wanted: int, dice: random.Random) -> None:
-    """Of any content, what is dropped is what is told, nothing else changes, and never is there more than before."""
-    content, sent = b"", Counter[tuple[int, str, int]]()
-    for number, piece in enumerate(pieces):
-        if isinstance(piece, bytes):
-            content += piece.replace(b"\xff", b"")
-        else:
-            level, size, pid = piece
-            content += framed(f"{level} {pid} {number} {'x' * size}", level, pid)
-            sent[pid, "w", level] += 1
-    before, _, _ = content_of(content)
-    kept, dropped = without_oldest(content, wanted)
-    after, told, _ = content_of(kept)
-    assert len(kept) <= len(content)
-    assert sum(told.values()) == dropped == len(before) - len(after)
-    left = Counter((int(message.split()[1]), "w", int(message.split()[0])) for message in after)
-    assert left + Counter(told) == sent
-    assert all(level < logging.ERROR for _, _, level in told)
-    assert after == [message for message in before if message in set(after)]
-    assert (kept == content) == (dropped == 0)
-
-
 def test_what_a_signal_handler_keeps_in_the_midst_of_another_is_counted(
     queue: mplog.LogQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,16 +438,16 @@ def test_what_a_signal_handler_keeps_in_the_midst_of_another_is_counted(
     use(queue, "fallback")
     logging.getLogger().setLevel(logging.INFO)
     fill(queue)
-    log, write_all = logging.getLogger("job"), emergency._write_all
+    log, write_all = logging.getLogger("job"), emergency.write_all
 
     def interrupt() -> None:
         def write_and_signal(fd: int, data: bytes, position: int) -> None:
-            monkeypatch.setattr(emergency, "_write_all", write_all)
+            monkeypatch.setattr(emergency, "write_all", write_all)
             write_all(fd, data[:3], position)
             signal.raise_signal(signal.SIGUSR1)
             write_all(fd, data, position)
 
-        monkeypatch.setattr(emergency, "_write_all", write_and_signal)
+        monkeypatch.setattr(emergency, "write_all", write_and_signal)
 
     before = signal.signal(signal.SIGUSR1, lambda *_: log.error("handler " * 50))
     try:

@@ -112,11 +112,11 @@ def test_attach_finds_the_level(queue: mplog.LogQueue) -> None:
     assert done.stdout.strip() == repr(queue.sync), done.stderr
 
 
-# --- nobody answers ---
+# --- no answer ---
 
 
 def test_a_call_that_is_not_answered_returns_in_time(queue: mplog.LogQueue) -> None:
-    """It returns behind its timeout, raises nothing, is counted, and its record is in the queue like any other."""
+    """It returns after its timeout, raises nothing, is counted, and its record is in the queue like any other."""
     queue.sync = Sync(logging.ERROR, timeout=0.2)
     install(queue)
     start = time.monotonic()
@@ -168,7 +168,7 @@ def test_a_call_in_an_event_loop_waits_unless_the_policy_says_otherwise(queue: m
 
 @pytest.mark.processes
 def test_a_worker_killed_while_it_waits_leaves_nothing(reader: Reader) -> None:
-    """The acknowledgement finds nobody, takes its FIFO away, and others get theirs."""
+    """The acknowledgement finds no reader, removes the FIFO, and others get theirs."""
     pid = os.fork()
     if not pid:
         signal.alarm(60)
@@ -207,7 +207,7 @@ def test_without_descriptors_the_record_is_sent_all_the_same(reader: Reader) -> 
 
 
 def test_without_a_reader_the_call_returns_at_once(queue: mplog.LogQueue, capsys: pytest.CaptureFixture[str]) -> None:
-    """Once nobody reads the queue any more, nobody waits, and the message goes to stderr as ever."""
+    """Once no process reads the queue any more, no call waits, and the message goes to stderr as ever."""
     install(queue)
     os.close(queue.release_reader())
     start = time.monotonic()
@@ -217,7 +217,7 @@ def test_without_a_reader_the_call_returns_at_once(queue: mplog.LogQueue, capsys
     assert queue.losses.counts == {(logging.ERROR, Reason.REJECTED): 1}
 
 
-# --- who else has a hand in it ---
+# --- subclasses, patches, other policies ---
 
 
 def test_a_reader_of_objects_gets_the_record(queue: mplog.LogQueue) -> None:
@@ -231,7 +231,7 @@ def test_a_reader_of_objects_gets_the_record(queue: mplog.LogQueue) -> None:
 
 
 def test_a_subclass_that_enqueues_in_its_own_way_does_so(queue: mplog.LogQueue) -> None:
-    """Its enqueue() gets every record, and nothing is written through behind its back."""
+    """Its enqueue() gets every record, and nothing is written through without it."""
     enqueued: list[bytes] = []
 
     class Handler(mplog.QueueHandler):
@@ -269,7 +269,7 @@ def test_ordinary_calls_go_the_fast_way_whatever_the_level(queue: mplog.LogQueue
     "payload", [b"", bytes(16), bytes(15), bytes(16) + b"no record", b"../../../../etc/x" + b"\x90"]
 )
 def test_a_frame_that_is_none_is_refused(tmp_path: Path, payload: bytes) -> None:
-    """What does not decode as a token and a record raises ValueError, and nobody is answered."""
+    """What does not decode as a token and a record raises ValueError, and no worker is answered."""
     acknowledger = Acknowledger(str(tmp_path), decode)
     with pytest.raises(ValueError, match=r"without its record|Expected|Input|malformed|truncated|not a record"):
         acknowledger.decode(payload)
@@ -298,7 +298,7 @@ def test_what_lies_in_the_place_of_a_waiting_worker_is_left_alone(tmp_path: Path
 
 
 def test_a_waiter_waits_no_longer_than_it_may(tmp_path: Path) -> None:
-    """Its FIFO is its owner's alone, and gone behind it."""
+    """Its FIFO is its owner's alone, and gone after the call."""
     waiter = Waiter(str(tmp_path))
     (path,) = tmp_path.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600

@@ -95,7 +95,7 @@ def test_every_kind_of_call_carries_them(log: tuple[logging.Logger, Collect]) ->
 
 
 def test_a_context_that_is_left_by_an_exception_is_left(log: tuple[logging.Logger, Collect]) -> None:
-    """Fields are gone behind a block that raised."""
+    """Fields are gone after a block that raised."""
     logger, collect = log
     with pytest.raises(ZeroDivisionError), mplog.context(job=1):
         logger.info("inside")
@@ -250,7 +250,7 @@ def test_tasks_have_contexts_of_their_own(log: tuple[logging.Logger, Collect]) -
 
 
 def test_an_async_generator_that_is_collected_elsewhere(log: tuple[logging.Logger, Collect]) -> None:
-    """A context in a generator that nobody ends raises nothing and leaves others alone."""
+    """A context in a generator that is never ended raises nothing and leaves others alone."""
     logger, collect = log
 
     async def numbers() -> AsyncIterator[int]:
@@ -289,7 +289,7 @@ print(bound.in_use.pid, queue.get(timeout=10).getMessage())
 
 
 def note(task: object) -> None:
-    """Runs in a worker: log, and log once more behind a field of its own."""
+    """Runs in a worker: log, and log once more with a field of its own."""
     logging.getLogger("job").info("task %s", task)
     with mplog.context(own=task):
         logging.getLogger("job").info("own %s", task)

@@ -14,8 +14,7 @@ import msgspec
 import pytest
 from readers import in_fork
 
-from mplog.logging_process.drop_oldest import decode_losses
-from mplog.record import decoded_size, frame
+from mplog.record import decoded_size
 from mplog.record.decoding import _UNCHECKED_SIZE, Decoder, decode
 from mplog.record.encoding import encode
 from mplog.record.layout import EXTRA, RAW_ORIGIN, REST
@@ -102,8 +101,8 @@ def test_the_estimate_is_above_what_it_takes(kind: str) -> None:
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(kept) == 20_000
-    assert taken <= decoded_size._estimate(data, sys.maxsize)[0] <= 8 * taken + 10_000
-    assert taken <= decoded_size._at_most(data)
+    assert taken <= decoded_size.estimate(data, sys.maxsize)[0] <= 8 * taken + 10_000
+    assert taken <= decoded_size.at_most(data)
     assert _UNCHECKED_SIZE * taken / len(data) < decoded_size.MEMORY
 
 
@@ -112,16 +111,4 @@ def test_the_estimate_is_above_what_it_takes(kind: str) -> None:
 )
 def test_what_is_cut_is_left_to_the_decoder(data: bytes) -> None:
     """An end in the middle of a value ends the estimate."""
-    assert decoded_size._estimate(data, sys.maxsize)[0] < 2**34
-
-
-def test_losses_off_the_wire_are_bounded() -> None:
-    """A frame that tells of losses is one frame, with numbers of which sums can be kept."""
-    good = (711, "w", [(20, 1, 5)])
-    assert decode_losses(msgspec.msgpack.encode([good]))[0].lost == 5
-    for bad in ((-1, "w", []), (2**63, "w", []), (1, "w", [(20, 1, -5)]), (1, "w", [(20, 1, 2**63)])):
-        with pytest.raises(ValueError, match=r"Expected|out of range"):
-            decode_losses(msgspec.msgpack.encode([bad]))
-    long = [(number, "w", [(20, 1, 1)]) for number in range(frame.PAYLOAD_SIZE)]
-    with pytest.raises(ValueError, match="many frames"):
-        decode_losses(msgspec.msgpack.encode(long))
+    assert decoded_size.estimate(data, sys.maxsize)[0] < 2**34

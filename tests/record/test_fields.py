@@ -368,7 +368,7 @@ def test_what_redactors_leave_alone_stays_as_it_is() -> None:
 
 
 def fail(*_: Any) -> Any:
-    """An enricher or redactor that does not work, and says what nobody is to know."""
+    """An enricher or redactor that fails with an error that contains the secret."""
     raise ValueError(SECRET)
 
 
@@ -524,7 +524,7 @@ def test_a_record_that_becomes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_cut_record_stays_one() -> None:
-    """What was cut before is counted as such behind enrichers and redactors."""
+    """What was cut before is counted as such after enrichers and redactors."""
     assert type(Preparation((dict,), ())(Cut(encode(make())))) is Cut
 
 

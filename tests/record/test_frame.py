@@ -154,7 +154,7 @@ def garbage(draw: st.DrawFn) -> list[Unit]:
             st.integers(HEADER + PART_HEADER, len(part) - 1).map(
                 lambda at: part[:at] + bytes([part[at] ^ 1]) + part[at + 1 :]
             ),
-            # Not the first byte of a frame, or the one behind it would complete it.
+            # Not the first byte of a frame, or the one after it would complete it.
             st.binary(max_size=99).map(lambda data: written(RECORD, data + b"\0")[0][:-1]),
             st.binary(max_size=99).map(lambda data: frame.frame(RECORD, b"none" + data) or b""),
         )
@@ -187,7 +187,7 @@ def test_garbage_is_skipped_and_counted(units: list[Unit], dice: random.Random, 
         joined = b"".join(unit.data for unit in run)
         alone = new_reader()
         alone.feed(joined, drained=True)
-        # A frame that was cut short, and by chance its end behind it, are no garbage.
+        # A frame that was cut short, and by chance its end after it, are no garbage.
         assume(is_frame or alone.skipped == len(joined))
     reader = new_reader()
     arrived = []
@@ -224,7 +224,7 @@ def test_arbitrary_bytes_raise_nothing(chunks: list[bytes], drained: bool) -> No
 @pytest.mark.parametrize("claim", [0, 1, 100, ROOM, ROOM + 1, 2**15, 2**16 - 1])
 @pytest.mark.parametrize("kind", [RECORD, OBJECT, 3])
 def test_false_length_swallows_nothing(claim: int, kind: int) -> None:
-    """A header with a false length does not take the frames behind it along."""
+    """A header with a false length does not swallow the frames after it."""
     good = [written(RECORD, b"%d" % number)[0] for number in range(500)]
     reader = new_reader()
     false = MAGIC + bytes([kind]) + struct.pack(">HH", ARRAY, claim)
@@ -295,7 +295,7 @@ def test_abandoned_message_is_forgotten() -> None:
     (unfinished,) = reader.incomplete()
     assert (unfinished.pid, unfinished.count, len(unfinished.pieces)) == (os.getpid(), len(parts), 2)
     assert reader.feed(frame.abandon(identity) * 2, drained=True) == []
-    assert (reader.incomplete(), reader.broken, reader.skipped, reader._incomplete_size) == ([], 0, 0, 0)
+    assert (reader.incomplete(), reader.broken, reader.skipped, reader.incomplete_size) == ([], 0, 0, 0)
 
 
 def test_lost_messages_are_dropped_by_choice() -> None:
@@ -321,7 +321,7 @@ def test_unfinished_messages_are_bounded(parts: list[tuple[int, int]]) -> None:
             reader.feed(piece, drained=True)
             left = reader.incomplete()
             held = sum(message.size for message in left)
-            assert held == reader._incomplete_size <= 50_000
+            assert held == reader.incomplete_size <= 50_000
             assert held >= sum(len(data) for message in left for data in message.pieces)
             gone = [number for number in known if number not in {message.pid for message in left}]
             assert gone == list(known)[: len(gone)]
@@ -355,7 +355,7 @@ def test_longest_message_fits_the_limit() -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(several_messages(1, 6), st.binary(max_size=HEADER - 1), st.booleans())
 def test_wanted_never_reads_past_a_frame(writers: list[list[Unit]], junk: bytes, is_slow: bool) -> None:
-    """Reading what is wanted stops at the end of each frame, also behind a few bytes of junk, so others can go on."""
+    """Reading what is wanted stops at the end of each frame, also after a few bytes of junk, so others can go on."""
     units = [unit for units in writers for unit in units]
     junk = junk.replace(MAGIC[:1], b"")
     stream = junk + b"".join(unit.data for unit in units)

@@ -158,7 +158,7 @@ def test_threads_processes_tasks_and_levels_have_their_names(
 
 
 def test_a_patched_class_makes_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What somebody has made of the class's constructor runs."""
+    """A patched constructor of the class runs."""
     init = logging.LogRecord.__init__
 
     def patched(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -177,7 +177,7 @@ def test_paths_kept_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(record_factory._modules) <= 10
 
 
-# --- who uses it ---
+# --- users ---
 
 
 @pytest.mark.usefixtures("factory")

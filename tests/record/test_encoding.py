@@ -852,7 +852,7 @@ def hostile_payloads() -> dict[str, bytes]:
     def raw(index: int, data: bytes) -> bytes:
         parts = [msgspec.msgpack.encode(part) for part in wire]
         parts[index] = data
-        return encode(make())[:1] + b"".join(parts)  # behind the header of the array
+        return encode(make())[:1] + b"".join(parts)  # after the header of the array
 
     # What is changed below is a record before it is changed.
     for payload in (with_extra({"k": 1}), raw(EXTRA, b"\x81\xa1k\x01"), changed(REST, wire[REST])):
