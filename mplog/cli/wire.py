@@ -1,4 +1,4 @@
-"""A record of a text, encoded like in `mplog.record.encoding`, but for the types of a command line, without msgspec."""
+"""A record of a text, encoded as in `mplog.record.encoding`, without msgspec: only for the types of a command line."""
 
 from __future__ import annotations
 
