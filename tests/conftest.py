@@ -45,8 +45,10 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have all processes that the tests start begin alike, and soon."""
+    # Thousands of processes import the same modules, and would compile them each time if nobody kept the result.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
-        # Thousands of processes import these, some with -B, and would compile them anew each time.
         for directory in (Path(mplog.__file__).parent, TESTS):
             compileall.compile_dir(directory, quiet=2)
     sys.addaudithook(_refuse_processes)

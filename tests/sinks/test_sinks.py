@@ -441,18 +441,19 @@ COLORED = (
 )
 
 
-@pytest.mark.parametrize("stream", ["stderr", "stdout"])
 @pytest.mark.parametrize(
-    ("terminal", "changes", "colored"),
+    ("stream", "terminal", "changes", "colored"),
     [
-        (False, {}, False),
-        (False, {"FORCE_COLOR": "1"}, True),
-        (False, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
-        (True, {}, True),
-        (True, {"NO_COLOR": "1"}, False),
-        (True, {"NO_COLOR": ""}, True),
-        (True, {"TERM": "dumb"}, False),
-        (True, {"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+        ("stderr", False, {}, False),
+        ("stdout", False, {}, False),
+        ("stdout", False, {"FORCE_COLOR": "1"}, True),
+        ("stderr", False, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ("stderr", True, {}, True),
+        ("stdout", True, {}, True),
+        ("stdout", True, {"NO_COLOR": "1"}, False),
+        ("stderr", True, {"NO_COLOR": ""}, True),
+        ("stdout", True, {"TERM": "dumb"}, False),
+        ("stderr", True, {"TERM": "dumb", "FORCE_COLOR": "1"}, True),
     ],
 )
 def test_console(tmp_path: Path, stream: str, terminal: bool, changes: dict[str, str], colored: bool) -> None:
