@@ -60,7 +60,7 @@ class Encoder:
         # No text has fewer bytes than characters, so one that has too many need not be encoded to know.
         if start.length + sum(map(len, texts)) <= limit:
             portion = self.encode(texts, start)
-            if portion.end.length <= limit:
+            if start.length + len(portion.data) <= limit:
                 return portion
             self._encoder.setstate(state)
         pieces: list[bytes] = []

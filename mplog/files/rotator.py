@@ -143,17 +143,17 @@ class ArchiveRotator(Rotator):
         self._rotation = rotation
         self._archives = Archives(file.path, rotation, file.notices, file.clock)
         self._timer = Timer(rotation.schedules, rotation.zone, file.clock.time())
-        #: The file that the timer was started for: device and inode.
-        self._timed: tuple[int, int] | None = None
+        #: The inode of the file that the timer was started for.
+        self._timed = -1
         self._is_tidy = False
 
     def recover(self) -> None:
         self.remove_new()
 
     def is_due(self, start: Position) -> bool:
-        file, now = start[:2], self._file.clock.time()
-        if file != self._timed or not start.length:
-            self._timed = file
+        now = self._file.clock.time()
+        if not start.length or start.inode != self._timed:
+            self._timed = start.inode
             # An empty file is not rotated, but begun.
             self._timer.restart(self._file.written_at if start.length else now)
         return start.length > 0 and self._timer.is_due(now) and self.is_ready
