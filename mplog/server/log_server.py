@@ -81,6 +81,7 @@ class LogServer:
 
     Raises:
         ValueError, TypeError: an argument is wrong; `ConfigurationError` if it is something in `config`.
+        ServerStateError: by what needs a running server, if there is none, or if another process has started it.
     """
 
     def __init__(
@@ -160,18 +161,13 @@ class LogServer:
         server._arguments.adopts = True
         return server
 
-    # --- starting ---
-
     def start(self) -> LogServer:
-        """Start the logging process, and return when its sinks are open.
-
-        Returns:
-            The server itself.
+        """Start the logging process, and return the server when its sinks are open.
 
         Raises:
             StartError: the logging process could not start; `SinkError` if a sink cannot be opened, and
                 `LogFileLockedError` if another logging process writes its file.
-            ServerStateError: the server runs already.
+            ServerStateError: the server was started before.
         """
         with self._lock:
             if self._started is not None:
@@ -198,29 +194,17 @@ class LogServer:
 
     @property
     def queue(self) -> Any:
-        """The queue: a `LogQueue`, or the plain queue that was given.
-
-        Raises:
-            ServerStateError: the server is not running.
-        """
+        """The queue: a `LogQueue`, or the plain queue that was given."""
         return self._require_running().queue
 
     @property
     def pid(self) -> int:
-        """The process id of the logging process.
-
-        Raises:
-            ServerStateError: the server is not running.
-        """
+        """The process id of the logging process."""
         return self._require_running().control.pid
 
     @property
     def initializer(self) -> Initializer:
-        """What a worker calls to log to this server. Give it to a Pool, an executor or a Process.
-
-        Raises:
-            ServerStateError: the server is not running.
-        """
+        """What a worker calls to log to this server. Give it to a Pool, an executor or a Process."""
         started = self._require_running()
         return Initializer(started.queue, layout=started.layout)
 
@@ -259,8 +243,6 @@ class LogServer:
             with contextlib.suppress(LoggingProcessDiedError):
                 started.control.send(ChildEnded(pid, name, exitcode))
 
-    # --- changing ---
-
     def set_level(self, logger: str, level: int | str) -> None:
         """Set the level of a logger, here and in the workers, also in those that run already.
 
@@ -273,15 +255,12 @@ class LogServer:
             level: a level, by number or name.
 
         Raises:
-            ServerStateError: the server is not running, or another process started it.
             ValueError, TypeError: there is no such level.
         """
         number = logging.Handler(level).level
         name = "" if logger == "root" else logger
         with self._lock:
             self._require_own().takeover.set_level(name, number)
-
-    # --- asking ---
 
     def flush(self, timeout: float = STOP_TIMEOUT) -> None:
         """Wait until every record whose logging call has returned, in any process, is written.
@@ -294,7 +273,6 @@ class LogServer:
         Raises:
             DrainTimeoutError: the time is over; ``pending`` says how much is left.
             LoggingProcessDiedError: the logging process has ended.
-            ServerStateError: the server is not running, or another process started it.
         """
         self._require_own().ask("flush", timeout)
 
@@ -308,17 +286,13 @@ class LogServer:
             timeout: seconds to wait at most.
 
         Raises:
-            DrainTimeoutError: the time is over.
-            LoggingProcessDiedError: the logging process has ended.
-            ServerStateError: another process started the server.
+            DrainTimeoutError, LoggingProcessDiedError: see `flush`.
         """
         if self._started is None:
             return self._last_stats
         started = self._require_own()
         counted = started.counted()
         return started.ask("stats", timeout) if counted is None else counted
-
-    # --- stopping ---
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> Stats:
         """Write what is still in the queue, close the sinks and end the logging process.
@@ -378,8 +352,7 @@ class LogServer:
     def _at_exit(self) -> None:
         """Have everything written that was logged so far, at the end of a program that has not called `stop`.
 
-        The logging process is not stopped: atexit functions, ``__del__`` methods and daemon threads may still log. It
-        ends by itself after this process and all others that log to it.
+        The logging process goes on: atexit functions, ``__del__`` methods and daemon threads may still log.
         """
         started = self._started or self._stopping
         if started is None:

@@ -137,13 +137,10 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 
     Args:
         max_workers, mp_context, initializer, initargs: as in the base class. ``multiprocess`` has no executor, so the
-            context is one of ``multiprocessing``.
+            context is one of ``multiprocessing``, or TypeError is raised.
         max_tasks_per_child: as in the base class, from Python 3.11 on.
         server: the `LogServer` to log to.
         log: a path, in place of `server`: the executor has a server of its own, which stops with it.
-
-    Raises:
-        TypeError: the context is not one of ``multiprocessing``.
     """
 
     def __init__(

@@ -64,12 +64,9 @@ class GracefulShutdown:
         server: the server.
         producers: what logs and is neither a child of ``multiprocessing`` or ``multiprocess`` nor stopped by a ``with``
             block in this one: ``subprocess.Popen`` objects, and pools and executors, which would replace the children
-            that are terminated. Anything with a ``terminate()`` or a ``shutdown()``.
+            that are terminated. Anything with a ``terminate()`` or a ``shutdown()``; or else TypeError is raised.
         signals: which signals; SIGTERM and SIGINT by default.
         timeout: seconds that all of this may take; 8 by default, since Docker kills after 10.
-
-    Raises:
-        TypeError: one of the producers can neither be terminated nor shut down.
     """
 
     def __init__(

@@ -1,9 +1,5 @@
 """`QueueHandler`: what a worker has on its root logger.
 
-::
-
-    logger.info(...) -> LogRecord -> handle -> filter -> emit -> prepare (record -> bytes) -> enqueue -> LogQueue
-
 The rule of this file: **a logging call is one write and leaves nothing behind**: no lock, no thread, no buffer. So a
 program may log in a signal handler, after any fork, in ``__del__`` and while the interpreter ends.
 """

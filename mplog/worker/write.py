@@ -1,12 +1,4 @@
-"""`write`: bytes that a worker sends into a sink of their own.
-
-::
-
-    write(b"...", to="trades") -> frame(s) of kind BYTES -> LogQueue -> logging process -> RawSink, WriterSink
-
-Nothing looks into the bytes, formats them or ends them with a newline, and no overflow policy drops them. When the call
-has returned, they are out of the process.
-"""
+"""`write`: bytes that a worker sends into a sink of their own. Nothing looks into them."""
 
 from __future__ import annotations
 
@@ -25,6 +17,8 @@ _opened: dict[str, LogQueue] = {}
 
 def write(data: bytes | bytearray | memoryview, *, to: str = "", timeout: float | None = None) -> None:
     """Send bytes to a `RawSink` or `WriterSink` of the server that this process logs to.
+
+    They are not formatted, and not ended with a newline. When the call has returned, they are out of the process.
 
     Args:
         data: of any content and length up to 256 MiB; they arrive in one piece.
