@@ -51,7 +51,10 @@ class Arguments:
         self.config: LoggingConfig | None = None
         if config is not None:
             _check_alone(sinks=sinks or None, level=level, format=format)
-            self.config = _read_config(config)
+            # Imported here, because few programs need it, and it loads as much as all the rest.
+            from mplog.config.logging_config import LoggingConfig
+
+            self.config = LoggingConfig(config)
         elif not sinks:
             raise TypeError("LogServer needs somewhere to write: LogServer('app.log'), or LogServer(ConsoleSink())")
         self.sinks = tuple(_to_sink(sink) for sink in sinks)
@@ -98,8 +101,6 @@ class Arguments:
             return overflow  # it would have to travel as text
         directory, name = os.path.split(files[0])
         return overflow.with_emergency_file(os.path.join(directory, f".{name}.emergency"))
-
-    # --- when the server starts ---
 
     def check_at_start(self) -> None:
         """Check what may have changed since the server was made, and read an adopted configuration again."""
@@ -156,13 +157,6 @@ class Arguments:
                 "open files, sockets and handlers inside its factory, HandlerSink(lambda: ...), not before."
             ) from error
         return data
-
-
-def _read_config(source: Any) -> LoggingConfig:
-    # Imported here, because few programs need it, and it loads as much as all the rest.
-    from mplog.config.logging_config import LoggingConfig
-
-    return LoggingConfig(source)
 
 
 def _check_alone(**others: Any) -> None:

@@ -38,16 +38,10 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
         options["pass_fds"] = [inherited for inherited in (number, fd) if inherited >= 0]
         closed = [name for name, stream in (("stdout", 1), ("stderr", 2)) if not _is_inheritable(stream)]
         options |= dict.fromkeys(closed, subprocess.DEVNULL)
+    flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
     try:
         return subprocess.Popen(
-            [
-                executable,
-                *util._args_from_interpreter_flags(),  # type: ignore[attr-defined]
-                "-c",
-                _BOOTSTRAP,
-                type(end).__name__,
-                str(number),
-            ],
+            [executable, *flags, "-c", _BOOTSTRAP, type(end).__name__, str(number)],
             stdin=subprocess.DEVNULL,
             # Some Pythons (3.13.0) cannot import everything where the working directory has been removed.
             cwd=_working_directory(),

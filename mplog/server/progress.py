@@ -14,9 +14,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
-from mplog.monitoring.running import Snapshot
+from mplog.monitoring.running import RunningServer, Snapshot, find_servers
+from mplog.queue.log_queue import LogQueue
 from mplog.record.plain import printable
-from mplog.server.backlog import Backlog
 
 #: The environment variable that switches it off: ``MPLOG_PROGRESS=0``.
 MPLOG_PROGRESS = "MPLOG_PROGRESS"
@@ -38,6 +38,30 @@ def is_wanted(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except (OSError, ValueError):  # closed
         return False
+
+
+class Backlog:
+    """What is left of what was logged to a queue, as far as it is known: a plain queue does not tell."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue if isinstance(queue, LogQueue) else None
+        self._server: RunningServer | None = None
+
+    def look(self) -> tuple[Snapshot | None, int]:
+        """Return how the server is, None where that cannot be told, and how many bytes of records are left.
+
+        Those in the buffers are only known where there is a /proc.
+        """
+        queue, snapshot, left = self._queue, None, 0
+        if queue is not None:
+            if self._server is None:
+                self._server = next(iter(find_servers([queue.directory]).servers), None)
+            if self._server is not None:
+                snapshot = self._server.look()
+                left = snapshot.waiting
+            with contextlib.suppress(Exception):  # the queue is being closed
+                left += queue.pending()
+        return snapshot, left
 
 
 class Progress:

@@ -17,10 +17,9 @@ from mplog.queue.directory import emergency_path
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.log_queue import LogQueue
 from mplog.server.arguments import Arguments
-from mplog.server.backlog import Backlog
 from mplog.server.control import Control
 from mplog.server.plain_queue import Pump
-from mplog.server.progress import Progress
+from mplog.server.progress import Backlog, Progress
 from mplog.server.takeover import Takeover
 
 

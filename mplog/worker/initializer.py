@@ -8,6 +8,7 @@ up, so that it sees each record once, and no record that would be written nowher
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -75,11 +76,8 @@ class Initializer:
         return self._queue, self._layout, self._state, self._calls
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _initializer, (self._queue, self._state or LoggingState.capture(self._layout), self._calls)
-
-
-def _initializer(queue: Any, state: LoggingState, calls: Any) -> Initializer:
-    return Initializer(queue, state=state, calls=calls)
+        state = self._state or LoggingState.capture(self._layout)
+        return functools.partial(Initializer, self._queue, state=state, calls=self._calls), ()
 
 
 def install(queue: Any, state: LoggingState | None = None, layout: Layout | None = None) -> QueueHandler:

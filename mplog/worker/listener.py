@@ -12,26 +12,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
-def make_queue(queue: Any) -> Any:
-    """Return a queue: the given one, or what a function returns, given by name or as ``{"()": factory, ...}``."""
+def make_queue(queue: str | Mapping[str, Any]) -> Any:
+    """Return the queue that a function returns, given by its name or as ``{"()": factory, ...}``."""
     configurator: Any = logging.config.BaseConfigurator({})
     if isinstance(queue, str):
         factory = configurator.resolve(queue)
         if not callable(factory):
             raise TypeError(f"{queue!r} is not a function that makes a queue")
         return factory()
-    if isinstance(queue, Mapping):
-        if "()" not in queue:
-            raise TypeError(f"{queue!r} has no '()', the function that makes a queue")
-        return configurator.configure_custom(dict(queue))
-    return queue
+    if "()" not in queue:
+        raise TypeError(f"{queue!r} has no '()', the function that makes a queue")
+    return configurator.configure_custom(dict(queue))
 
 
 def make_listener(queue: Any, handlers: Iterable[Any], listener: Any, *, respect_handler_level: bool) -> Any:
     """Return a ``QueueListener`` for handlers, or in a dictConfig their names; `listener` is a class or its name."""
     kind = logging.config.BaseConfigurator({}).resolve(listener) if isinstance(listener, str) else listener
     kind = kind or logging.handlers.QueueListener
-    if not (isinstance(kind, type) and issubclass(kind, logging.handlers.QueueListener)) and not callable(kind):
+    if not callable(kind):
         raise TypeError(f"a listener is a QueueListener, not {listener!r}")
     made: Any = kind(queue, respect_handler_level=respect_handler_level)
     made.handlers = _Handlers(handlers)

@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from mplog.record.fields import Preparation
 
 
-def _make_queue(queue: Any) -> Any:
-    from mplog.worker.listener import make_queue
-
-    return make_queue(queue)
-
-
 class QueueHandler(logging.handlers.QueueHandler):
     """Send log records into a queue, prepared so that they always travel.
 
@@ -56,8 +50,12 @@ class QueueHandler(logging.handlers.QueueHandler):
     def __init__(
         self, queue: Any = None, *, handlers: Any = (), listener: Any = None, respect_handler_level: bool = False
     ) -> None:
-        if queue is None or isinstance(queue, (str, Mapping)):
-            queue = Queue() if queue is None else _make_queue(queue)
+        if queue is None:
+            queue = Queue()
+        elif isinstance(queue, (str, Mapping)):
+            from mplog.worker.listener import make_queue
+
+            queue = make_queue(queue)
         super().__init__(queue)
         if handlers or listener is not None:
             from mplog.worker.listener import make_listener

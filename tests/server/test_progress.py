@@ -126,10 +126,9 @@ def test_progress_starts_no_thread(tmp_path: Path) -> None:
     """A fork meanwhile finds no thread and no lock that could hang the child."""
     program = """
     import threading
-    from mplog.server.backlog import Backlog
     from mplog.server import progress as module
     module.SHOWN_AFTER = -1
-    with module.Progress(Backlog(None)) as progress:
+    with module.Progress(module.Backlog(None)) as progress:
         progress.ticker()
         progress.ticker()
         assert threading.active_count() == 1, threading.enumerate()
