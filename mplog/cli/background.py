@@ -50,8 +50,8 @@ def start_in_background(serve: Callable[[socket.socket], int], *, is_known: bool
         theirs.close()
         is_told = False
         try:
-            with connection:
-                path = _receive_line(connection)
+            with connection, connection.makefile("rb") as stream:
+                path = stream.readline()
                 if path:
                     _print_path(path, is_known=is_known)
                     is_told = True
@@ -87,17 +87,6 @@ def trim_errors() -> None:
         status = os.fstat(2)
         if stat.S_ISREG(status.st_mode) and not status.st_nlink and status.st_size > _KEPT_ERRORS:
             os.ftruncate(2, 0)
-
-
-def _receive_line(connection: socket.socket) -> bytes:
-    """Return a line; b"" if the other side has closed the connection."""
-    line = b""
-    while not line.endswith(b"\n"):
-        data = connection.recv(4096)
-        if not data:
-            return b""
-        line += data
-    return line
 
 
 def _print_path(line: bytes, *, is_known: bool) -> None:

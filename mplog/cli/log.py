@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mplog.cli.arguments import to_level
+from mplog.cli.arguments import running_queue, to_level
 from mplog.cli.main import MisusedError
-from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError
 from mplog.queue.fifo import open_writer
 

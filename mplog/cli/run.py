@@ -19,21 +19,15 @@ import multiprocessing
 import os
 import sys
 
-from mplog.cli.arguments import to_level, to_seconds
+from mplog.cli.arguments import running_queue, to_level, to_seconds
 from mplog.cli.capture import Capture
 from mplog.cli.child import NOT_EXECUTABLE, NOT_FOUND, Command, signals_held
 from mplog.cli.main import MisusedError
-from mplog.cli.server_options import (
-    add_server_arguments,
-    given_server_arguments,
-    make_server,
-    start,
-)
-from mplog.cli.which_server import running_queue
+from mplog.cli.server_options import add_server_arguments, given_server_arguments, make_server, start
 from mplog.errors import MplogError
 from mplog.monitoring.account import missing
 from mplog.monitoring.death_lines import describe_end
-from mplog.monitoring.process import memory_kills
+from mplog.monitoring.process import memory_kills, memory_kills_since
 from mplog.server.log_server import LogServer
 from mplog.worker.attach import MPLOG_QUEUE, attach
 
@@ -177,19 +171,14 @@ def _run(command: list[str], name: str, levels: list[int], linger: float) -> int
         if capture.passed_through:
             print(f"mplog run: lines that are not in the log: {capture.passed_through:,}", file=sys.stderr)
     if status:
-        kills = memory_kills()
-        kills = None if kills is None or kills_before is None else max(0, kills - kills_before)
         level = logging.ERROR if status < 0 else logging.WARNING
-        log.log(level, "mplog: %s (pid %d) %s", name, running.process.pid, describe_end(status, kills))
+        end = describe_end(status, memory_kills_since(kills_before))
+        log.log(level, "mplog: %s (pid %d) %s", name, running.process.pid, end)
     return 128 - status if status < 0 else status
 
 
 def _say_that_lines_pass(name: str) -> None:
-    print(
-        f"mplog run: the server has ended, so the output of {name} comes out here",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"mplog run: the server has ended, so the output of {name} comes out here", file=sys.stderr, flush=True)
 
 
 def _stop(server: LogServer) -> None:

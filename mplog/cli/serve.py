@@ -17,18 +17,12 @@ import signal
 import socket
 import sys
 
-from mplog.cli.arguments import to_seconds
+from mplog.cli.arguments import running_queue, to_seconds
 from mplog.cli.background import read_errors, report_ready, start_in_background, trim_errors
 from mplog.cli.main import MisusedError
-from mplog.cli.server_options import (
-    add_server_arguments,
-    given_server_arguments,
-    make_server,
-    start,
-)
+from mplog.cli.server_options import add_server_arguments, given_server_arguments, make_server, start
 from mplog.cli.stop_socket import Answer, answer_all, ask_to_end, listen, receive_timeout
 from mplog.cli.terminal import has_terminal, noted_signals
-from mplog.cli.which_server import running_queue
 from mplog.errors import MplogError, QueueNotFoundError
 from mplog.monitoring.account import missing, written
 from mplog.queue.log_queue import LogQueue
@@ -130,9 +124,6 @@ def _stop(directory: str, timeout: float) -> int:
     return 1 if answer.lost else 0
 
 
-# --- the server ---
-
-
 def _serve(server: LogServer, arguments: argparse.Namespace, starter: socket.socket | None = None) -> int:
     """Run the server until it is told to end; return the exit status.
 
@@ -204,9 +195,6 @@ def _end(server: LogServer, timeout: float) -> Answer:
     return Answer(written(stats), [lost] if lost else [])
 
 
-# --- ready ---
-
-
 def _say_ready(queue: str, ready_fd: int | None) -> None:
     line = os.fsencode(f"{queue}\n")
     with contextlib.suppress(OSError):  # nobody reads it, or it is closed
@@ -228,9 +216,6 @@ def _notify(state: str) -> None:
         address = f"\0{where[1:]}" if where.startswith("@") else where
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
             notifier.sendto(state.encode(), address)
-
-
-# --- the link that --queue asks for ---
 
 
 def _check_link(link: str) -> None:

@@ -75,11 +75,9 @@ def ask_to_end(directory: str, timeout: float) -> Answer:
             ) from None
         connection.sendall(f"{timeout}\n".encode())
         connection.settimeout(timeout + _GRACE)
-        received = b""
         try:
-            while data := connection.recv(65536):
-                received += data
-            return msgspec.json.decode(received, type=Answer)
+            with connection.makefile("rb") as stream:
+                return msgspec.json.decode(stream.read(), type=Answer)
         except TimeoutError:
             raise MplogError(
                 f"the server of {directory} still runs, but has not answered for {timeout + _GRACE:g} seconds: it is "

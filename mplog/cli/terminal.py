@@ -10,6 +10,8 @@ import termios
 import tty
 from collections.abc import Iterable, Iterator
 
+from mplog.logging_process.signals import Wakeup
+
 
 def has_terminal() -> bool:
     """Return whether this process has a controlling terminal that still exists."""
@@ -46,17 +48,11 @@ def noted_signals(always: int, unless_ignored: Iterable[int]) -> Iterator[int]:
 
     Of `unless_ignored`, those that are ignored stay ignored, as nohup and shells without job control want.
     """
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing)
     noted = [always, *(number for number in unless_ignored if signal.getsignal(number) != signal.SIG_IGN)]
-    before = {number: signal.signal(number, lambda number, frame: None) for number in noted}
-    try:
-        yield reading
-    finally:
-        signal.set_wakeup_fd(-1)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(reading)
-        os.close(writing)
+    with contextlib.closing(Wakeup()) as wakeup:
+        before = {number: signal.signal(number, lambda number, frame: None) for number in noted}
+        try:
+            yield wakeup.awake.fileno()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

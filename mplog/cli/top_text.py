@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -172,5 +171,5 @@ def _as_data(look: Look) -> dict[str, Any]:
         "incomplete": stats.incomplete,
         "files": [{"path": _as_json_text(path), "size": size if size >= 0 else None} for path, size in snapshot.files],
         "more_files": snapshot.more_files,
-        "workers": [dataclasses.asdict(worker) for worker in look.workers],
+        "workers": look.workers,
     }

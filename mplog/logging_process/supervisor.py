@@ -32,7 +32,7 @@ from mplog.logging_process.messages import GivenUp, Launch, NewProcess, Patience
 from mplog.logging_process.program import Places
 from mplog.logging_process.signals import Wakeup
 from mplog.monitoring.death_lines import describe_end
-from mplog.monitoring.process import memory_kills
+from mplog.monitoring.process import memory_kills, memory_kills_since
 
 if sys.platform != "win32":
     import resource
@@ -59,7 +59,9 @@ def main(link: Connection) -> int:
     except (OSError, ValueError) as error:
         link.send(GivenUp(f"there is no memory for the buffers: {error}"))
         return logging_process.NOT_STARTED
-    return _Supervisor(link, launch, memory).run()
+    supervisor = _Supervisor(link, launch, memory)
+    with contextlib.closing(supervisor.wakeup):
+        return supervisor.run()
 
 
 def _make_memory(size: int, fifo_size: int) -> int:
@@ -121,7 +123,7 @@ class _Supervisor:
         #: The ends of logging processes that no other has come to tell in the log.
         self._stories: list[str] = []
         # The end of its connection is not enough to tell that a logging process has died: its children may hold that.
-        self._wakeup = Wakeup()
+        self.wakeup = Wakeup()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that a poll wakes up
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
@@ -140,17 +142,11 @@ class _Supervisor:
         deadline = time.monotonic() + seconds
         was_terminated = self._is_terminated
         while self._is_terminated == was_terminated and (left := deadline - time.monotonic()) > 0:
-            connection.wait([self._wakeup.awake], left)
-            self._wakeup.clear()
+            connection.wait([self.wakeup.awake], left)
+            self.wakeup.clear()
 
     def run(self) -> int:
         """Return the exit status of the last logging process; in a logging process, its own."""
-        try:
-            return self._run()
-        finally:
-            self._wakeup.close()
-
-    def _run(self) -> int:
         while True:
             control, theirs = Pipe()
             requests, asking = Pipe()
@@ -171,7 +167,7 @@ class _Supervisor:
                 return 0  # however it has ended: a second SIGTERM may have come as the interpreter ended
             if not self._was_ready:
                 return status
-            self._stories.append(f"logging process {pid} {describe_end(status, _since(kills))}")
+            self._stories.append(f"logging process {pid} {describe_end(status, memory_kills_since(kills))}")
             pause = self._attempts.pause(is_terminated=self._is_terminated)
             if pause is None:
                 return self._give_up(self._stories[-1])
@@ -180,7 +176,7 @@ class _Supervisor:
     def _become_logging_process(self, control: Connection, supervisor: Connection) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._wakeup.close()
+        self.wakeup.close()
         if self._was_ready:
             kill_points.arm("")  # each is reached once
         if self._fd < 0:
@@ -215,7 +211,7 @@ class _Supervisor:
         takes none of them, and must not hold up the restarts to come.
         """
         waiting = select.poll()
-        waiting.register(self._wakeup.awake, select.POLLIN)
+        waiting.register(self.wakeup.awake, select.POLLIN)
         waiting.register(requests, select.POLLIN)
         waiting.register(self._link, select.POLLOUT)
         status = None
@@ -225,8 +221,8 @@ class _Supervisor:
                 if self._link.fileno() in ready:
                     waiting.unregister(self._link)
                     self._hand_over(pid, control)
-                if self._wakeup.awake.fileno() in ready:
-                    self._wakeup.clear()
+                if self.wakeup.awake.fileno() in ready:
+                    self.wakeup.clear()
                     ended, how = os.waitpid(pid, os.WNOHANG)
                     status = how if ended else None
                 while requests.poll():  # also what it has said before it ended
@@ -296,12 +292,6 @@ def _save(pair: buffers.BufferPair, emergency: EmergencyFile) -> bool:
         pair.commit(len(data))
         if not pair.swap():
             return True
-
-
-def _since(kills: int | None) -> int | None:
-    """Return how many more processes the kernel has killed for lack of memory; None where that is not known."""
-    now = memory_kills()
-    return None if kills is None or now is None else max(0, now - kills)
 
 
 def run(link: Connection) -> None:

@@ -51,11 +51,16 @@ def describe_end(exitcode: int, memory_kills: int | None) -> str:
     """Return how a process ended, and for SIGKILL the likely cause; the arguments are as in `Death`."""
     if exitcode >= 0:
         return f"ended with exit code {exitcode}"
-    try:
-        name = signal.Signals(-exitcode).name
-    except ValueError:
-        name = f"signal {-exitcode}"
+    name = signal_name(-exitcode)
     return f"was killed by {name}{_cause(memory_kills) if name == 'SIGKILL' else ''}"
+
+
+def signal_name(number: int) -> str:
+    """Return SIGTERM, or "signal 40" for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _cause(memory_kills: int | None) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mplog.monitoring.death_lines import Death
-from mplog.monitoring.process import Stat, exit_status, memory_kills
+from mplog.monitoring.process import Stat, exit_status, memory_kills, memory_kills_since
 
 if sys.platform != "win32":
     import resource
@@ -247,8 +247,7 @@ class Watch:
         return self._processes.pop(process.pid)
 
     def _explain(self, process: _Process, exitcode: int) -> Death | None:
-        before, now = process.memory_kills, memory_kills()
-        kills = None if before is None or now is None else max(0, now - before)
+        kills = memory_kills_since(process.memory_kills)
         death = Death(process.pid, process.name, exitcode, process.died_at, kills)
         return None if death.is_routine else death
 

@@ -117,3 +117,9 @@ def memory_kills() -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/vmstat", "rb", buffering=0) as file:
         return int(file.read().split(b"\noom_kill ")[1].split(b"\n")[0])
     return None
+
+
+def memory_kills_since(before: int | None) -> int | None:
+    """Return how many more processes the kernel has killed for lack of memory; None where it does not count them."""
+    now = memory_kills()
+    return None if before is None or now is None else max(0, now - before)

@@ -24,6 +24,7 @@ from typing import Any
 
 from mplog.errors import MplogError, ServerStateError
 from mplog.monitoring.account import missing
+from mplog.monitoring.death_lines import signal_name
 from mplog.server.log_server import LogServer
 
 #: Seconds in all. Docker kills ten seconds after its SIGTERM, and others wait for longer.
@@ -91,7 +92,7 @@ class GracefulShutdown:
         self._is_closing = False
 
     def __repr__(self) -> str:
-        names = ", ".join(map(_name, self._signals))
+        names = ", ".join(map(signal_name, self._signals))
         return f"<GracefulShutdown {self._server!r} on {names}>"
 
     def __enter__(self) -> GracefulShutdown:
@@ -168,14 +169,12 @@ class GracefulShutdown:
     def _stop(self) -> None:
         """Stop the producers, then the server, each in its time."""
         begun = time.monotonic()
-        name = _name(self._received[0])
+        name = signal_name(self._received[0])
         _stop_producers(self._producers, begun + self._timeout / 2)
         try:
-            stats = self._server.stop(max(self._timeout / 2, begun + self._timeout - time.monotonic()))
+            lost = missing(self._server.stop(max(self._timeout / 2, begun + self._timeout - time.monotonic())))
         except MplogError as error:
-            _say(f"at {name}, {error}")
-            return
-        lost = missing(stats)
+            lost = str(error)
         if lost:
             _say(f"at {name}, {lost}")
 
@@ -277,10 +276,3 @@ def _say(message: str) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             print(f"mplog: {message}", file=sys.stderr, flush=True)
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
