@@ -77,12 +77,11 @@ def _shown(line: bytes) -> bytes:
 
 
 class Capture:
-    """Reads pipes and logs their lines, in a thread.
+    """Reads pipes and logs their lines, in a thread. Calls `tell` before the first line that passes through.
 
     Args:
         streams: for each pipe, its reading end, the logger, the level, and the descriptor that gets its lines after the
             server has ended.
-        tell: called once, before the first of these lines.
     """
 
     def __init__(self, streams: Iterable[tuple[int, logging.Logger, int, int]], tell: Callable[[], object]) -> None:

@@ -49,10 +49,9 @@ class Follower:
                 file.close()
 
     def read(self) -> bytes:
-        """Return new whole lines, b"" if there are none at the moment.
+        """Return new whole lines as they stand in the file, b"" if there are none at the moment.
 
-        The bytes are those of the file, with its empty lines. A line without an end comes once another file has taken
-        the place of its file, which then grows no more.
+        A line without an end comes once another file has taken the place of its file, which then grows no more.
         """
         try:
             while (data := self._read_on()) == b"":

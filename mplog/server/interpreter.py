@@ -22,7 +22,7 @@ _BOOTSTRAP = (
 
 
 def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
-    """Start the supervisor, which first receives `module_path`, with its end of a connection; `fd` may be -1."""
+    """Start the supervisor with its `end` of the connection, where it first receives `module_path`; -1 is no `fd`."""
     executable = _executable()
     options: dict[str, Any] = {}
     number, spare = end.fileno(), []

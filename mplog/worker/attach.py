@@ -17,7 +17,7 @@ MPLOG_QUEUE = "MPLOG_QUEUE"
 
 
 def queue_directory(where: str) -> str:
-    """Return the directory of a queue, given that, or a log that a server writes; raises QueueNotFoundError."""
+    """Return the directory of the queue that `where` names, itself or by its log; raises QueueNotFoundError."""
     if not os.path.isfile(where):
         return where
     from mplog.monitoring.running import find_writer  # few programs need it
