@@ -96,15 +96,10 @@ def ask_to_end(directory: str, timeout: float) -> Answer:
 def _short_path(directory: str) -> Iterator[str]:
     """Yield a path of the socket that fits into an address, which has room for about 100 bytes."""
     path = os.path.join(directory, "serve")
-    if len(os.fsencode(path)) < 100 or not os.path.isdir("/proc/self/fd"):
+    with contextlib.ExitStack() as stack:
+        if len(os.fsencode(path)) >= 100 and os.path.isdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, fd)
+                path = f"/proc/self/fd/{fd}/serve"
         yield path
-        return
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        yield path
-        return
-    try:
-        yield f"/proc/self/fd/{fd}/serve"
-    finally:
-        os.close(fd)

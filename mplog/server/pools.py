@@ -33,17 +33,15 @@ class _Logging:
         if (server is None) == (log is None):
             raise TypeError("give either server=, a running LogServer, or log=, a path to log to")
         self._own = LogServer(log).start() if log is not None else None
-        self._server = server or self._own
+        self._server: Any = server or self._own
 
     def initializer(self, function: Callable[..., object] | None, arguments: Iterable[Any]) -> Initializer:
         """Return the server's initializer, followed by the user's."""
-        assert self._server is not None
-        initializer = self._server.initializer
+        initializer: Initializer = self._server.initializer
         return initializer if function is None else initializer.then(function, *arguments)
 
     def note_end(self, process: Any) -> None:
         """Have the log say how a process has ended for which this one has waited."""
-        assert self._server is not None
         if process.exitcode:
             self._server.note_end(process.pid, process.name, process.exitcode)
 
