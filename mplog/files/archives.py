@@ -225,7 +225,6 @@ class Archives:
 
 
 def _expired(files: list[_Archive], keep: Keep, now: float) -> list[_Archive]:
-    """Return those that are not kept."""
     newest_first = sorted(files, key=lambda file: (file.written_at_ns, file.index), reverse=True)
     expired = []
     size = 0

@@ -121,7 +121,6 @@ def _check_lock(found: os.stat_result, place: str) -> None:
 
 
 def _write_owner(place: str) -> None:
-    """Note in the lock file which process has it."""
     # Never the target of a link, even of one that was made in the meantime, nor a file that has other names.
     fd = os.open(place, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     try:

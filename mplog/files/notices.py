@@ -61,7 +61,6 @@ def print_notices(notices: Iterable[str]) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as text, with its type."""
     return f"{type(error).__name__}: {error}"
 
 

@@ -80,7 +80,6 @@ class Backlog:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every batch is being delivered."""
         return self._open is None and not self._ready
 
     def add(self, payload: bytes) -> None:

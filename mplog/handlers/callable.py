@@ -198,7 +198,6 @@ class CallableHandler(LocklessHandler):
             return self._is_finished
 
     def close(self) -> None:
-        """Wait until everything is delivered or given up."""
         with self._condition:
             self._is_ending = True
             if not self._backlog.is_empty:

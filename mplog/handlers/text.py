@@ -85,7 +85,6 @@ class TextHandler(LocklessHandler):
         self.handleError(_to_record(entry))
 
     def flush(self) -> None:
-        """Write what has been rendered."""
         if not self._texts:
             return
         with self._adding:

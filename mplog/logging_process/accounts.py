@@ -62,7 +62,6 @@ class Accounts:
             self.tallies.set(("failed", name[:_LONGEST_HANDLER]), count)
 
     def stats(self) -> Stats:
-        """Return everything that has been counted."""
         self.gather()
         return self._stats()
 
@@ -70,7 +69,6 @@ class Accounts:
         return to_stats(self.tallies.values, read_losses(self._directory))
 
     def see_ended(self, pids: list[int]) -> None:
-        """Note the ends of processes that were watched."""
         self._ended.see(pids)
         self._has_worked = self._has_worked or self._ended.is_pending
 
@@ -111,5 +109,4 @@ class Accounts:
                 self._dispatcher.say(line)
 
     def remove_files(self) -> None:
-        """Remove files of losses that a commit keeps."""
         self._losses.remove_files()

@@ -58,7 +58,6 @@ class Announcements:
 
     @property
     def is_open(self) -> bool:
-        """Whether anything is announced."""
         return bool(self._latest or self._files)
 
     def add(self, index: int, portion: Portion, takes_back: Callable[[int], bool] = lambda inode: False) -> None:
@@ -84,7 +83,6 @@ class Announcements:
         self._latest = []
 
     def noted(self) -> Noted:
-        """Return what belongs into the note."""
         return Noted(self._latest, self._files)
 
     def clear(self) -> None:

@@ -26,7 +26,6 @@ class Note(msgspec.Struct, array_like=True):
 
 
 def read_note(pair: BufferPair) -> Note:
-    """Return the note of the last commit."""
     return msgspec.msgpack.decode(pair.note, type=Note) if pair.note else Note(Noted(), b"", 0, [])
 
 
@@ -50,7 +49,6 @@ class Commit:
         reach("before write")
 
     def _note(self, rescued: int = 0) -> bytes:
-        """Return what the next process must know."""
         accounts = self.accounts
         emergency = self.emergency.note(rescued)
         return msgspec.msgpack.encode(

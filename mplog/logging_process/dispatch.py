@@ -84,7 +84,6 @@ class Dispatcher:
         return counts
 
     def handle_bytes(self, pieces: Sequence[tuple[str, bytes]]) -> None:
-        """Send bytes to the sinks of their names."""
         by_name: dict[str, list[bytes]] = {}
         for name, piece in pieces:
             by_name.setdefault(name, []).append(piece)
@@ -275,7 +274,6 @@ class Dispatcher:
             self._note_deliveries(output)
 
     def reopen(self) -> None:
-        """Open the files anew: they may have been moved."""
         for output in self.outputs:
             try:
                 output.reopen()

@@ -106,7 +106,6 @@ class Intake(threading.Thread):
             self._fill.set(fraction)
 
     def has_swapped(self) -> None:
-        """Say that there is room again."""
         self.tell_fill()
         self._has_room.set()
 

@@ -119,7 +119,6 @@ class Loop:
         return True
 
     def _handle(self, batch: Batch) -> None:
-        """Write a batch, and commit it."""
         self._write(batch)
         is_on_disk = not batch.is_awaited or self.dispatcher.sync()
         reach("after write")

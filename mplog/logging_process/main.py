@@ -72,7 +72,6 @@ def main(places: Places) -> int:
 
 
 def _plain_loop(dispatcher: Dispatcher, places: Places) -> Loop:
-    """Return the loop for a plain queue."""
     tallies = Tallies(None)
     source, accounts = PlainSource(tallies, dispatcher.troubles), Accounts("", tallies, dispatcher, [], [], 0)
     workers = Workers(Watch(None, places.owner), tallies, dispatcher.say)

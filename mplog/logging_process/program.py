@@ -46,7 +46,6 @@ class Program:
         return message
 
     def answer(self, number: int | None, stats: Stats) -> None:
-        """Answer a question, if the program is there."""
         if self.control is not None:
             try:
                 self.control.send(Answer(number, stats))

@@ -29,7 +29,6 @@ class Wakeup:
             self._waking.send(b"\0")
 
     def clear(self) -> None:
-        """Have `awake` be no longer readable."""
         with contextlib.suppress(BlockingIOError):
             self.awake.recv(4096)
 

@@ -37,7 +37,6 @@ class Troubles:
         self._kinds: dict[tuple[str, str], Trouble] = {}
 
     def __len__(self) -> int:
-        """Return how many kinds are remembered."""
         return len(self._kinds)
 
     def warn(
@@ -66,7 +65,6 @@ class Troubles:
 
     @property
     def has_unsaid(self) -> bool:
-        """Whether there is something left to `report`."""
         return any(trouble.unsaid for trouble in self._kinds.values())
 
     def report(self, *, everything: bool = False) -> None:

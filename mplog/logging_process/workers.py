@@ -44,7 +44,6 @@ class Workers:
                 self._forget(pid)
 
     def __contains__(self, pid: object) -> bool:
-        """Return whether a process is watched."""
         return pid in self._watch
 
     def hear(self, origins: Iterable[Origin]) -> None:
@@ -113,5 +112,4 @@ class Workers:
         self.say_deaths(0)
 
     def close(self) -> None:
-        """Watch nobody any more."""
         self._watch.close()

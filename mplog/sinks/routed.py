@@ -36,12 +36,9 @@ class RoutedFileSink(FileSink):
         max_open: how many files are open at most, each with its lock: 64 by default, and up to twice as many while
             rotated files are being compressed. A file that is closed is opened again when it is written, which costs
             some 0.3 ms. While it is closed, another server may take it.
-        encoding, mode, owner, follow_symlinks, rotate, keep, compress, timezone, fsync: of each file, see `FileSink`.
-            `keep` counts the rotated files of each.
+        encoding, mode, owner, follow_symlinks, rotate, keep, compress, timezone, fsync: of each file, see `FileSink`,
+            also for what is raised. `keep` counts the rotated files of each.
         level, format, filters, logger, propagate, escape: see `Sink`.
-
-    Raises:
-        ValueError: an argument is not understood; the message says what is.
     """
 
     def __init__(
