@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from mplog.sinks.callable import Retry as Retry
     from mplog.sinks.console import ConsoleSink as ConsoleSink
     from mplog.sinks.file import FileSink as FileSink
-    from mplog.sinks.handler import HandlerSink as HandlerSink
     from mplog.sinks.raw import RawSink as RawSink
     from mplog.sinks.raw import WriterSink as WriterSink
     from mplog.sinks.routed import RoutedFileSink as RoutedFileSink
+    from mplog.sinks.sink import HandlerSink as HandlerSink
     from mplog.sinks.sink import Sink as Sink
     from mplog.worker.attach import attach as attach
     from mplog.worker.initializer import Initializer as Initializer
@@ -86,10 +86,9 @@ _MODULES = {
     "sinks.callable": ["CallableSink", "Retry"],
     "sinks.console": ["ConsoleSink"],
     "sinks.file": ["FileSink"],
-    "sinks.handler": ["HandlerSink"],
     "sinks.raw": ["RawSink", "WriterSink"],
     "sinks.routed": ["RoutedFileSink"],
-    "sinks.sink": ["Sink"],
+    "sinks.sink": ["HandlerSink", "Sink"],
     "worker.attach": ["attach"],
     "worker.initializer": ["Initializer"],
     "worker.logger": ["Logger", "getLogger"],

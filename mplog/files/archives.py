@@ -62,20 +62,18 @@ class Archives:
         around = self._rotation.name.around_index(written_at, self._rotation.zone)
         if self._last is None or self._last[0] != around:
             self._last = around, max((index for _, found, index in self._names() if found == around), default=0)
+        index = self._last[1]
         while True:
-            self._last = around, self._last[1] + 1
-            target = self._path(self._rotation.name.name(written_at, self._rotation.zone, self._last[1]))
+            index += 1
+            target = self._path(self._rotation.name.name(written_at, self._rotation.zone, index))
             if any(os.path.lexists(target + suffix) for suffix in SUFFIXES.values()):
                 continue
             self._held |= {os.path.basename(target)}
-            try:
+            # A file that was put there meanwhile, a symbolic link, a FIFO, a directory.
+            with contextlib.suppress(FileExistsError):
                 regular.rename_to_new(path, target)
-            except FileExistsError:
-                continue  # a file that was put there meanwhile, a symbolic link, a FIFO, a directory
-            except BaseException:
-                self._last = around, self._last[1] - 1
-                raise
-            return target
+                self._last = around, index
+                return target
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)
@@ -241,8 +239,7 @@ def _expired(files: list[_Archive], keep: Keep, now: float) -> list[_Archive]:
 
 def _open_regular(path: str, _: int) -> int:
     """Open a regular file for reading, and no link to one."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    fd = os.open(path, flags)
+    fd = os.open(path, os.O_RDONLY | regular.UNPLANTED)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FileExistsError(f"{path} is not a regular file")

@@ -16,6 +16,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from mplog.errors import LogFileLockedError
+from mplog.files.regular import UNPLANTED
 
 if TYPE_CHECKING:
     import filelock
@@ -122,7 +123,7 @@ def _check_lock(found: os.stat_result, place: str) -> None:
 
 def _write_owner(place: str) -> None:
     # Never the target of a link, even of one that was made in the meantime, nor a file that has other names.
-    fd = os.open(place, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    fd = os.open(place, os.O_WRONLY | UNPLANTED)
     try:
         _check_lock(os.fstat(fd), place)
         # Never empty in between: closing a file that was empty and is not any more costs ext4 a write to the disk.
@@ -134,7 +135,7 @@ def _write_owner(place: str) -> None:
 
 def _read_owner(place: str) -> tuple[int | None, str | None]:
     try:
-        fd = os.open(place, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        fd = os.open(place, os.O_RDONLY | UNPLANTED)
         with open(fd, encoding="ascii") as file:
             # Others may have written it, and it is shown in a message.
             found = re.fullmatch(r"(\d{1,10}) ([\d-]{10} [\d:]{8})\n?", file.readline(100))

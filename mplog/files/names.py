@@ -57,9 +57,6 @@ class FileNames:
         self._unsafe_or_dot = _unsafe(separators + ".")
         self._check()
 
-    def __repr__(self) -> str:
-        return f"FileNames({self.pattern!r})"
-
     def _read(self) -> None:
         try:
             parsed = list(string.Formatter().parse(self.pattern))
@@ -137,9 +134,8 @@ class FileNames:
 
 
 def _unsafe(separators: str) -> re.Pattern[str]:
-    safe = "".join(character for character in "-_.+@=," if character not in separators)
-    letters = "".join(character for character in string.ascii_letters + string.digits if character not in separators)
-    return re.compile(f"[^{letters}{re.escape(safe)}]")
+    safe = "".join(each for each in string.ascii_letters + string.digits + "-_.+@=," if each not in separators)
+    return re.compile(f"[^{re.escape(safe)}]")
 
 
 def _percent(match: re.Match[str]) -> str:

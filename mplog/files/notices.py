@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import math
 import sys
 import time
 from collections.abc import Iterable
 from typing import Protocol
+
+from mplog.record.plain import safe_str
 
 #: Seconds in which the same notice is not given again.
 _INTERVAL = 600.0
@@ -46,11 +47,7 @@ class Notices:
 
     def take(self) -> list[str]:
         """Return the notices that wait, each once."""
-        taken = []
-        with contextlib.suppress(IndexError):
-            while True:
-                taken.append(self._waiting.popleft())
-        return taken
+        return [self._waiting.popleft() for _ in range(len(self._waiting))]
 
 
 def print_notices(notices: Iterable[str]) -> None:
@@ -60,8 +57,8 @@ def print_notices(notices: Iterable[str]) -> None:
             print(notice, file=sys.stderr, flush=True)
 
 
-def describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def describe(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {safe_str(error)}"
 
 
 def changed_meanwhile(path: str) -> str:

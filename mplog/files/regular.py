@@ -11,10 +11,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-#: O_NONBLOCK: opening a planted FIFO must not wait for its reader. For a file it means nothing.
-_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-_APPENDING = os.O_WRONLY | os.O_APPEND | _FLAGS
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+#: Opening a planted FIFO must not wait for its reader. For a file it means nothing.
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+#: Nor is a planted link followed.
+UNPLANTED = getattr(os, "O_NOFOLLOW", 0) | _NONBLOCK
+_APPENDING = os.O_WRONLY | os.O_APPEND | _NONBLOCK
 
 #: A user and a group, as chown takes them: -1 leaves one as it is.
 Owner = tuple[int, int]
@@ -24,7 +25,7 @@ def open_for_appending(
     path: str, permissions: int, *, owner: Owner | None = None, follow_symlinks: bool = False, make: bool = True
 ) -> tuple[int, bool]:
     """Open a regular file for appending; return the descriptor, and whether the file was made, as by `create`."""
-    flags = _APPENDING if follow_symlinks else _APPENDING | _NOFOLLOW
+    flags = _APPENDING if follow_symlinks else _APPENDING | UNPLANTED
     if make:
         with contextlib.suppress(FileExistsError):
             return create(path, permissions, owner=owner), True
@@ -82,7 +83,7 @@ def _not_a_file() -> OSError:
 
 def create(path: str, permissions: int, *, owner: Owner | None = None) -> int:
     """Make a new file with just this mode, whatever the umask is, and owner; return a descriptor to append to it."""
-    fd = os.open(path, _APPENDING | _NOFOLLOW | os.O_CREAT | os.O_EXCL, permissions)
+    fd = os.open(path, _APPENDING | UNPLANTED | os.O_CREAT | os.O_EXCL, permissions)
     try:
         if owner is not None:
             _give_to(fd, owner)
@@ -166,7 +167,7 @@ def cut_back(fd: int, start: int, end: int) -> int | None:
 def rename_to_new(source: str, target: str) -> None:
     """Rename a file, unless the new name is taken: by a FileExistsError. On any error, everything is as before."""
     # An empty file of that name makes the name ours.
-    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _FLAGS, 0o600))
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | UNPLANTED, 0o600))
     try:
         os.rename(source, target)
     except BaseException:
@@ -179,7 +180,7 @@ def sync_directory(path: str) -> None:
     """Force the names in a directory to the disk, so that a new or renamed file survives a power loss."""
     if not hasattr(os, "O_DIRECTORY"):
         return
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:

@@ -20,6 +20,8 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from mplog.files import regular
+
 
 class _Step(NamedTuple):
     """A rename, and what is renamed."""
@@ -135,9 +137,8 @@ class Renames:
 
     def _open(self, flags: int) -> int:
         """Open the journal; raise an OSError if it is not of this program's making."""
-        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
         path = self._path(self._journal)
-        fd = os.open(path, flags, 0o600)
+        fd = os.open(path, flags | regular.UNPLANTED, 0o600)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
             os.close(fd)

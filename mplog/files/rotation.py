@@ -14,7 +14,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol
+from typing import Any
 
 from mplog.files.compression import SUFFIXES, find_zstd
 
@@ -47,13 +47,6 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 # --- when ---
 
 
-class Schedule(Protocol):
-    """Points in time."""
-
-    def next_time(self, after: float, zone: datetime.tzinfo | None) -> float:
-        """Return the first of them after `after`, both in seconds since the epoch. None is the local time zone."""
-
-
 @dataclass(frozen=True)
 class Interval:
     """Every so many seconds, counted from midnight between a Sunday and a Monday: so "1 hour" is each full hour.
@@ -64,6 +57,7 @@ class Interval:
     seconds: float
 
     def next_time(self, after: float, zone: datetime.tzinfo | None) -> float:
+        """Return the first such time after `after`, both in seconds since the epoch. None is the local time zone."""
         now = _wall_clock(after, zone)
         if self.seconds <= 3600:
             # With the offset of this moment: an hour that the end of summer time repeats is an hour both times.
@@ -94,6 +88,9 @@ class TimeOfDay:
                 if found > after:
                     return found
             day += datetime.timedelta(days=1)
+
+
+Schedule = Interval | TimeOfDay
 
 
 def _wall_clock(instant: float, zone: datetime.tzinfo | None) -> datetime.datetime:
@@ -184,14 +181,11 @@ def _read_schedule(part: str, words: str) -> Schedule:
 
 
 def _read_keep(words: str | int) -> Keep:
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for part in _parts("keep", words, "files", "and", _KEEP_WORDS):
         match = re.fullmatch(r"([0-9]+)\s*files?", part)
-        what, value = "files", float(match[1]) if match else None
-        if value is None:
-            what, value = "seconds", _read_seconds(part)
-        if value is None:
-            what, value = "size", _read_size(part)
+        meanings = ("files", match and int(match[1])), ("seconds", _read_seconds(part)), ("size", _read_size(part))
+        what, value = next((one for one in meanings if one[1] is not None), ("", None))
         if value is None:
             raise ValueError(f"keep={words!r} is not understood: {part!r}. It is {_KEEP_WORDS}")
         if value <= 0:
@@ -199,11 +193,7 @@ def _read_keep(words: str | int) -> Keep:
         if what in found:
             raise ValueError(f"keep={words!r} names the same thing twice: {part!r}")
         found[what] = value
-    return Keep(
-        files=int(found["files"]) if "files" in found else None,
-        seconds=found.get("seconds"),
-        size=int(found["size"]) if "size" in found else None,
-    )
+    return Keep(**found)
 
 
 def _parts(argument: str, words: str | int, unit: str, conjunction: str, meaning: str) -> list[str]:
@@ -314,13 +304,13 @@ class ArchiveName:
         )
         return before, after
 
-    def pieces(self, digits: list[str]) -> list[str]:
+    def pieces(self, digits: str) -> list[str]:
         """Return the name in characters, with `digits` in the place of each directive and of the index."""
         before, after = (
-            [piece for part in parts for piece in (["%"] if part == "%%" else digits if part[0] == "%" else part)]
+            [piece for part in parts for piece in (["%"] if part == "%%" else [digits] if part[0] == "%" else part)]
             for parts in self._parts
         )
-        return [*before, *digits, *after]
+        return [*before, digits, *after]
 
     def index_of(self, name: str) -> tuple[tuple[str, str], int] | None:
         """Return what is around the index of a rotated file, compressed or not, and the index; None for others."""
@@ -348,7 +338,6 @@ class Rotation:
 
 def make_rotation(
     log: str,
-    *,
     rotate: str | int | None,
     archive: str | None = None,
     keep: str | int | None = None,
@@ -368,14 +357,8 @@ def make_rotation(
     if compress == "zst":
         find_zstd()
     size, schedules = _read_rotate(rotate)
-    return Rotation(
-        size=size,
-        schedules=schedules,
-        zone=_read_zone(timezone),
-        name=ArchiveName(archive, log),
-        keep=Keep() if keep is None else _read_keep(keep),
-        compress=compress,
-    )
+    kept = Keep() if keep is None else _read_keep(keep)
+    return Rotation(size, schedules, _read_zone(timezone), ArchiveName(archive, log), kept, compress)
 
 
 def _read_zone(zone: str | datetime.tzinfo | None) -> datetime.tzinfo | None:

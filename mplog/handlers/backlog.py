@@ -8,7 +8,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 #: What the names of the files begin with, in the directory of the queue.
 UNDELIVERED = "undelivered-"
@@ -42,11 +42,6 @@ class Batch:
         except OSError:
             self.path = None
             raise
-
-    def load(self) -> None:
-        """Read what another process has saved."""
-        with open(str(self.path), "rb") as file:
-            self.payloads = list(_payloads(file.read()))
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -96,7 +91,6 @@ class Backlog:
         return Batch(number, time.monotonic() + self._timeout, self._path and f"{self._path}-{number}")
 
     def save(self) -> None:
-        """Save the open batch."""
         if self._open is not None:
             try:
                 self._open.save()
@@ -123,7 +117,7 @@ class Backlog:
         for number in sorted(int(name[len(prefix) :]) for name in os.listdir(directory) if name.startswith(prefix)):
             self.next = number
             batch = self._new_batch()
-            batch.load()
+            batch.payloads = _read(str(batch.path))
             self.count += len(batch.payloads)
             self._append(batch)
 
@@ -148,21 +142,20 @@ class Backlog:
 
 def count_undelivered(directory: str) -> int:
     """Return how many records wait there for functions."""
-    count = 0
-    for name in os.listdir(directory):
-        if name.startswith(UNDELIVERED):
-            with open(os.path.join(directory, name), "rb") as file:
-                count += sum(1 for _ in _payloads(file.read()))
-    return count
+    names = [name for name in os.listdir(directory) if name.startswith(UNDELIVERED)]
+    return sum(len(_read(os.path.join(directory, name))) for name in names)
 
 
-def _payloads(data: bytes) -> Iterator[bytes]:
-    """Yield what is whole in a file; the rest was not committed, and comes again."""
-    position = 0
+def _read(path: str) -> list[bytes]:
+    """Return what is whole in a file; the rest was not committed, and comes again."""
+    with open(path, "rb") as file:
+        data = file.read()
+    payloads, position = [], 0
     while position + _LENGTH.size <= len(data):
         (length,) = _LENGTH.unpack_from(data, position)
         position += _LENGTH.size
         if position + length > len(data):
-            return
-        yield data[position : position + length]
+            break
+        payloads.append(data[position : position + length])
         position += length
+    return payloads

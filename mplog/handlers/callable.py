@@ -11,23 +11,20 @@ and so has the time for which it is tried. A slow or failing function holds up n
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from mplog.handlers.backlog import Backlog, Batch
 from mplog.handlers.text import LocklessHandler
 from mplog.record.decoding import decode
 from mplog.record.encoding import encode
-
-T = TypeVar("T")
 
 #: Seconds of the longest pause between two attempts while the server stops.
 _LONGEST_PAUSE_AT_END = 1.0
@@ -45,7 +42,7 @@ class Delivery:
     threads: int
     waiting: int
     drops: bool
-    pauses: Callable[[], Iterator[float]]
+    pauses: Callable[[], Iterable[float]]
     at_end: float
 
 
@@ -134,7 +131,7 @@ class CallableHandler(LocklessHandler):
 
     def _deliver(self, payloads: list[bytes]) -> None:
         # What comes after everything else says what could not be delivered, perhaps to a function that never works.
-        pauses = iter(()) if self._is_finished else self._delivery.pauses()
+        pauses = iter(() if self._is_finished else self._delivery.pauses())
         is_first = True
         while True:
             # Anew for each attempt: the function may have changed them.
@@ -181,11 +178,11 @@ class CallableHandler(LocklessHandler):
         with self._condition:
             return self._backlog.is_delivered(mark)
 
-    def take_failures(self) -> Iterator[tuple[BaseException, int]]:
-        return _take_all(self._failures)
+    def take_failures(self) -> list[tuple[BaseException, int]]:
+        return [self._failures.popleft() for _ in range(len(self._failures))]
 
-    def take_retries(self) -> Iterator[BaseException]:
-        return _take_all(self._retries)
+    def take_retries(self) -> list[BaseException]:
+        return [self._retries.popleft() for _ in range(len(self._retries))]
 
     def finish(self, timeout: float) -> bool:
         """Wait until everything is delivered or given up. What comes later is tried once, before the end of `close`."""
@@ -206,9 +203,3 @@ class CallableHandler(LocklessHandler):
         for thread in self._threads:
             thread.join()
         super().close()
-
-
-def _take_all(items: deque[T]) -> Iterator[T]:
-    with contextlib.suppress(IndexError):
-        while True:
-            yield items.popleft()

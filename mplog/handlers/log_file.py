@@ -10,11 +10,11 @@ crosses the end of a file::
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from mplog.files import lock as file_lock
 from mplog.files import regular
@@ -24,9 +24,6 @@ from mplog.files.portion import Portion, Position
 from mplog.files.rotator import Rotator
 from mplog.handlers.text import TextHandler
 from mplog.record.layout import Entry
-
-if TYPE_CHECKING:
-    import filelock
 
 
 class LogFileHandler(TextHandler):
@@ -57,10 +54,10 @@ class LogFileHandler(TextHandler):
         self._file = OpenFile(path, options, Notices(clock, silent_about), clock)
         self._rotator = rotator(self._file)
         self._removes_empty = delay and not os.path.lexists(self.path)
-        self._lock: filelock.BaseFileLock | None = None
+        self._lock = contextlib.ExitStack()
         self.written = 0
         try:
-            self._lock = file_lock.acquire(self.path)
+            self._lock.callback(file_lock.release, file_lock.acquire(self.path))
             self._rotator.recover()
             self._file.open()
         except BaseException:
@@ -180,5 +177,4 @@ class LogFileHandler(TextHandler):
             self._rotator.close()
         finally:
             self._file.close(remove_empty=self._removes_empty)
-            if self._lock is not None:
-                file_lock.release(self._lock)
+            self._lock.close()

@@ -15,8 +15,8 @@ import errno
 import glob
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from mplog.files import lock as file_lock
 from mplog.files import regular
@@ -29,11 +29,10 @@ from mplog.handlers.routes import Routes
 from mplog.handlers.text import TextHandler
 from mplog.record.layout import EXTRA, Entry
 
-if TYPE_CHECKING:
-    import filelock
-
 #: Why a file cannot be opened at the moment, but may be later.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
+
+_Waiting = defaultdict[str, tuple[list[Entry | logging.LogRecord], list[str]]]
 
 
 class RoutedFileHandler(TextHandler):
@@ -49,9 +48,9 @@ class RoutedFileHandler(TextHandler):
         self._make = make
         self._files = OpenFiles(os.path.dirname(path), self._make_file, max_open)
         #: What is to be written, by name.
-        self._waiting: dict[str, tuple[list[Entry | logging.LogRecord], list[str]]] = {}
-        self._lock: filelock.BaseFileLock | None = None  # for `close`, if it cannot be had
-        self._lock = file_lock.acquire(path)
+        self._waiting = _Waiting(lambda: ([], []))
+        self._lock = contextlib.ExitStack()  # for `close`, if it cannot be had
+        self._lock.callback(file_lock.release, file_lock.acquire(path))
 
     def __repr__(self) -> str:
         return f"<RoutedFileHandler {self._path}>"
@@ -76,26 +75,21 @@ class RoutedFileHandler(TextHandler):
             self.handleError(record)
         else:
             with self._adding:
-                sources, texts = self._place(name)
-                sources.append(record)
-                texts.append(text)
+                place = self._waiting[name]
+                place[0].append(record)
+                place[1].append(text)
 
     def handle_entries(self, batch: Sequence[Entry]) -> None:
-        by_origin, name_with, waiting = self._routes.by_origin, self._routes.name_with, self._waiting
+        by_origin, name_with = self._routes.by_origin, self._routes.name_with
         texts = self._renderer(batch, self._fail)
         with self._adding:
+            waiting = self._waiting
             for entry, text in zip(batch, texts):
                 extra = entry[0][EXTRA]
                 name = by_origin[entry[1]] if extra is None else name_with(entry[1], extra)
-                place = waiting.get(name) or self._place(name)
+                place = waiting[name]
                 place[0].append(entry)
                 place[1].append(text)
-
-    def _place(self, name: str) -> tuple[list[Entry | logging.LogRecord], list[str]]:
-        place = self._waiting.get(name)
-        if place is None:
-            place = self._waiting[name] = ([], [])
-        return place
 
     # --- writing ---
 
@@ -103,7 +97,7 @@ class RoutedFileHandler(TextHandler):
         if not self._waiting and self.stuck_by is None:
             return
         with self._adding:
-            waiting, self._waiting = self._waiting, {}
+            waiting, self._waiting = self._waiting, _Waiting(lambda: ([], []))
         self.stuck_by = None
         for file in [file for file in self._files.values() if file.stuck_by]:
             self._flush_file(file)
@@ -113,7 +107,7 @@ class RoutedFileHandler(TextHandler):
             except OSError as error:
                 if self.keeps_trying and error.errno in _PASSING:
                     with self._adding:
-                        place = self._place(name)
+                        place = self._waiting[name]
                         place[0][:0], place[1][:0] = sources, texts
                     self.stuck_by = error
                 else:
@@ -144,12 +138,9 @@ class RoutedFileHandler(TextHandler):
         path = regular.find(os.path.dirname(self._path), committed.device, committed.inode, self._is_name)
         if path is None:
             return 0
-        lock = file_lock.acquire(path)  # another logging process may have taken the file meanwhile
-        try:
-            with regular.existing(path) as fd:
-                count = regular.cut_back(fd, committed.length, announced)
-        finally:
-            file_lock.release(lock)
+        with contextlib.ExitStack() as lock:
+            lock.callback(file_lock.release, file_lock.acquire(path))  # another logging process may have the file now
+            count = regular.cut_back(lock.enter_context(regular.existing(path)), committed.length, announced)
         if count is None:
             self._files.say(changed_meanwhile(path))
         return count or 0
@@ -187,8 +178,6 @@ class RoutedFileHandler(TextHandler):
             for name in list(self._files):
                 with contextlib.suppress(OSError):
                     self._files.close(name)
-            if self._lock is not None:
-                file_lock.release(self._lock)
-                self._lock = None
+            self._lock.close()
             super().close()
             print_notices(self.take_notices())

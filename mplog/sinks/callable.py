@@ -128,7 +128,7 @@ class CallableSink(Sink):
             threads=threads,
             waiting=waiting,
             drops=full == "drop",
-            pauses=_no_pauses if retry is None else retry.pauses,
+            pauses=tuple if retry is None else retry.pauses,
             at_end=0.0 if retry is None else retry.at_end,
         )
 
@@ -137,7 +137,3 @@ class CallableSink(Sink):
 
     def make_handler(self) -> logging.Handler:
         return CallableHandler(self.delivery)
-
-
-def _no_pauses() -> Iterator[float]:
-    return iter(())

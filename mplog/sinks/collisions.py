@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import string
 from collections.abc import Iterator, Sequence
 
 from mplog.files.compression import SUFFIXES
 from mplog.sinks.file import FileSink
 from mplog.sinks.routed import RoutedFileSink
 
-#: One or more of any character, or of digits: one of them, and then any number.
-_ANY, _DIGITS = ["any", "any*"], ["digit", "digit*"]
-_REPEATED = ("any*", "digit*")
-_DIGIT_PIECES = {*_DIGITS, *"0123456789"}
+#: Wildcards: one or more of any character, or of digits.
+_ANY, _DIGITS = "any", "digits"
 
 
 def check_names(sinks: Sequence[FileSink]) -> None:
@@ -49,7 +48,7 @@ def _names(sink: FileSink) -> Iterator[list[str]]:
     if isinstance(sink, RoutedFileSink):
         name = [*sink.names.texts[0]]
         for text in sink.names.texts[1:]:
-            name += [*_ANY, *text]
+            name += [_ANY, *text]
     else:
         name = [*os.path.basename(os.path.realpath(sink.path))]
     yield name
@@ -58,9 +57,9 @@ def _names(sink: FileSink) -> Iterator[list[str]]:
     if isinstance(sink, RoutedFileSink):
         suffix = os.path.splitext(f"x{sink.names.texts[-1]}")[1]
         end = len(name) - len(suffix)
-        archive = [*name[:end], ".", *_DIGITS, "-", *_DIGITS, "-", *_DIGITS, ".", *_DIGITS, *name[end:]]
+        archive = [*name[:end], ".", _DIGITS, "-", _DIGITS, "-", _DIGITS, ".", _DIGITS, *name[end:]]
         if not suffix:
-            yield [*archive, ".", *_ANY]  # a dot in a value
+            yield [*archive, ".", _ANY]  # a dot in a value
     else:
         archive = sink.rotation.name.pieces(_DIGITS)
     yield archive
@@ -69,7 +68,7 @@ def _names(sink: FileSink) -> Iterator[list[str]]:
 
 
 def _show(name: list[str]) -> str:
-    return "".join({"any": "*", "any*": "", "digit": "#", "digit*": ""}.get(piece, piece) for piece in name)
+    return "".join({_ANY: "*", _DIGITS: "#"}.get(piece, piece) for piece in name)
 
 
 def _overlap(one: list[str], other: list[str]) -> bool:
@@ -77,24 +76,22 @@ def _overlap(one: list[str], other: list[str]) -> bool:
     places, seen = [(0, 0)], set()
     while places:
         place = i, j = places.pop()
-        if place in seen:
+        if place == (len(one), len(other)):
+            return True
+        if place in seen or i == len(one) or j == len(other) or not _fit(one[i], other[j]):
             continue
         seen.add(place)
-        if i == len(one) and j == len(other):
-            return True
-        repeats = i < len(one) and one[i] in _REPEATED
-        repeats_other = j < len(other) and other[j] in _REPEATED
-        if repeats:
-            places.append((i + 1, j))
-        if repeats_other:
+        # One character of both; a wildcard may take the next one, too.
+        places.append((i + 1, j + 1))
+        if one[i] in (_ANY, _DIGITS):
             places.append((i, j + 1))
-        if i < len(one) and j < len(other) and _fit(one[i], other[j]):
-            places.append((i if repeats else i + 1, j if repeats_other else j + 1))
+        if other[j] in (_ANY, _DIGITS):
+            places.append((i + 1, j))
     return False
 
 
 def _fit(one: str, other: str) -> bool:
     """Whether there is a character that both pieces take."""
-    if one in _ANY or other in _ANY or one == other:
+    if one == other or _ANY in (one, other):
         return True
-    return (one in _DIGITS and other in _DIGIT_PIECES) or (other in _DIGITS and one in _DIGIT_PIECES)
+    return _DIGITS in (one, other) and any(piece in string.digits for piece in (one, other))

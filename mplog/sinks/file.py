@@ -15,6 +15,7 @@ from mplog.errors import SinkError
 from mplog.files import lock as file_lock
 from mplog.files import regular
 from mplog.files.disk import Fsync
+from mplog.files.notices import describe
 from mplog.files.open_file import FileOptions
 from mplog.files.rotation import make_rotation
 from mplog.files.rotator import rotator_of
@@ -84,14 +85,7 @@ class FileSink(Sink):
         self.file_options = FileOptions(
             encoding, _check_mode(mode), regular.read_owner(owner), follow_symlinks, _check_fsync(fsync)
         )
-        self.rotation = make_rotation(
-            os.path.basename(self.path),
-            rotate=rotate,
-            archive=archive,
-            keep=keep,
-            compress=compress,
-            timezone=timezone,
-        )
+        self.rotation = make_rotation(os.path.basename(self.path), rotate, archive, keep, compress, timezone)
 
     def describe(self) -> str:
         return repr(self.path)
@@ -101,7 +95,7 @@ class FileSink(Sink):
         try:
             self._check_path()
         except OSError as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = describe(error)
             raise SinkError(f"{self} could not be opened: {reason}", sink=repr(self), reason=reason) from None
 
     def _check_path(self) -> None:
