@@ -37,13 +37,12 @@ class Noted(msgspec.Struct, array_like=True):
 
 
 class Announcements:
-    """What has been announced since the last commit, and in `noted` what the process before had announced."""
+    """What has been announced since the last commit, as `noted`, and what the process before had announced."""
 
     def __init__(self, directory: str, noted: Noted) -> None:
         self._directory = directory
         self._before = noted
-        self._latest: list[Announced] = []
-        self._files: list[int] = []
+        self.noted = Noted()
         #: The handlers of which something is in the files.
         self._put_away_of: set[int] = set()
         # Not the numbers that the note names until it changes.
@@ -58,45 +57,42 @@ class Announcements:
 
     @property
     def is_open(self) -> bool:
-        return bool(self._latest or self._files)
+        return bool(self.noted.latest or self.noted.files)
 
     def add(self, index: int, portion: Portion, takes_back: Callable[[int], bool] = lambda inode: False) -> None:
         """Announce a portion of the handler of this number, unless undoing what is announced `takes_back` that, too."""
         device, inode, length = portion.start
-        before = [announced for announced in self._latest if announced.file == index]
+        before = [announced for announced in self.noted.latest if announced.file == index]
         same = [announced for announced in before if (announced.device, announced.inode) == (device, inode)]
         if same:
             same[0].end = portion.end.length
             return
         if (before or index in self._put_away_of) and takes_back(inode):
             return
-        if len(self._latest) >= _IN_NOTE:
-            self._put_away()
-        self._latest.append(Announced(index, device, inode, length, portion.end.length))
+        if len(self.noted.latest) >= _IN_NOTE:
+            self._put_away(self.noted)
+        self.noted.latest.append(Announced(index, device, inode, length, portion.end.length))
 
-    def _put_away(self) -> None:
+    def _put_away(self, noted: Noted) -> None:
         with open(self._path(self._next), "wb") as file:
-            file.write(msgspec.msgpack.encode(self._latest))
-        self._files.append(self._next)
-        self._put_away_of.update(announced.file for announced in self._latest)
+            file.write(msgspec.msgpack.encode(noted.latest))
+        noted.files.append(self._next)
+        self._put_away_of.update(announced.file for announced in noted.latest)
         self._next += 1
-        self._latest = []
-
-    def noted(self) -> Noted:
-        return Noted(self._latest, self._files)
+        noted.latest = []
 
     def clear(self) -> None:
         """Forget everything: it is written. The files go with `remove`, once the note does not name them any more."""
-        self._latest, self._files = [], []
+        self.noted = Noted()
         self._put_away_of.clear()
 
     def remove(self) -> None:
         """Remove files that the note does not name."""
         for number in range(1, self._next):
-            if number not in self._files:
+            if number not in self.noted.files:
                 with contextlib.suppress(OSError):
                     os.unlink(self._path(number))
-        if not self._files:
+        if not self.noted.files:
             self._next = 1
 
     def _path(self, number: int) -> str:

@@ -52,7 +52,7 @@ class Commit:
         accounts = self.accounts
         emergency = self.emergency.note(rescued)
         return msgspec.msgpack.encode(
-            Note(self.announcements.noted(), emergency, accounts.tallies.serial, accounts.restarts.untold)
+            Note(self.announcements.noted, emergency, accounts.tallies.serial, accounts.restarts.untold)
         )
 
     @property

@@ -15,20 +15,25 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from mplog.files.notices import describe
 from mplog.formats.text import DatedFormatter
 from mplog.handlers.backlog import UNDELIVERED
 from mplog.handlers.output import Output, output_of
-from mplog.logging_process.hierarchy import routes_to
 from mplog.logging_process.troubles import REPORT_INTERVAL, Troubles
+from mplog.record.cache import Cache
 from mplog.record.decoding import decode_entry, to_record
 from mplog.record.encoding import encode
 from mplog.record.layout import Entry, Origin, Record
-from mplog.record.plain import safe_str
 
 #: After how many seconds of waiting for a function at the end the log says why.
 _FINISH_SECONDS = 1.0
+
+# Names come off the wire, so there is a bound to what is kept of them.
+_CACHED_NAMES = 10_000
+_LONGEST_NAME = 200
 
 
 class Dispatcher:
@@ -39,7 +44,7 @@ class Dispatcher:
         self.failed: Counter[str] = Counter()
         self.troubles = Troubles(self.say, clock)
         self._clock = clock
-        self._routes = routes_to(self.outputs)
+        self._routes = _routes_to(self.outputs)
         self._line: _Line | None = None
         self._stuck_due = 0.0
         for output in self.outputs:
@@ -180,14 +185,14 @@ class Dispatcher:
         if not handler.filters:
             return records
         passed: list[Any] = []
-
-        def apply(record: Record) -> None:
-            result: Any = handler.filter(record)
+        for record in records:
+            try:
+                result: Any = handler.filter(record)
+            except BaseException as error:
+                self._note(output, error)
+                continue
             if result:
                 passed.append(result if isinstance(result, logging.LogRecord) else record)
-
-        for record in records:
-            self._guard(output, 1, apply, record)
         return passed
 
     def _to_records(self, batch: Sequence[Entry]) -> list[Record | None]:
@@ -228,10 +233,8 @@ class Dispatcher:
         for output in self.stuck:
             if self._clock() >= self._stuck_due:
                 self._stuck_due = self._clock() + REPORT_INTERVAL
-                _say_on_stderr(
-                    f"mplog: {_describe(output)} cannot be written at the moment, and is tried again: "
-                    f"{type(output.stuck_by).__name__}: {safe_str(output.stuck_by)}"
-                )
+                what = f"{_describe(output)} cannot be written at the moment, and is tried again"
+                _say_on_stderr(f"mplog: {what}: {describe(output.stuck_by)}")
 
     def say_unstuck(self, seconds: float) -> None:
         """Say for how long files could not be written; what they still keep is given up."""
@@ -329,12 +332,12 @@ class Dispatcher:
             _say_on_stderr(message)
 
 
+@dataclass
 class _Line:
     """A line of our own, which `shunned` does not get, and so many outputs could not write."""
 
-    def __init__(self, shunned: Output | None) -> None:
-        self.shunned = shunned
-        self.unheard = 0
+    shunned: Output | None
+    unheard: int = 0
 
 
 def _say_on_stderr(message: str) -> None:
@@ -364,3 +367,29 @@ def _describe(output: Output) -> str:
         return repr(output.handler)
     except Exception:
         return type(output.handler).__name__
+
+
+def _routes_to(outputs: Iterable[Output]) -> Cache[str | None, tuple[Output, ...]]:
+    """Return the way of each logger's records: up the hierarchy, as ``Logger.callHandlers`` sends them."""
+    known = {output.handler: output for output in outputs}
+
+    def route(name: str | None) -> tuple[Output, ...]:
+        handlers: list[logging.Handler] = []
+        logger: logging.Logger | None = _find_logger(name or "")
+        while logger is not None:
+            handlers += logger.handlers
+            logger = logger.parent if logger.propagate else None
+        return tuple([known.get(handler) or known.setdefault(handler, output_of(handler)) for handler in handlers])
+
+    return Cache(route, _CACHED_NAMES, lambda name, _: len(name or "") <= _LONGEST_NAME)
+
+
+def _find_logger(name: str) -> logging.Logger:
+    """Return the logger of that name, or the nearest above it: names off the wire make no new loggers."""
+    loggers = logging.Logger.manager.loggerDict
+    while name:
+        logger = loggers.get(name)
+        if isinstance(logger, logging.Logger):
+            return logger
+        name = name.rpartition(".")[0]
+    return logging.getLogger()

@@ -44,7 +44,8 @@ def without_oldest(content: bytes | memoryview, wanted: int) -> tuple[bytes, int
             dropped[origin.process or 0, origin.processName or "", origin.levelno] += 1
             gone += pieces
             freed += _size(pieces)
-    notices = encode_losses([*told, *_as_losses(dropped)])
+    told += [ProcessLosses(pid, name, {(level, Reason.OLDEST): n}) for (pid, name, level), n in dropped.items()]
+    notices = encode_losses(told)
     if not dropped or _size(gone) <= len(notices):
         return data, 0
     gone.sort()
@@ -78,13 +79,6 @@ def _size(pieces: Iterable[frame.Found]) -> int:
     return sum(piece.end - piece.start for piece in pieces)
 
 
-def _as_losses(dropped: Counter[tuple[int, str, int]]) -> list[ProcessLosses]:
-    processes: dict[tuple[int, str], dict[tuple[int, Reason], int]] = {}
-    for (pid, name, level), count in dropped.items():
-        processes.setdefault((pid, name), {})[level, Reason.OLDEST] = count
-    return [ProcessLosses(pid, name, counts) for (pid, name), counts in processes.items()]
-
-
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Level = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 _decode = msgspec.msgpack.Decoder(list[tuple[_Count, str, list[tuple[_Level, Reason, _Count]]]]).decode
@@ -104,18 +98,17 @@ def encode_losses(processes: Iterable[ProcessLosses]) -> bytes:
             (pid, name[:_NAME_ROOM], rows[start : start + _COUNTS_IN_FRAME])
             for start in range(0, len(rows), _COUNTS_IN_FRAME)
         ]
-    made: list[bytes] = []
-    payload, waiting = b"", list[Any]()
+    payloads: list[bytes] = []
+    in_last: list[Any] = []
     for piece in pieces:
-        longer = msgspec.msgpack.encode([*waiting, piece])
-        if len(longer) > frame.PAYLOAD_SIZE:
-            made.append(frame.header(frame.LOSSES, len(payload)) + payload)
-            waiting, longer = [], msgspec.msgpack.encode([piece])
-        waiting.append(piece)
-        payload = longer
-    if waiting:
-        made.append(frame.header(frame.LOSSES, len(payload)) + payload)
-    return b"".join(made)
+        in_last.append(piece)
+        longer = msgspec.msgpack.encode(in_last)
+        if payloads and len(longer) <= frame.PAYLOAD_SIZE:
+            payloads[-1] = longer
+        else:
+            in_last = [piece]
+            payloads.append(msgspec.msgpack.encode(in_last))
+    return b"".join(frame.header(frame.LOSSES, len(payload)) + payload for payload in payloads)
 
 
 def decode_losses(payload: bytes) -> list[ProcessLosses]:

@@ -6,14 +6,14 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 from mplog.logging_process.dispatch import Dispatcher
-from mplog.logging_process.inbox import Inbox
+from mplog.logging_process.inbox import CHECK_SECONDS, Inbox
 from mplog.logging_process.intake import Intake
 from mplog.logging_process.program import Places
 from mplog.logging_process.source import Batch, Source
 from mplog.logging_process.troubles import REPORT_INTERVAL
-from mplog.logging_process.unfinished import Unfinished
 from mplog.monitoring.statistics import PEAK_UNIT
 from mplog.monitoring.tallies import Tallies
 from mplog.queue import directory, fifo
@@ -22,6 +22,8 @@ from mplog.queue.directory import fifo_path
 from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import Overflow
+from mplog.queue.shared_file import replace_file
+from mplog.record.frame_reader import FrameReader
 
 #: Bytes of frames that are handled at a time: some 1,200 records. With five times as many, each costs a third more,
 #: since what is made of them no longer fits into the cache of a processor.
@@ -30,8 +32,8 @@ _BATCH_SIZE = 2**17
 #: How full the buffers are when the log says so, once an interval.
 _FILL_MARK = 0.8
 
-#: How often it looks whether writers of unfinished records live, in seconds.
-_CHECK_SECONDS = 1.0
+#: Bytes of unfinished long records that are kept for the next process. One that is longer may be lost in a kill.
+_UNFINISHED_LIMIT = 2**26
 
 
 class FifoSource(Source):
@@ -57,7 +59,7 @@ class FifoSource(Source):
         # A writing end of our own: as long as the program lives, the FIFO never looks deserted.
         self._write_fd: int | None = fifo.open_writer(fifo_path(self._directory))
         self._inbox = Inbox(self._directory, tallies, dispatcher.troubles)
-        self._unfinished = Unfinished(self._directory)
+        self._unfinished = _Unfinished(self._directory)
         for data in (self._unfinished.load(pair.base), bytes(pair.written())):
             self._inbox.replay(data)
         # What a server before this one has left comes first; not what workers go on to append.
@@ -159,7 +161,7 @@ class FifoSource(Source):
             )
 
     def timeout(self) -> float | None:
-        return _CHECK_SECONDS if self._inbox.frames.has_incomplete else None
+        return CHECK_SECONDS if self._inbox.frames.has_incomplete else None
 
     # --- the end ---
 
@@ -209,3 +211,39 @@ class FifoSource(Source):
             if fd is not None:
                 with contextlib.suppress(OSError):  # closed: it was forked at the end
                     os.close(fd)
+
+
+class _Unfinished:
+    """The parts of long records that have arrived, kept in files for the next logging process.
+
+    A swap has a buffer filled anew that may hold parts of a record whose end is in the other one; so they go into a
+    file before the swap, named by the byte at which the other buffer begins.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._saved: str | None = None
+
+    def _path(self, base: int) -> str:
+        return os.path.join(self._directory, f"unfinished-{base}")
+
+    def save(self, base: int, frames: FrameReader[Any]) -> None:
+        """Keep what belongs before the byte of that number."""
+        data = frames.unfinished_frames(_UNFINISHED_LIMIT)
+        if data:
+            with contextlib.suppress(OSError):  # then only a kill would lose them
+                replace_file(self._path(base), data)
+
+    def load(self, base: int) -> bytes:
+        """Return what belongs before the byte of that number."""
+        with contextlib.suppress(OSError), open(self._path(base), "rb") as file:
+            self._saved = self._path(base)
+            return file.read()
+        return b""
+
+    def forget_before(self, base: int) -> None:
+        """Remove what a swap has made obsolete."""
+        if self._saved is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._saved)
+        self._saved = self._path(base)

@@ -19,7 +19,7 @@ from mplog.record.frame_reader import FrameReader
 from mplog.record.layout import Entry
 
 #: How often it looks whether the writers of unfinished records live, in seconds, and at how many of them.
-_CHECK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 _CHECKED_WRITERS = 1000
 
 
@@ -97,7 +97,7 @@ class Inbox:
             if len(writers) > _CHECKED_WRITERS:
                 writers = random.sample(writers, _CHECKED_WRITERS)
             dead = {pid for pid in writers if has_ended(pid)}
-            self._check_due = time.monotonic() + _CHECK_SECONDS
+            self._check_due = time.monotonic() + CHECK_SECONDS
             # In this order: what a writer wrote before it died is in the queue now, and must be handled first.
             if dead and is_drained():
                 self.give_up(dead)

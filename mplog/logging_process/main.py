@@ -18,6 +18,7 @@ import sys
 import traceback
 
 from mplog.errors import MplogError, SinkError, StartError
+from mplog.files.notices import describe
 from mplog.logging_process.accounts import Accounts
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.loop import Loop
@@ -30,7 +31,6 @@ from mplog.monitoring.deaths import Watch
 from mplog.monitoring.notice import publish
 from mplog.monitoring.tallies import Tallies
 from mplog.record.decoding import constant_fields
-from mplog.record.plain import safe_str
 from mplog.sinks.sink import to_formatter
 
 if sys.platform != "win32":
@@ -55,10 +55,10 @@ def main(places: Places) -> int:
         dispatcher = Dispatcher(handlers)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            places.control.send(error if isinstance(error, MplogError) else StartError(_last_line(error)))
+            places.control.send(error if isinstance(error, MplogError) else StartError(describe(error)))
         if not places.stories:
             return NOT_STARTED
-        print(f"mplog: {places.stories[-1]}; it cannot be restarted: {_last_line(error)}", file=sys.stderr, flush=True)
+        print(f"mplog: {places.stories[-1]}; it cannot be restarted: {describe(error)}", file=sys.stderr, flush=True)
         return 1
     if places.directory is not None:
         publish(places.directory, places.owner, places.memory, configuration.overflow.policy, handlers)
@@ -90,7 +90,7 @@ def _load(blob: bytes) -> Configuration:
         configuration: Configuration = pickle.loads(blob)
     except Exception as error:
         raise StartError(
-            f"the sinks could not be loaded in the logging process: {_last_line(error)}. It is a fresh interpreter, "
+            f"the sinks could not be loaded in the logging process: {describe(error)}. It is a fresh interpreter, "
             "which imports what they refer to: make those modules importable, or define the functions in the script."
         ) from None
     return configuration
@@ -110,12 +110,8 @@ def _open_sinks(configuration: Configuration, *, restarted: bool) -> list[loggin
             logging.shutdown()  # lets go of those that are open
             if isinstance(error, MplogError):
                 raise
-            reason = _last_line(error)
+            reason = describe(error)
             raise SinkError(
                 f"{sink} could not be opened: {reason}", sink=repr(sink), reason=reason, details=traceback.format_exc()
             ) from None
     return handlers
-
-
-def _last_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {safe_str(error)}"

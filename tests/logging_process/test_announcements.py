@@ -27,7 +27,7 @@ def test_any_number_of_files_is_announced(tmp_path: Path, files: int) -> None:
     announcements = Announcements(str(tmp_path), Noted())
     for number in range(files):
         announcements.add(_LARGE, _portion(_LARGE - number, _LARGE - 2, 1))
-    note = msgspec.msgpack.encode(announcements.noted())
+    note = msgspec.msgpack.encode(announcements.noted)
     assert len(note) < NOTE_SIZE - 50
     found = list(Announcements(str(tmp_path), msgspec.msgpack.decode(note, type=Noted)).before())
     assert [each.inode for each in found] == [_LARGE - number for number in range(files)]
@@ -40,7 +40,7 @@ def test_the_note_has_room_for_restarts_too(tmp_path: Path) -> None:
     for number in range(500):
         announcements.add(_LARGE, _portion(_LARGE - number, _LARGE - 2, 1))
         restarts = Restarts(restarts.untold, ["x" * 500], 0, {}, 0.0)
-        note = Note(announcements.noted(), bytes(16), _LARGE, restarts.untold)
+        note = Note(announcements.noted, bytes(16), _LARGE, restarts.untold)
         assert len(msgspec.msgpack.encode(note)) <= NOTE_SIZE
 
 
@@ -50,7 +50,7 @@ def test_portions_of_one_file_are_one_announcement(tmp_path: Path) -> None:
     announcements.add(0, _portion(1, 10, 5))
     announcements.add(0, _portion(1, 15, 5))
     announcements.add(0, _portion(2, 0, 5))
-    assert [(each.inode, each.start, each.end) for each in announcements.noted().latest] == [(1, 10, 20), (2, 0, 5)]
+    assert [(each.inode, each.start, each.end) for each in announcements.noted.latest] == [(1, 10, 20), (2, 0, 5)]
 
 
 def test_files_go_when_the_note_does_not_name_them(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_files_go_when_the_note_does_not_name_them(tmp_path: Path) -> None:
     announcements = Announcements(str(tmp_path), Noted())
     for number in range(200):
         announcements.add(0, _portion(number, 0, 1))
-    noted = announcements.noted()
+    noted = announcements.noted
     after = Announcements(str(tmp_path), noted)
     for number in range(200):
         after.add(0, _portion(1000 + number, 0, 1))
