@@ -111,7 +111,6 @@ class Archives:
 
     @property
     def is_tidying(self) -> bool:
-        """Whether work is going on that `close` would wait for, or abandon."""
         return self._done < self._asked
 
     def close(self) -> None:
@@ -238,7 +237,6 @@ def _expired(files: list[_Archive], keep: Keep, now: float) -> list[_Archive]:
 
 
 def _open_regular(path: str, _: int) -> int:
-    """Open a regular file for reading, and no link to one."""
     fd = os.open(path, os.O_RDONLY | regular.UNPLANTED)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

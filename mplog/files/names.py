@@ -105,7 +105,6 @@ class FileNames:
         return ValueError(f"the file name {self.pattern!r} {what}")
 
     def name(self, values: Sequence[Any]) -> str:
-        """Return the name for a record with these values of `fields`."""
         texts = [
             self._missing if value is None else value if type(value) is str else safe_str(value) for value in values
         ]

@@ -46,7 +46,6 @@ class Notices:
         return self._said_at.pop(kind, None) is not None
 
     def take(self) -> list[str]:
-        """Return the notices that wait, each once."""
         return [self._waiting.popleft() for _ in range(len(self._waiting))]
 
 

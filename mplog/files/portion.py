@@ -44,7 +44,6 @@ class Encoder:
             self._encoder.reset()
 
     def encode(self, texts: list[str], start: Position) -> Portion:
-        """Return all the texts as one portion."""
         state = self._encoder.getstate()
         return Portion(texts, self._encoder.encode("".join(texts)), start, state)
 

@@ -2,8 +2,7 @@
 
 The rule of this file: **what is going to be renamed is written down before, with the inodes.** A name alone would not
 tell whether a rename has been made: each file takes the name of the next one, and there may be gaps between the
-numbers. Nothing is overwritten or removed at once: what is in the way, or is to go, gets a name of its own, until
-`settle` says that it will not be wanted back::
+numbers. What is in the way, or is to go, gets a name of its own, until `settle` says that it will not be wanted back::
 
     make()  ->  the journal  ->  one rename after the other  ->  settle()
                     |

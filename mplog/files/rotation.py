@@ -110,7 +110,6 @@ class Timer:
         self.restart(since)
 
     def restart(self, since: float) -> None:
-        """Begin anew: the file is due at the first time after `since`."""
         self._since = since
         try:
             self._next = min((schedule.next_time(since, self._zone) for schedule in self._schedules), default=math.inf)
@@ -141,7 +140,6 @@ class Keep:
 
 
 def _read_rotate(words: str | int) -> tuple[int | None, tuple[Schedule, ...]]:
-    """Return the size in bytes, and the schedules."""
     size = None
     schedules = []
     for part in _parts("rotate", words, "bytes", "or", _ROTATE_WORDS):
@@ -293,7 +291,6 @@ class ArchiveName:
         return f"{before}{index:0{self._width}}{after}"
 
     def around_index(self, written_at: float, zone: datetime.tzinfo | None) -> tuple[str, str]:
-        """Return what stands before and after the index of such a file."""
         time = datetime.datetime.fromtimestamp(written_at, zone)
         before, after = (
             "".join(

@@ -1,11 +1,4 @@
-"""Rotating a log file: never, or by size and time to archives that are compressed and removed.
-
-::
-
-    is_due(), fit()    when:   the time has come, or the next text does not fit
-    rotate()           how:    make a new file, give the old one its name as a rotated one, the new one that of the log
-    settle()           after:  nothing of the old file will be taken back any more
-"""
+"""Rotating a log file: never, or by size and time to archives that are compressed and removed."""
 
 from __future__ import annotations
 
@@ -106,7 +99,6 @@ class Rotator:
         raise NotImplementedError
 
     def bring_back(self, archive: str) -> None:
-        """Undo `put_away`."""
         os.rename(archive, self._file.path)
 
     def after_rotation(self) -> None:
@@ -127,7 +119,6 @@ class Rotator:
         return name.startswith(os.path.basename(self._file.path))
 
     def remove_new(self) -> None:
-        """Remove the new file of a killed process."""
         with contextlib.suppress(OSError):  # what cannot be removed is in the way of a rotation, which says so
             os.unlink(self._new_path)
 
@@ -198,5 +189,4 @@ class ArchiveRotator(Rotator):
 
 
 def rotator_of(rotation: Rotation | None) -> Callable[[OpenFile], Rotator]:
-    """Return what makes the rotator of a file."""
     return Rotator if rotation is None else functools.partial(ArchiveRotator, rotation=rotation)

@@ -193,7 +193,6 @@ class _Schedule(logging.handlers.TimedRotatingFileHandler):
         return self._target
 
     def old(self) -> list[str]:
-        """Return the files that are not kept."""
         return super().getFilesToDelete()
 
     # What doRollover() calls.

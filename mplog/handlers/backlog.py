@@ -98,7 +98,6 @@ class Backlog:
                 self._warn(error)
 
     def close_batch(self) -> None:
-        """Make the open batch ready, if there is one."""
         batch = self._open
         if batch is not None:
             self.save()
@@ -131,7 +130,6 @@ class Backlog:
         return self._ready.popleft() if self._ready else math.inf
 
     def remove(self, batch: Batch) -> None:
-        """Forget a batch that is delivered or given up."""
         del self._undelivered[batch.number]
         self.count -= len(batch.payloads)
 
@@ -141,7 +139,6 @@ class Backlog:
 
 
 def count_undelivered(directory: str) -> int:
-    """Return how many records wait there for functions."""
     names = [name for name in os.listdir(directory) if name.startswith(UNDELIVERED)]
     return sum(len(_read(os.path.join(directory, name))) for name in names)
 

@@ -47,8 +47,6 @@ class Delivery:
 
 
 class CallableHandler(LocklessHandler):
-    """Collects batches, and has them delivered."""
-
     def __init__(self, delivery: Delivery) -> None:
         super().__init__()
         self._delivery = delivery

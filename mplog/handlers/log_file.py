@@ -1,11 +1,7 @@
 """The handler that writes a log file. It runs in the logging process.
 
 The rule of this file: **a record is in one file, whole, or in none.** A batch is written in portions, none of which
-crosses the end of a file::
-
-    texts -> prepare() -> Portion -> write_portion() -> OpenFile
-             looks whether the file is still there,     completes short writes; takes back
-             rotates if that is due, encodes            a record of which there is no room for the rest
+crosses the end of a file.
 """
 
 from __future__ import annotations
@@ -81,7 +77,6 @@ class LogFileHandler(TextHandler):
             self._texts += texts
 
     def write(self, texts: list[str]) -> None:
-        """Write the texts; on an error, set `written` to the number of those that are wholly in files, and raise."""
         self.written = 0
         rest = texts
         while rest:
@@ -158,7 +153,6 @@ class LogFileHandler(TextHandler):
 
     @property
     def is_tidying(self) -> bool:
-        """Whether rotated files are being compressed or removed, which `close` would hold up or abandon."""
         return self._rotator.is_tidying
 
     def take_notices(self) -> list[str]:

@@ -70,7 +70,6 @@ class OpenFiles(OrderedDict[str, LogFileHandler]):
         self._notices.append(f"mplog: {notice}")
 
     def take_notices(self) -> list[str]:
-        """Return what there is to say in the log since the last call."""
         taken, self._notices = self._notices, []
         for file in self.values():
             taken += file.take_notices()

@@ -51,8 +51,6 @@ class Output:
     def handle_bytes(self, batch: Sequence[bytes]) -> None:
         """Take pieces of bytes for the next ``flush()``."""
 
-    # --- files ---
-
     def due(self) -> float | None:
         """Return the time of the monotonic clock at which `work` has something to do, None for no such time."""
 

@@ -1,11 +1,7 @@
 """The handler that writes a file per worker, per task, per whatever a record says. It runs in the logging process.
 
-::
-
-    batch -> one rendering -> texts by file name -> one write per file     (each a `LogFileHandler`)
-
-There is a bound on how many files are open: the one that was not written for the longest time is closed, and opened
-again when it is written.
+Each file has a `LogFileHandler`. There is a bound on how many are open: the one that was not written for the longest
+time is closed, and opened again when it is written.
 """
 
 from __future__ import annotations
@@ -57,15 +53,12 @@ class RoutedFileHandler(TextHandler):
 
     @property
     def glob(self) -> str:
-        """What finds all of its files, for the module of that name."""
         directory = glob.escape(os.path.dirname(self._path))
         return os.path.join(directory, "*".join(map(glob.escape, self._names.texts)))
 
     @property
     def needs_details(self) -> bool:
         return super().needs_details or self._names.needs_details
-
-    # --- what comes in ---
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -90,8 +83,6 @@ class RoutedFileHandler(TextHandler):
                 place = waiting[name]
                 place[0].append(entry)
                 place[1].append(text)
-
-    # --- writing ---
 
     def flush(self) -> None:
         if not self._waiting and self.stuck_by is None:
@@ -129,8 +120,6 @@ class RoutedFileHandler(TextHandler):
         file.handleError = self.handleError  # type: ignore[method-assign]
         return file
 
-    # --- what the logging process asks for ---
-
     def resume(self, committed: Position, announced: int) -> int:
         if announced <= committed.length:
             return 0
@@ -153,7 +142,6 @@ class RoutedFileHandler(TextHandler):
             file.settle()
 
     def reopen(self) -> None:
-        """Close the files; each is opened anew when it is written."""
         self.flush()
         for name in [name for name, file in self._files.items() if not file.stuck_by]:
             self._files.close(name)

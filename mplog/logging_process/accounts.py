@@ -57,7 +57,6 @@ class Accounts:
         self._has_worked = True
 
     def gather(self) -> None:
-        """Take over what the dispatcher counts."""
         for name, count in self._dispatcher.failed.items():
             self.tallies.set(("failed", name[:_LONGEST_HANDLER]), count)
 

@@ -49,7 +49,6 @@ class Announcements:
         self._next = max(noted.files, default=0) + 1
 
     def before(self) -> Iterator[Announced]:
-        """Yield what the process before had announced and not committed."""
         for number in self._before.files:
             with open(self._path(number), "rb") as file:
                 yield from msgspec.msgpack.decode(file.read(), type=list[Announced])
@@ -87,7 +86,6 @@ class Announcements:
         self._put_away_of.clear()
 
     def remove(self) -> None:
-        """Remove files that the note does not name."""
         for number in range(1, self._next):
             if number not in self.noted.files:
                 with contextlib.suppress(OSError):

@@ -112,7 +112,6 @@ class Dispatcher:
                 yield part
 
     def _deliver(self, batch: Sequence[Entry], origins: Iterable[Origin]) -> None:
-        """Send a batch to where its origins belong."""
         routes = {origin: self._routes[origin.name] for origin in origins}
         unhandled = {origin for origin, route in routes.items() if not route}
         if unhandled and self._line is None:
@@ -224,7 +223,6 @@ class Dispatcher:
         return [output for output in self.outputs if output.stuck_by]
 
     def sync(self) -> bool:
-        """Force what was written to the disk; return whether all of it is there."""
         are_there = [output.sync() for output in self.outputs]
         return all(are_there)
 
@@ -253,11 +251,9 @@ class Dispatcher:
             output.go_on(os.path.join(directory, f"{UNDELIVERED}{number}"), notify)
 
     def send_now(self) -> list[int]:
-        """Have what has come so far delivered at once; return what `is_delivered` takes."""
         return [output.send_now() for output in self.outputs]
 
     def is_delivered(self, marks: list[int]) -> bool:
-        """Whether everything that had come before a `send_now` is delivered or given up."""
         return all(output.is_delivered(mark) for output, mark in zip(self.outputs, marks))
 
     def _note_deliveries(self, output: Output) -> None:

@@ -228,14 +228,12 @@ class _Unfinished:
         return os.path.join(self._directory, f"unfinished-{base}")
 
     def save(self, base: int, frames: FrameReader[Any]) -> None:
-        """Keep what belongs before the byte of that number."""
         data = frames.unfinished_frames(_UNFINISHED_LIMIT)
         if data:
             with contextlib.suppress(OSError):  # then only a kill would lose them
                 replace_file(self._path(base), data)
 
     def load(self, base: int) -> bytes:
-        """Return what belongs before the byte of that number."""
         with contextlib.suppress(OSError), open(self._path(base), "rb") as file:
             self._saved = self._path(base)
             return file.read()

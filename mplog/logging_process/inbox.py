@@ -103,7 +103,6 @@ class Inbox:
                 self.give_up(dead)
 
     def give_up(self, writers: set[int] | None = None) -> None:
-        """Give up the long records of some writers; None for all."""
         for message in self.frames.drop_incomplete(lambda message: writers is None or message.pid in writers):
             self._tallies.add(("incomplete",))
             self._troubles.warn(

@@ -55,7 +55,6 @@ class Intake(threading.Thread):
         self.peak = pair.fraction
 
     def run(self) -> None:
-        """Take in until the last writer has closed the FIFO, or until `stop`."""
         try:
             self._run()
         except BaseException:

@@ -109,7 +109,6 @@ class Loop:
         self._finish()
 
     def _work(self) -> bool:
-        """Handle a batch, if there is one; return whether there was."""
         batch = self.source.take()
         if batch is None:
             self._is_over |= self.source.is_over()
@@ -171,7 +170,6 @@ class Loop:
             self._answer()
 
     def _check(self) -> None:
-        """Look after everything that is not a record."""
         self.workers.say_deaths(self.source.done())
         self._check_termination()
         if self.signals.shall_reopen:
@@ -215,7 +213,6 @@ class Loop:
     # --- the program ---
 
     def _answer(self) -> None:
-        """Do what the program asks, or notice that it has gone."""
         message = self.program.receive()
         if message is None:
             self._desert()
@@ -242,7 +239,6 @@ class Loop:
                 self._desert()
 
     def _desert(self) -> None:
-        """Go on without the program, until no writer is left."""
         self._is_over |= self.source.desert()
 
     def _answer_flushes(self) -> None:

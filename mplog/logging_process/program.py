@@ -28,8 +28,6 @@ class Places:
 
 
 class Program:
-    """The program, and the supervisor, as the logging process talks to them."""
-
     def __init__(self, control: Connection, supervisor: Connection | None) -> None:
         #: None after the program has gone.
         self.control: Connection | None = control
@@ -60,7 +58,6 @@ class Program:
                 self._supervisor.recv()
 
     def done(self) -> None:
-        """Tell the supervisor that everything is written."""
         if self._supervisor is not None:
             with contextlib.suppress(OSError):  # it has been killed
                 self._supervisor.send(Report.DONE)

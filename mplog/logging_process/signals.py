@@ -33,7 +33,6 @@ class Wakeup:
             self.awake.recv(4096)
 
     def close(self) -> None:
-        """Take no more signals."""
         signal.set_wakeup_fd(-1)
         self.awake.close()
         self._waking.close()

@@ -105,7 +105,6 @@ class PlainSource(Source):
 
 
 def note_broken(count: int, tallies: Tallies, troubles: Troubles) -> None:
-    """Count what came out of a queue and was no record."""
     if count:
         tallies.add(("broken",), count)
         troubles.warn("piece", "of data in the queue skipped: not a log record", count=count)

@@ -35,7 +35,6 @@ class Workers:
         self._watched: dict[int, Key] = {}
 
     def resume(self) -> None:
-        """Watch those that the logging process before this one has watched."""
         for key, heard_at in self._tallies.of(Tallies.WATCHED).items():
             _, pid, name, started = key
             self._watched[pid] = key
