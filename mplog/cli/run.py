@@ -25,9 +25,9 @@ from mplog.cli.child import NOT_EXECUTABLE, NOT_FOUND, Command, signals_held
 from mplog.cli.main import MisusedError
 from mplog.cli.server_options import add_server_arguments, given_server_arguments, make_server, start
 from mplog.errors import MplogError
-from mplog.monitoring.account import missing
 from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills, memory_kills_since
+from mplog.monitoring.statistics import missing
 from mplog.server.log_server import LogServer
 from mplog.worker.attach import MPLOG_QUEUE, attach
 

@@ -24,7 +24,7 @@ from mplog.cli.server_options import add_server_arguments, given_server_argument
 from mplog.cli.stop_socket import Answer, answer_all, ask_to_end, listen, receive_timeout
 from mplog.cli.terminal import has_terminal, noted_signals
 from mplog.errors import MplogError, QueueNotFoundError
-from mplog.monitoring.account import missing, written
+from mplog.monitoring.statistics import missing, written
 from mplog.queue.log_queue import LogQueue
 from mplog.server.log_server import LogServer
 

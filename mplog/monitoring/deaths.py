@@ -13,7 +13,6 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -152,24 +151,17 @@ class Watch:
         if self._epoll is None or time.monotonic() < self._refused.get(pid, 0.0):
             return None
         self._refused.pop(pid, None)
-        if len(self._processes) < _limit() and self._open(_Process(pid, name), self.senders.stat):
+        if len(self._processes) < _limit() and self._open(_Process(pid, name)):
             return self._processes[pid].started
         _remember(self._refused, pid, time.monotonic() + _RETRY_SECONDS)
         return None
 
     def resume(self, pid: int, name: str, started: bytes) -> bool:
         """Watch a process for which the logging process before this one got `started` from `watch`, if possible."""
-        if self._epoll is None or pid in self._processes:
-            return False
+        return self._epoll is not None and pid not in self._processes and self._open(_Process(pid, name), started)
 
-        def stat(pid: int) -> Stat | None:
-            found = Stat.find(pid)
-            return found if found is not None and found.started == started else None
-
-        return self._open(_Process(pid, name, started=started), stat)
-
-    def _open(self, process: _Process, stat: Callable[[int], Stat | None]) -> bool:
-        """Watch a process for which `stat` returns something, once its pidfd is open; return whether that works."""
+    def _open(self, process: _Process, started: bytes | None = None) -> bool:
+        """Watch a process, if that works: a sender, or the one that started then."""
         process.memory_kills = self._memory_kills
         try:
             process.fd = os.pidfd_open(process.pid)
@@ -179,9 +171,14 @@ class Watch:
         except (OSError, OverflowError, ValueError):
             return False  # no descriptor left, not allowed (seccomp), not known to the kernel, or no pid at all
         try:
-            found = stat(process.pid)
+            # Asked once the pidfd holds the process.
+            found = self.senders.stat(process.pid) if started is None else Stat.find(process.pid)
             # The last records of a dead process may be read after its death was reported, which must not be repeated.
-            if found is None or (found.is_dead and self._reported.get(process.pid) == found.started):
+            if (
+                found is None
+                or started not in (None, found.started)
+                or (found.is_dead and self._reported.get(process.pid) == found.started)
+            ):
                 raise ProcessLookupError(process.pid)
             assert self._epoll is not None
             self._epoll.register(process.fd, select.EPOLLIN)
@@ -202,10 +199,9 @@ class Watch:
             process = self._forget(fd)
             status = exit_status(process.pid, process.started, process.fd)
             os.close(fd)
-            death = None if status is None else self._explain(process, os.waitstatus_to_exitcode(status))
             if status is None:
                 _remember(self._unexplained, process.pid, process)
-            elif death is not None:
+            elif (death := self._explain(process, os.waitstatus_to_exitcode(status))) is not None:
                 _remember(self._reported, process.pid, process.started)
                 found.append(death)
         return found

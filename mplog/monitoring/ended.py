@@ -18,7 +18,7 @@ from mplog.monitoring.count_file import Key
 from mplog.monitoring.loss_reader import LossReader
 from mplog.monitoring.numbers import Numbers
 from mplog.monitoring.process import has_ended
-from mplog.monitoring.tallies import Tallies
+from mplog.monitoring.tallies import Tallies, tell_apart
 from mplog.queue.losses import Reason, pid_of
 
 #: How many unwatched processes are looked at each time; half of them, where that is more.
@@ -96,13 +96,13 @@ class EndedProcesses:
         for key in lost:
             *_, name, level, reason = key
             count = tallies.values[key]
-            ended: Key = ("lost by ended", *self._name_of(pid, name), tallies.level(level), reason)
-            sums[ended] += count
+            ended, name = tell_apart(self._told_apart, (pid, name), limits.COUNTED_ENDED, (0, "others"))
+            sums["lost by ended", ended, name, tallies.level(level), reason] += count
             gap += count if Reason(reason).leaves_gap else 0
         missing = self._numbers.missing(pid)
         for kind, count in zip(_GAPS, (missing, max(0, missing - gap))):
             if count:
-                sums[kind, self._pid_of(pid, kind)] += count
+                sums[kind, tell_apart(self._with_gaps[kind], pid, limits.COUNTED_ENDED, 0)] += count
         if not all(map(tallies.reserve, sums)):  # what has no room in the file would be gone with this process
             return False
         for key, count in sums.items():
@@ -112,20 +112,3 @@ class EndedProcesses:
             tallies.set(("said of buffers", *key[-4:]), 0)
         self._numbers.forget(pid)
         return True
-
-    def _name_of(self, pid: int, name: str) -> tuple[int, str]:
-        """Return the pid and name under which the losses of a process are counted."""
-        if (pid, name) not in self._told_apart:
-            if len(self._told_apart) >= limits.COUNTED_ENDED:
-                return 0, "others"
-            self._told_apart.add((pid, name))
-        return pid, name
-
-    def _pid_of(self, pid: int, kind: str) -> int:
-        """Return the pid under which the missing numbers of a process are counted."""
-        known = self._with_gaps[kind]
-        if pid not in known:
-            if len(known) >= limits.COUNTED_ENDED:
-                return 0
-            known.add(pid)
-        return pid

@@ -62,14 +62,11 @@ class Stat(NamedTuple):
 
 def has_ended(pid: int) -> bool:
     """Return whether there is no such process, or only a zombie; False for one that may not be looked at."""
+    stat = Stat.find(pid)
+    if stat is not None:
+        return stat.is_dead
     try:
-        return Stat.read(pid).is_dead
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    except (OSError, ValueError, IndexError):
-        return False
-    try:
-        os.kill(pid, 0)  # not Linux
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except OSError:

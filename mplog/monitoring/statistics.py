@@ -1,4 +1,4 @@
-"""`Stats`: what has been counted since the server started, as a program sees it.
+"""`Stats`: what has been counted since the server started, as a program sees it; and an account of that in words.
 
 Anybody may read it, at any time: the counts are in files of the queue's directory (see tallies.py).
 """
@@ -155,3 +155,26 @@ def read_counts(directory: str) -> tuple[dict[Key, int], dict[str, ProcessLosses
         said = {key[1] for key in counts if key[0] == "said"}
         if all(os.path.lexists(os.path.join(directory, name)) for name in files.keys() - said):
             return counts, files
+
+
+def written(stats: Stats) -> str:
+    """Return how much was written: "3 records of 2 processes written"."""
+    return f"{_count(stats.written, 'record')} of {_count(len(stats.by_process), 'process', 'es')} written"
+
+
+def missing(stats: Stats) -> str:
+    """Return what is missing in the log, and why; "" if nothing is."""
+    found = [f"{_count(count, 'record')} not written by {handler}" for handler, count in stats.failed.items()]
+    for reason, count in sorted(stats.dropped_by_reason.items()):
+        found.append(f"{_count(count, 'record')} dropped: {reason.text}")
+    if stats.incomplete:
+        found.append(f"{_count(stats.incomplete, 'long record')} of which the end never came")
+    if stats.objects:
+        found.append(f"{_count(stats.objects, 'object')} in the queue that cannot be logged")
+    if stats.broken:
+        found.append(f"{_count(stats.broken, 'piece')} of garbage in the queue")
+    return f"records are missing in the log: {'; '.join(found)}" if found else ""
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else plural}"

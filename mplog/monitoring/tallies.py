@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Mapping
+from typing import TypeVar
 
 from mplog.monitoring.count_file import CountFile, Key
 from mplog.queue.losses import ProcessLosses
@@ -20,6 +21,17 @@ COUNTED_LEVELS = 1000
 #: The same for processes that have ended, which are many in a server that runs for months.
 COUNTED_ENDED = 1000
 _LONGEST_NAME = 200
+
+_T = TypeVar("_T")
+
+
+def tell_apart(known: set[_T], key: _T, most: int, others: _T) -> _T:
+    """Return what to count something as: itself, or `others` if so many are told apart already."""
+    if key not in known:
+        if len(known) >= most:
+            return others
+        known.add(key)
+    return key
 
 
 class Tallies:
@@ -98,30 +110,19 @@ class Tallies:
     def count_records(self, counts: Mapping[Origin, int]) -> None:
         """Count records that have been handled, by where they come from."""
         for origin, count in counts.items():
-            name, pid = (origin.processName or "")[:_LONGEST_NAME], origin.process or 0
-            if (name, pid) not in self._senders:
-                if len(self._senders) >= COUNTED_PROCESSES:
-                    name, pid = "others", 0
-                else:
-                    self._senders.add((name, pid))
-            self.add(("received", name, pid, self.level(origin.levelno)), count)
+            sender = (origin.processName or "")[:_LONGEST_NAME], origin.process or 0
+            if sender not in self._senders:
+                sender = tell_apart(self._senders, sender, COUNTED_PROCESSES, ("others", 0))
+            self.add(("received", *sender, self.level(origin.levelno)), count)
 
     def level(self, level: int) -> int:
         """Return the level that one is counted as."""
-        if level not in self._levels:
-            if len(self._levels) >= COUNTED_LEVELS:
-                return 0
-            self._levels.add(level)
-        return level
+        return level if level in self._levels else tell_apart(self._levels, level, COUNTED_LEVELS, 0)
 
     def count_lost(self, losses: ProcessLosses) -> None:
         """Count what was dropped out of the buffers."""
-        pid, name = losses.pid, losses.name[:_LONGEST_NAME]
-        if (pid, name) not in self._losers:
-            if len(self._losers) >= COUNTED_PROCESSES:
-                pid, name = 0, "others"
-            else:
-                self._losers.add((pid, name))
+        loser = losses.pid, losses.name[:_LONGEST_NAME]
+        pid, name = tell_apart(self._losers, loser, COUNTED_PROCESSES, (0, "others"))
         for (level, reason), count in losses.counts.items():
             self.add(("lost", pid, name, self.level(level), int(reason)), count)
 

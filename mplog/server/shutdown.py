@@ -23,8 +23,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from mplog.errors import MplogError, ServerStateError
-from mplog.monitoring.account import missing
 from mplog.monitoring.death_lines import signal_name
+from mplog.monitoring.statistics import missing
 from mplog.server.log_server import LogServer
 
 #: Seconds in all. Docker kills ten seconds after its SIGTERM, and others wait for longer.

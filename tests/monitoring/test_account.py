@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import mplog
-from mplog.monitoring.account import missing, written
+from mplog.monitoring.statistics import missing, written
 from mplog.queue.losses import ProcessLosses, Reason
 
 
