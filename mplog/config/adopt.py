@@ -45,7 +45,6 @@ class _Description:
         self._names: dict[tuple[str, int], str] = {}
 
     def name_of(self, handler: logging.Handler, logger: str) -> str:
-        """Return the name of a handler in the configuration."""
         return self._add("handlers", handler, handler.name, lambda: self._describe(handler, logger))
 
     def _add(self, section: str, thing: Any, name: str | None, describe: Callable[[], Any]) -> str:
@@ -62,13 +61,13 @@ class _Description:
     def _describe(self, handler: logging.Handler, logger: str) -> dict[str, Any]:
         kind = type(handler)
         name = f"{kind.__module__}.{kind.__qualname__}"
-        describe = _DESCRIBED.get(kind) or _DESCRIBED_BY_NAME.get(name)
-        if describe is None:
-            raise _cannot_move(handler, logger, _remedy(handler))
-        try:
-            arguments, made = describe(handler)
-        except _CannotDescribeError as error:
-            raise _cannot_move(handler, logger, str(error)) from None
+        describe = _DESCRIBED.get(kind) or _DESCRIBED.get(name) or _remedy
+        described = describe(handler)
+        if isinstance(described, str):
+            place = f"{logger}.handlers"
+            what = f"{handler!r} cannot be moved into the logging process: {described}."
+            raise ConfigurationError(f"{place}: {what}", place=place)
+        arguments, made = described
         if isinstance(handler, logging.handlers.MemoryHandler) and handler.target is not None:
             arguments["target"] = self.name_of(handler.target, logger)
         entry = {"class": "logging.StreamHandler" if kind is _STDERR else name, **arguments}
@@ -94,25 +93,21 @@ _STATE = frozenset(
 )
 
 
-class _CannotDescribeError(Exception):
-    """Says why a handler cannot be described, and what to do."""
-
-
+#: The arguments of a handler, and its other attributes that result from them; or why it cannot be described.
 Described = tuple[dict[str, Any], frozenset[str]]
-
 
 #: A handler that always writes to the current sys.stderr. logging.lastResort is one. So is the handler of dill, and so
 #: every program that has imported multiprocess has one.
 _STDERR: type[logging.Handler] = type(logging.lastResort)  # type: ignore[assignment]
 
 
-def _stream(handler: Any) -> Described:
+def _stream(handler: Any) -> Described | str:
     if type(handler) is _STDERR:
         return {"stream": "ext://sys.stderr"}, frozenset()
     for name in ("stderr", "stdout"):
         if handler.stream in (getattr(sys, name), getattr(sys, f"__{name}__")):
             return {"stream": f"ext://sys.{name}"}, frozenset()
-    raise _CannotDescribeError(
+    return (
         f"its stream {handler.stream!r} exists in this process only. Take it off, or have it write to sys.stderr or to "
         "a file"
     )
@@ -136,10 +131,9 @@ _file = functools.partial(
 
 
 def _timed(handler: Any) -> Described:
-    arguments, made = _file()(handler)
+    arguments, made = _file("when", "backupCount", "utc", "atTime")(handler)
     unit = {"S": 1, "M": 60, "H": 60 * 60, "D": 60 * 60 * 24, "MIDNIGHT": 60 * 60 * 24}.get(handler.when, 7 * 86400)
-    arguments |= {"when": handler.when, "interval": handler.interval // unit, "backupCount": handler.backupCount}
-    arguments |= {"utc": handler.utc, "atTime": handler.atTime}
+    arguments["interval"] = handler.interval // unit
     # As it would be without what was set later, such as a suffix.
     fresh = vars(logging.handlers.TimedRotatingFileHandler(**arguments, delay=True))
     return arguments, made | {name for name, value in vars(handler).items() if fresh.get(name) == value}
@@ -155,15 +149,11 @@ _socket = _attributes("host", "port", made=("address", "retryStart", "retryMax",
 
 
 def _smtp(handler: Any) -> Described:
-    arguments = {
-        "mailhost": handler.mailhost if handler.mailport is None else (handler.mailhost, handler.mailport),
-        "fromaddr": handler.fromaddr,
-        "toaddrs": handler.toaddrs,
-        "subject": handler.subject,
-        "credentials": (handler.username, handler.password) if handler.username is not None else None,
-        "secure": handler.secure,
-        "timeout": handler.timeout,
-    }
+    arguments, _ = _attributes("mailhost", "fromaddr", "toaddrs", "subject", "secure", "timeout")(handler)
+    if handler.mailport is not None:
+        arguments["mailhost"] = handler.mailhost, handler.mailport
+    if handler.username is not None:
+        arguments["credentials"] = handler.username, handler.password
     return arguments, frozenset({"mailport", "username", "password"})
 
 
@@ -173,8 +163,8 @@ def _django_mail(handler: Any) -> Described:
     return {**arguments, "reporter_class": f"{reporter.__module__}.{reporter.__qualname__}"}, frozenset()
 
 
-#: How to describe a handler: its arguments, and those of its other attributes that result from the arguments.
-_DESCRIBED: dict[type, Callable[[Any], Described]] = {
+#: How to describe a handler, by its class, or by the name of a class of another package.
+_DESCRIBED: dict[type | str, Callable[[Any], Described | str]] = {
     logging.StreamHandler: _stream,
     _STDERR: _stream,
     logging.FileHandler: _file(),
@@ -190,10 +180,8 @@ _DESCRIBED: dict[type, Callable[[Any], Described]] = {
     logging.handlers.DatagramHandler: _socket,
     logging.handlers.HTTPHandler: _attributes("host", "url", "method", "secure", "credentials", "context"),
     logging.handlers.SMTPHandler: _smtp,
+    "django.utils.log.AdminEmailHandler": _django_mail,  # Django's default logging has it
 }
-
-#: The same for classes of other packages, by name. Django's default logging has this one.
-_DESCRIBED_BY_NAME = {"django.utils.log.AdminEmailHandler": _django_mail}
 
 
 def _remedy(handler: logging.Handler) -> str:
@@ -208,10 +196,4 @@ def _remedy(handler: logging.Handler) -> str:
         "only handlers of the standard library and Django's, and no classes made from them, can be described. Take it "
         "off its logger (removeHandler), or describe it yourself: LogServer(config={'version': 1, 'handlers': {'name': "
         "{'()': factory}}, ...})"
-    )
-
-
-def _cannot_move(handler: logging.Handler, logger: str, why: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{logger}.handlers: {handler!r} cannot be moved into the logging process: {why}.", place=f"{logger}.handlers"
     )

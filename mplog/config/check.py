@@ -18,7 +18,7 @@ import cloudpickle
 from mplog.config.arguments import arguments_of, check_file_handler, make
 from mplog.config.configurator import Configurator, is_kind
 from mplog.config.handlers import FILE_HANDLERS
-from mplog.config.mistakes import cause_of, expect, join, pairs, show, suggest, texts, unknown, wrong
+from mplog.config.mistakes import cause_of, check_keys, expect, join, pairs, show, suggest, texts, unknown, wrong
 from mplog.config.read import References, check_cycles
 from mplog.formats.json import JSONFormatter
 from mplog.sinks.raw import RawSink, WriterSink
@@ -31,6 +31,8 @@ FORMATTER_KEYS = {"format", "datefmt", "style", "class", "validate", "defaults"}
 FILTER_KEYS = {"name"}
 #: gunicorn's own configuration has a ``qualname``. It belongs in fileConfig(), and does nothing here.
 LOGGER_KEYS = {"level", "handlers", "filters", "propagate", "qualname"}
+
+_TO_PASS = "To pass it to a class of your own, name that as '()'"
 
 #: Arguments of sinks that have another place in a configuration.
 NOT_IN_SINKS = {
@@ -83,11 +85,13 @@ class _Check:
         self._configurator = Configurator(config)
 
     def run(self) -> None:
-        """Check everything."""
         for name, formatter in self._section("formatters").items():
             self._check_formatter(f"formatters.{name}", formatter)
         for name, filter in self._section("filters").items():
-            self._check_custom(f"filters.{name}", filter, FILTER_KEYS)
+            if "()" in filter:
+                self._check_arguments(f"filters.{name}", "()", filter, (".",), {})
+            else:
+                check_keys(f"filters.{name}", filter, FILTER_KEYS, _TO_PASS)
         handlers = self._section("handlers")
         for name, handler in handlers.items():
             self._check_handler(name, handler)
@@ -116,9 +120,15 @@ class _Check:
         return entries
 
     def _check_formatter(self, place: str, config: Any) -> None:
-        self._check_custom(place, config, FORMATTER_KEYS)
-        if "()" in config or self._is_json(config):
+        is_json = self._is_json(config)
+        if "()" in config or is_json:
+            # A formatter's factory may call its format fmt.
+            also = {} if is_json else {"format": "fmt"}
+            factory, given = self._check_arguments(place, "()" if "()" in config else "class", config, (".",), also)
+            if is_json:
+                make(place, factory, given)
             return
+        check_keys(place, config, FORMATTER_KEYS, _TO_PASS)
         for key in ("format", "datefmt"):
             expect(f"{place}.{key}", config.get(key), str, "It must be a text")
         if config.get("style", "%") not in ("%", "{", "$"):
@@ -144,20 +154,6 @@ class _Check:
         except ValueError:
             pass  # it does not tell what it takes
 
-    def _check_custom(self, place: str, config: Any, known: set[str]) -> None:
-        """Check that the factory takes the other keys, or without a factory, that they are known."""
-        is_json = place.startswith("formatters.") and self._is_json(config)
-        if "()" in config or is_json:
-            # A formatter's factory may call its format fmt.
-            also = {"format": "fmt"} if place.startswith("formatters.") and not is_json else {}
-            factory, given = self._check_arguments(place, "()" if "()" in config else "class", config, (".",), also)
-            if is_json:
-                make(place, factory, given)
-            return
-        for key in config:
-            if key not in known:
-                raise unknown(place, key, known, "To pass it to a class of your own, name that as '()'")
-
     def _is_json(self, config: Any) -> bool:
         """Whether a formatter is mplog's own, which may be named as ``class``, too."""
         made_by = config.get("()") or config.get("class")
@@ -179,7 +175,7 @@ class _Check:
             raise wrong(
                 f"{place}.{kind}", f"{factory!r} is not a logging.Handler", "Name a handler's class, or a sink's"
             )
-        if isinstance(factory, type) and issubclass(factory, logging.handlers.QueueHandler):
+        if is_kind(factory, logging.handlers.QueueHandler):
             raise wrong(
                 f"{place}.{kind}",
                 "the server takes the place of a QueueHandler and the thread that reads its queue",
@@ -279,9 +275,7 @@ class _Check:
                 raise wrong(place, f"there is no {name!r} in {section}", suggest(name, known, f"{section} has"))
 
     def _check_logger(self, place: str, config: Any) -> None:
-        for key in config:
-            if key not in LOGGER_KEYS:
-                raise unknown(place, key, LOGGER_KEYS)
+        check_keys(place, config, LOGGER_KEYS)
         self._check_level(place, config)
         handlers = config.get("handlers")
         expect(f"{place}.handlers", handlers, (list, tuple), "It must be a list of names")
@@ -316,7 +310,7 @@ class _Check:
 
     def _is_memory_handler(self, config: Any) -> bool:
         kind = self._resolve("", config["class"]) if "class" in config and "()" not in config else None
-        return isinstance(kind, type) and issubclass(kind, logging.handlers.MemoryHandler)
+        return is_kind(kind, logging.handlers.MemoryHandler)
 
 
 def _name(factory: Any) -> str:

@@ -41,9 +41,6 @@ SERVED = (*FILE_HANDLERS, logging.StreamHandler)
 #: Sinks that use only the text of a record.
 SINKS = (FileSink, RoutedFileSink, ConsoleSink, RawSink)
 
-#: The attributes that may be set on a handler that is served.
-_ATTRIBUTES = {"terminator"}
-
 
 class Handlers:
     """Makes the handlers of one configuration.
@@ -65,7 +62,7 @@ class Handlers:
             return _stream(arguments["stream"])
         # Decided before the mode changes: the note of a commit has the numbers of files, so all logging processes must
         # agree on which files mplog writes.
-        is_served = _can_be_served(kind, arguments) and not attributes.keys() - _ATTRIBUTES
+        is_served = _can_be_served(kind, arguments) and not attributes.keys() - {"terminator"}
         if self._restarted and not (arguments.get("mode") or "a").startswith("a"):
             arguments["mode"] = given["mode"] = "a"
         if not is_served:
@@ -151,7 +148,7 @@ class _SameFileHandler(TextHandler):
 
     can_wait = True
 
-    def __init__(self, owner: Any) -> None:
+    def __init__(self, owner: LogFileHandler) -> None:
         super().__init__()
         self._owner = owner
 
@@ -159,9 +156,7 @@ class _SameFileHandler(TextHandler):
         return repr(self._owner)
 
     def fileno(self) -> int:
-        """Return the descriptor of the file."""
-        descriptor: int = self._owner.fileno()
-        return descriptor
+        return self._owner.fileno()
 
     def write(self, texts: list[str]) -> None:
         self._owner.written = 0
@@ -172,7 +167,6 @@ class _SameFileHandler(TextHandler):
             raise
 
     def close(self) -> None:
-        """Write the rest."""
         try:
             self.flush()
         finally:

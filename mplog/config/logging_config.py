@@ -20,8 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mplog.config.check import check_config, check_pickles, check_writable
-from mplog.config.config_sink import ConfigSink, find_of_main
-from mplog.config.configurator import Configurator, kind_of
+from mplog.config.configurator import ConfigSink, Configurator, find_of_main, kind_of
 from mplog.config.handlers import FILE_HANDLERS, SERVED, SINKS
 from mplog.config.mistakes import cause_of, wrong
 from mplog.config.read import read_config

@@ -32,6 +32,13 @@ def unknown(place: str, key: Any, known: Iterable[str], remedy: str = "") -> Con
     return wrong(join(place, key), "this key is unknown", hint)
 
 
+def check_keys(place: str, config: Iterable[Any], known: Iterable[str], remedy: str = "") -> None:
+    """Raise `ConfigurationError` for the first key that means nothing at a place."""
+    for key in config:
+        if key not in known:
+            raise unknown(place, key, known, remedy)
+
+
 def suggest(name: Any, known: Iterable[str], otherwise: str) -> str:
     """Return a question with the name that may be meant, or `otherwise` with all known names."""
     names = [str(candidate) for candidate in known]
@@ -47,7 +54,6 @@ def stdlib_mistake(error: BaseException) -> ConfigurationError:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the innermost cause of an error, in words."""
     first = first_cause(error)
     return f"{type(first).__name__}: {first}"
 
@@ -60,7 +66,6 @@ def first_cause(error: BaseException) -> BaseException:
 
 
 def show(value: Any) -> str:
-    """Return a value with its type."""
     name = type(value).__name__
     if name.startswith("Converting"):  # a configurator's own kinds of dict, list and tuple
         name = name.removeprefix("Converting").lower()
@@ -82,7 +87,6 @@ def pairs(value: Any) -> list[tuple[Any, Any]] | None:
 
 
 def texts(value: Any) -> list[str]:
-    """Return all texts inside a value."""
     if isinstance(value, str):
         return [value]
     return [text for _, inner in pairs(value) or () for text in texts(inner)]

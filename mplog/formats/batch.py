@@ -35,7 +35,6 @@ class Renderer:
     needs_details: bool = True
 
     def __call__(self, batch: Sequence[Entry], on_error: OnError) -> list[str]:
-        """Format a batch."""
         return self.render(batch, on_error)
 
 
@@ -82,7 +81,6 @@ class Piece:
 
     @property
     def text(self) -> str:
-        """Python that gives the text."""
         if not self.expression:
             return repr(self.literal)
         return f"{'str' if self.conversion else 'format'}({self.expression})"

@@ -164,7 +164,6 @@ class EscapedText(BatchFormatter):
         self._formatter = formatter
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text."""
         return _indent(self._formatter.format(_escape_record(record, self._formatter)))
 
     def renderer(self, terminator: str) -> Renderer | None:
@@ -215,26 +214,17 @@ class EscapedJSON(BatchFormatter):
         self._formatter = formatter
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as JSON."""
         return _escape_json(self._formatter.format(record))
 
     def renderer(self, terminator: str) -> Renderer | None:
-        """Return the fast way to format a batch."""
         inner = renderer(self._formatter, terminator)
-
-        def render(batch: Sequence[Entry], on_error: OnError) -> list[str]:
-            texts = inner.render(batch, on_error)
-            return list(map(_escape_json, texts))
-
-        return Renderer(render, inner.needs_details)
+        return Renderer(lambda *given: list(map(_escape_json, inner.render(*given))), inner.needs_details)
 
 
 def _escape_json(text: str) -> str:
-    return text if text.isascii() and "\x7f" not in text else _to_escape_in_json.sub(_escape_json_character, text)
-
-
-def _escape_json_character(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return _to_escape_in_json.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def escaped_formatter(formatter: logging.Formatter) -> logging.Formatter:

@@ -31,7 +31,6 @@ DEFAULT_FIELDS = {
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"taskName", "message", "asctime"}
 _PLAIN_ATTRIBUTES = {"_style", "_fmt", "datefmt", "fields", "time", "exceptions"}
-_UTC = datetime.timezone.utc
 
 
 class JSONFormatter(BatchFormatter):
@@ -90,7 +89,10 @@ class JSONFormatter(BatchFormatter):
         if attribute == "message":
             return record.getMessage()
         if attribute == "created":
-            return self._time(record.created)
+            if self.time == "epoch":
+                return record.created
+            # The remainder of a tiny negative number is 1.
+            return f"{_date(record.created // 1)}.{min(int(record.created % 1 * 1e6), 999_999):06d}Z"
         if attribute == "asctime":
             return self.formatTime(record, self.datefmt)
         return getattr(record, attribute, None)
@@ -99,9 +101,6 @@ class JSONFormatter(BatchFormatter):
         arrived = record if isinstance(record, Record) else decode(encode(record))
         frames = [{"file": file, "line": line, "function": function} for file, line, function in arrived.exc_frames]
         return {"type": arrived.exc_type, "message": arrived.exc_message, "frames": frames, "text": record.exc_text}
-
-    def _time(self, created: float) -> str | float:
-        return created if self.time == "epoch" else f"{_date(created // 1)}{_fraction(created)}"
 
     def renderer(self, terminator: str) -> Renderer | None:
         """Return the fast way to format a batch; None for a subclass, or a formatter with methods of its own."""
@@ -140,7 +139,6 @@ class JSONFormatter(BatchFormatter):
         )
 
     def _pieces(self, attribute: str) -> list[Piece]:
-        """Return the value of a field."""
         if attribute == "created" and self.time == "rfc3339":
             created = frozenset({"created"})
             return [
@@ -158,12 +156,7 @@ class JSONFormatter(BatchFormatter):
 
 
 def _date(second: float) -> str:
-    return datetime.datetime.fromtimestamp(second, _UTC).isoformat()[:19]
-
-
-def _fraction(created: float) -> str:
-    # The remainder of a tiny negative number is 1.
-    return f".{min(int(created % 1 * 1e6), 999_999):06d}Z"
+    return datetime.datetime.fromtimestamp(second, datetime.timezone.utc).isoformat()[:19]
 
 
 def _add(line: dict[str, Any], extra: Iterable[tuple[str, Any]], shown_already: frozenset[str]) -> None:

@@ -17,7 +17,6 @@ from mplog.formats.batch import BatchFormatter, Piece, Renderer, compile_loop, e
 from mplog.record.cache import Cache
 from mplog.record.decoding import decode_entry
 from mplog.record.encoding import encode
-from mplog.record.layout import Entry
 
 _PLAIN_ATTRIBUTES = {"_style", "_fmt", "datefmt", "converter", "default_time_format", "default_msec_format"}
 _STYLE_ATTRIBUTES = {"_fmt", "_defaults", "_tpl"}
@@ -32,57 +31,6 @@ def compiled(formatter: logging.Formatter, terminator: str) -> Renderer | None:
     """Return the way to format a batch without a call of ``format()`` for each record; None if there is none."""
     if isinstance(formatter, BatchFormatter):
         return formatter.renderer(terminator)
-    return _compiled(formatter, terminator)
-
-
-class DatedFormatter(logging.Formatter):
-    """An exact ``logging.Formatter`` that makes its date once a second.
-
-    `needs_details` tells whether it may use attributes that workers send on request only.
-    """
-
-    def __init__(self, formatter: logging.Formatter) -> None:
-        self.__dict__.update(vars(formatter))
-        compiled = _compiled(formatter, "")
-        self.needs_details = compiled is None or compiled.needs_details
-        self._is_dated = formatter.usesTime()
-        self._kept: tuple[float, str | None, str] = (math.nan, None, "")  # nan equals no second
-
-    @classmethod
-    def instead_of(cls, formatter: logging.Formatter | None) -> logging.Formatter | None:
-        """Return a faster formatter of the same texts, or the given one if there is none."""
-        return cls(formatter) if formatter is not None and _is_plain(formatter) else formatter
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the text as the base class does, with fewer calls for a record without exception and stack."""
-        if record.exc_info or record.exc_text or record.stack_info:
-            return super().format(record)
-        record.message = record.getMessage()
-        if self._is_dated:
-            record.asctime = self.formatTime(record, self.datefmt)
-        return self._style.format(record)
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """Return the date as the base class does."""
-        try:
-            second = record.created // 1
-        except TypeError:  # a filter has changed the record
-            return super().formatTime(record, datefmt)
-        kept, form, stamp = self._kept
-        if second != kept or datefmt != form:
-            # localtime() and strftime() know no fraction of a second.
-            stamp = time.strftime(datefmt or self.default_time_format, self.converter(record.created))
-            self._kept = second, datefmt, stamp
-        if datefmt or not self.default_msec_format:
-            return stamp
-        if self.default_msec_format == "%s,%03d":
-            return f"{stamp},{_milliseconds[record.msecs]}"
-        return self.default_msec_format % (stamp, record.msecs)
-
-
-def _compiled(formatter: logging.Formatter, terminator: str) -> Renderer | None:
-    if not _is_plain(formatter):
-        return None
     pieces = _pieces(formatter)
     if pieces is None:
         return None
@@ -109,6 +57,50 @@ def _compiled(formatter: logging.Formatter, terminator: str) -> Renderer | None:
     return render if _agree(render, interpreted(formatter, terminator)) else None
 
 
+class DatedFormatter(logging.Formatter):
+    """An exact ``logging.Formatter`` that makes its date once a second.
+
+    `needs_details` tells whether it may use attributes that workers send on request only.
+    """
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        self.__dict__.update(vars(formatter))
+        fast = compiled(formatter, "")
+        self.needs_details = fast is None or fast.needs_details
+        self._is_dated = formatter.usesTime()
+        self._kept: tuple[float, str | None, str] = (math.nan, None, "")  # nan equals no second
+
+    @classmethod
+    def instead_of(cls, formatter: logging.Formatter | None) -> logging.Formatter | None:
+        """Return a faster formatter of the same texts, or the given one if there is none."""
+        return cls(formatter) if formatter is not None and _is_plain(formatter) else formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text as the base class does, with fewer calls for a record without exception and stack."""
+        if record.exc_info or record.exc_text or record.stack_info:
+            return super().format(record)
+        record.message = record.getMessage()
+        if self._is_dated:
+            record.asctime = self.formatTime(record, self.datefmt)
+        return self._style.format(record)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        try:
+            second = record.created // 1
+        except TypeError:  # a filter has changed the record
+            return super().formatTime(record, datefmt)
+        kept, form, stamp = self._kept
+        if second != kept or datefmt != form:
+            # localtime() and strftime() know no fraction of a second.
+            stamp = time.strftime(datefmt or self.default_time_format, self.converter(record.created))
+            self._kept = second, datefmt, stamp
+        if datefmt or not self.default_msec_format:
+            return stamp
+        if self.default_msec_format == "%s,%03d":
+            return f"{stamp},{_milliseconds[record.msecs]}"
+        return self.default_msec_format % (stamp, record.msecs)
+
+
 def _is_plain(formatter: logging.Formatter) -> bool:
     """Return whether a formatter has nothing of its own except its format."""
     return (
@@ -126,13 +118,12 @@ _milliseconds: Cache[float, str] = Cache("%03d".__mod__, 1000)
 def _pieces(formatter: logging.Formatter) -> list[Piece] | None:
     """Return the pieces of a format; None if it has something that is left to the stdlib."""
     style = formatter._style
-    if type(style) is logging.PercentStyle:
-        return _percent_pieces(style._fmt, formatter)
-    if type(style) is logging.StrFormatStyle:
-        return _brace_pieces(style._fmt, formatter)
-    if type(style) is logging.StringTemplateStyle:
-        return _dollar_pieces(style._fmt, formatter)
-    return None
+    pieces_of = {
+        logging.PercentStyle: _percent_pieces,
+        logging.StrFormatStyle: _brace_pieces,
+        logging.StringTemplateStyle: _dollar_pieces,
+    }.get(type(style))
+    return None if pieces_of is None or not _is_plain(formatter) else pieces_of(style._fmt, formatter)
 
 
 _PERCENT = re.compile(
@@ -206,13 +197,11 @@ def _field(
         return [Piece(expression=f"({'%' + percent!r} % ({value},))", fields=fields)]
     spec, conversion = brace
     if conversion:
-        value = f"{_CONVERSIONS[conversion]}({value})"
+        function = {"s": "str", "r": "repr", "a": "ascii"}[conversion]
+        value = f"{function}({value})"
     if spec:
         value = f"format({value}, {spec!r})"
     return [Piece(expression=value, fields=fields)]
-
-
-_CONVERSIONS = {"s": "str", "r": "repr", "a": "ascii"}
 
 
 def _agree(render: Renderer, reference: Renderer) -> bool:
@@ -228,7 +217,4 @@ def _agree(render: Renderer, reference: Renderer) -> bool:
         sample.created, sample.msecs = 1234567890.5, 500.0
         batch.append(decode_entry(encode(sample)))
 
-    def ignore(entry: Entry, error: Exception) -> None:
-        pass
-
-    return render(batch, ignore) == reference(batch, ignore)
+    return render(batch, lambda *_: None) == reference(batch, lambda *_: None)

@@ -111,10 +111,9 @@ class CountFile:
         if key not in self._places:
             with self._change():  # the row may have been that of another key
                 place = self._make_row(key)
-            if place is None:
-                return False
-            self._places[key] = place
-        return True
+            if place is not None:
+                self._places[key] = place
+        return key in self._places
 
     def close(self) -> None:
         """Give the descriptor back; the memory goes with the object."""

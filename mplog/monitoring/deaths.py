@@ -73,7 +73,6 @@ class Senders:
             return None  # it may not be looked at, or is gone
 
     def has_fifo_open(self, pid: int) -> bool:
-        """Return whether a process has our FIFO open."""
         assert self._fifo is not None
         name, wanted = self._fifo
         # The numbers of a FIFO's descriptors are high. Only what has its name is looked at more closely: a file on a
@@ -130,7 +129,6 @@ class Watch:
         return None if self._epoll is None else self._epoll.fileno()
 
     def close(self) -> None:
-        """Give the descriptors back."""
         for process in self._processes.values():
             os.close(process.fd)
         self._processes.clear()

@@ -46,7 +46,6 @@ class EndedProcesses:
         return bool(self._seen or self._pending.keys() - self._in_vain)
 
     def see(self, pids: Iterable[int]) -> None:
-        """Note processes that have ended."""
         self._seen.update(pids)
 
     def look(self, watched: Container[int], due: Callable[[], int]) -> None:

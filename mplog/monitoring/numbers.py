@@ -23,7 +23,6 @@ class Numbers:
 
     @property
     def pids(self) -> Collection[int]:
-        """The processes that are followed."""
         return self._last.keys()
 
     def count(self, batch: Sequence[Entry], counts: Mapping[Origin, int]) -> None:
@@ -64,7 +63,6 @@ class Numbers:
             self._tallies.add(("through", pid), before)
 
     def missing(self, pid: int) -> int:
-        """Return how many numbers of a process are missing."""
         return max(0, self._tallies.values["last", pid] - self._tallies.values["through", pid])
 
     def forget(self, pid: int) -> None:

@@ -84,7 +84,6 @@ class RunningServer:
         return ""
 
     def look(self) -> Snapshot:
-        """Return the state at this moment."""
         notice = read_notice(self.directory) or self.notice
         now = time.monotonic()
         stats = to_stats(*read_counts(self.directory))

@@ -60,13 +60,11 @@ class Tallies:
         self._levels.update(key[-2] for key in [*lost, *self.of("lost by ended")])
 
     def add(self, key: Key, count: int = 1) -> None:
-        """Count some more."""
         if count:
             self.values[key] += count
             self._changed.add(key)
 
     def set(self, key: Key, value: int) -> None:
-        """Replace a count."""
         if not value and not self.is_kept(key):
             self.values.pop(key, None)
             self._changed.discard(key)
@@ -79,7 +77,6 @@ class Tallies:
         return {key: count for key, count in self.values.items() if key[0] == kind and count}
 
     def is_kept(self, key: Key) -> bool:
-        """Whether a count survives this process."""
         return self._file is not None and key in self._file
 
     def reserve(self, key: Key) -> bool:
@@ -88,7 +85,6 @@ class Tallies:
 
     @property
     def has_new(self) -> bool:
-        """Whether anything has changed since the last `write`."""
         return bool(self._changed)
 
     def write(self) -> None:
@@ -102,7 +98,6 @@ class Tallies:
             self._changed.clear()
 
     def close(self) -> None:
-        """Let go of the file; the counts stay."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -127,7 +122,6 @@ class Tallies:
             self.add(("lost", pid, name, self.level(level), int(reason)), count)
 
     def forget_lost(self, key: Key) -> None:
-        """Remove a count of what a process has lost."""
         *_, pid, name, _, _ = key
         self.set(key, 0)
         self._losers.discard((pid, name))

@@ -32,9 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="with --mplog: the level of the root logger, if its own is higher; by default, its own is kept",
     )
     group.addoption(
-        "--mplog-output",
-        action="store_true",
-        help="with --mplog: also log what tests write to stdout and stderr",
+        "--mplog-output", action="store_true", help="with --mplog: also log what tests write to stdout and stderr"
     )
     parser.addini("mplog", "as --mplog; a relative path is taken from the directory of the configuration file")
     parser.addini("mplog_level", "as --mplog-level")

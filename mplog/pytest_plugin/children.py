@@ -9,7 +9,6 @@ test stay as they are. A spawned child gets the levels that a forked one would h
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import copy
 import importlib
@@ -19,8 +18,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mplog.record.decoding import decode
-from mplog.record.encoding import encode
 from mplog.worker import levels
 from mplog.worker.attach import MPLOG_QUEUE
 from mplog.worker.queue_handler import QueueHandler
@@ -28,9 +25,6 @@ from mplog.worker.state import LoggingState, all_loggers
 
 if TYPE_CHECKING:
     from mplog.server.log_server import LogServer
-
-#: The libraries whose ``spawn.get_preparation_data`` makes what a spawned child unpickles first.
-_LIBRARIES = ("multiprocessing", "multiprocess")
 
 
 class TestHandler(QueueHandler):
@@ -56,18 +50,6 @@ class TestHandler(QueueHandler):
         return super().prepare(record)
 
 
-class LineEncoder(logging.Formatter):
-    """Writes records whole, each as a line. Runs in the logging process."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return base64.b64encode(encode(record)).decode()
-
-
-def decode_line(line: bytes) -> logging.LogRecord:
-    """Return the record that a `LineEncoder` has written."""
-    return decode(base64.b64decode(line))
-
-
 def start_beside(server: LogServer) -> LogServer:
     """Start a server that leaves the loggers of this process, and its environment, as they are."""
     server.start()
@@ -81,12 +63,6 @@ def add_everywhere(handler: logging.Handler) -> None:
     for name, logger in all_loggers().items():
         if not name or not logger.propagate:
             logger.addHandler(handler)
-
-
-def remove_everywhere(handler: logging.Handler) -> None:
-    """Take a handler off all loggers."""
-    for logger in all_loggers().values():
-        logger.removeHandler(handler)
 
 
 #: The handlers that children get; that of the innermost `followed` is the last.
@@ -109,11 +85,13 @@ def followed(handler: TestHandler) -> Iterator[None]:
             os.environ.pop(MPLOG_QUEUE, None)
         else:
             os.environ[MPLOG_QUEUE] = before
-        remove_everywhere(handler)
+        for logger in all_loggers().values():
+            logger.removeHandler(handler)
 
 
 def _patch_spawn() -> None:
-    for library in _LIBRARIES:
+    """Patch what makes the data that a spawned child unpickles first."""
+    for library in ("multiprocessing", "multiprocess"):
         if library not in sys.modules:
             continue  # the program does not use it
         module: Any = importlib.import_module(f"{library}.spawn")

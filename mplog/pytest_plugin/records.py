@@ -6,14 +6,24 @@ is read after a flush. The test process has no thread for this, because it may f
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import os
 from collections.abc import Iterator
 
-from mplog.pytest_plugin.children import LineEncoder, TestHandler, decode_line, followed, start_beside
+from mplog.pytest_plugin.children import TestHandler, followed, start_beside
+from mplog.record.decoding import decode
+from mplog.record.encoding import encode
 from mplog.server.log_server import LogServer
 from mplog.sinks.file import FileSink
+
+
+class LineEncoder(logging.Formatter):
+    """Writes records whole, each as a line. Runs in the logging process."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return base64.b64encode(encode(record)).decode()
 
 
 class Records:
@@ -53,7 +63,7 @@ class Records:
             # Up to the last whole line: other processes may be logging at this moment.
             whole, newline, _ = file.read().rpartition(b"\n")
         self._position += len(whole + newline)
-        records = [decode_line(line) for line in whole.splitlines()]
+        records = [decode(base64.b64decode(line)) for line in whole.splitlines()]
         # Without the lines of the logging process itself, such as those on processes that have died.
         self._records += [record for record in records if (record.name, record.processName) != ("mplog", "mplog")]
         return self._records
@@ -86,25 +96,23 @@ class Records:
         """
         name = logger or ""
         self._levels.setdefault(name, logging.getLogger(name).level)
-        self.server.set_level(name, level)
-        self._enable(name, level)
+        self._set(name, level)
 
     @contextlib.contextmanager
     def at_level(self, level: int | str, logger: str | None = None) -> Iterator[None]:
         """Set a logger's level for a ``with`` block; the arguments are those of `set_level`."""
         name = logger or ""
         before, disable = logging.getLogger(name).level, logging.root.manager.disable
-        self.server.set_level(name, level)
-        self._enable(name, level)
+        self._set(name, level)
         try:
             yield
         finally:
             self.server.set_level(name, before)
             logging.disable(disable)
 
-    @staticmethod
-    def _enable(name: str, level: int | str) -> None:
-        """Lower what ``logging.disable()`` has set if it hides the level, as caplog does."""
+    def _set(self, name: str, level: int | str) -> None:
+        """Set a level, and lower what ``logging.disable()`` has set if it hides the level, as caplog does."""
+        self.server.set_level(name, level)
         number = logging.Handler(level).level
         if logging.root.manager.disable >= number:
             logging.disable(max(number - 10, logging.NOTSET))

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 from plugin_runs import Runs
 
-from mplog.pytest_plugin.children import LineEncoder
-from mplog.pytest_plugin.records import Records
+from mplog.pytest_plugin.records import LineEncoder, Records
 
 pytestmark = pytest.mark.processes
 
