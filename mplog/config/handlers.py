@@ -37,7 +37,6 @@ FILE_HANDLERS = (
 
 #: The classes that are served; subclasses of them are not.
 SERVED = (*FILE_HANDLERS, logging.StreamHandler)
-
 #: Sinks that use only the text of a record.
 SINKS = (FileSink, RoutedFileSink, ConsoleSink, RawSink)
 

@@ -193,15 +193,11 @@ def _read(directory: str) -> bytes:
                 file.seek(0)
                 data = file.readall()
                 after = os.pread(file.fileno(), _HEADER_SIZE, 0)
-                if len(after) < _HEADER_SIZE or _word(data, _ENDED) == _word(after, _BEGUN):
+                if len(after) < _HEADER_SIZE or data[_ENDED * _WORD :][:_WORD] == after[_BEGUN * _WORD :][:_WORD]:
                     break
             return data[: len(data) & -_WORD]
     except OSError:
         return b""
-
-
-def _word(data: bytes, index: int) -> bytes:
-    return data[index * _WORD : (index + 1) * _WORD]
 
 
 def _rows(words: memoryview) -> Iterator[tuple[Key | None, int]]:

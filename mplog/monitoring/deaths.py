@@ -25,13 +25,10 @@ if sys.platform != "win32":
 #: Processes watched at a time, each with one descriptor; half of what RLIMIT_NOFILE allows, where that is less. The log
 #: does not tell of the death of others.
 MAX_WATCHED = 500
-
 #: Seconds until a process that could not be watched is tried again: a new process may have its pid by then.
 _RETRY_SECONDS = 10.0
-
 #: How many processes are remembered that cannot be watched, or have died; pids come off the wire.
 _REMEMBERED = 1000
-
 #: Generations between a worker and the owner, at most.
 _MAX_DEPTH = 100
 
@@ -100,8 +97,8 @@ class Senders:
 class Watch:
     """Watches the processes that send records, and tells which of them die. The arguments are those of `Senders`.
 
-    Where watching is not possible (before Linux 5.3, or elsewhere), `fileno` is None, and only `told` finds deaths. The
-    caller takes the pids of watched processes that have ended, in whatever way, from `ended`.
+    Where that is not possible (before Linux 5.3, or elsewhere), `fileno` is None, and only `told` finds deaths. The
+    caller takes the pids of those that have ended, in whatever way, from `ended`.
     """
 
     def __init__(self, path: str | None, owner: int) -> None:

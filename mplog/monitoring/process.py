@@ -88,13 +88,10 @@ def is_held(pid: int) -> bool:
 
 def exit_status(pid: int, started: bytes, pidfd: int) -> int | None:
     """Return how a dead process ended, as wait(2) gives it; None where the kernel has forgotten."""
-    status = noted_status(pidfd)
-    if status is None:
-        stat = Stat.find(pid)
-        if stat is not None and stat.is_dead and stat.started == started:
-            return stat.exit_status
-        status = noted_status(pidfd)  # the parent has waited for it in between
-    return status
+    stat = Stat.find(pid)
+    if stat is not None and stat.is_dead and stat.started == started:
+        return stat.exit_status
+    return noted_status(pidfd)  # the parent has waited for it
 
 
 def noted_status(pidfd: int) -> int | None:

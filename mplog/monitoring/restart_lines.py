@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 
 #: How many restarts are described one by one, if they follow each other faster than the lines are written.
 _TOLD_APART = 10
-
 #: Characters that describe one restart: they wait in the note of the buffers, which has a limit.
 _LONGEST_STORY = 170
-
 #: How many seconds to wait for a missing number: while the queue is full, another thread of the process may have
 #: overtaken the call.
 _PATIENCE_SECONDS = 5.0
@@ -29,8 +27,8 @@ class Restarts:
     """The restarts of which the log has not told yet.
 
     Args:
-        untold: descriptions that the logging process before this one did not get round to writing; then those for the
-            next one, also of a line that `is_said` and not committed.
+        untold: descriptions that the logging process before this one did not get round to writing. A line that
+            `is_said`, but not committed, stays in it for the next one.
         stories: how logging processes have ended since; empty at the first start.
         due: the position of the log at which everything is written that was logged before the restart.
         missing: by pid, how many numbers of records are missing already without a known reason.
