@@ -50,7 +50,7 @@ class LoggingConfig:
         # Relative paths start in the current directory of the program at this moment.
         handlers = {
             name: FileSink(handler["filename"], follow_symlinks=True)
-            for name, handler in _plain(self._config, "handlers", {}).items()
+            for name, handler in (self._config.get("handlers") or {}).items()
             if "()" not in handler and kind_of(handler) in FILE_HANDLERS
         }
         sinks = {name: sink for name, sink in self._sinks.items() if isinstance(sink, FileSink)}
@@ -63,7 +63,7 @@ class LoggingConfig:
             raise wrong("handlers", str(error), "") from None
 
     def __repr__(self) -> str:
-        return f"config: {', '.join(_plain(self._config, 'handlers', {})) or 'no handlers'}"
+        return f"config: {', '.join(self._config.get('handlers') or {}) or 'no handlers'}"
 
     @property
     def files(self) -> list[str]:
@@ -75,11 +75,9 @@ class LoggingConfig:
 
     @property
     def sink(self) -> ConfigSink:
-        """The part for the logging process; raises `ConfigurationError` if it does not pickle, or a file is not
-        writable.
-        """
+        """The part for the logging process; `ConfigurationError` if it does not pickle, or a file is not writable."""
         config = dict(self._config)
-        config["handlers"] = {name: dict(entry) for name, entry in _plain(config, "handlers", {}).items()}
+        config["handlers"] = {name: dict(entry) for name, entry in (config.get("handlers") or {}).items()}
         for name, file in self._files.items():
             key = "path" if name in self._sinks else "filename"
             if key in config["handlers"][name]:  # a sink of the program's own may know it by itself
@@ -126,7 +124,7 @@ class LoggingConfig:
         return any(
             kind_of(config, known[section][0]) not in known[section]
             for section in known
-            for config in _plain(self._config, section, {}).values()
+            for config in (self._config.get(section) or {}).values()
         )
 
     def _above(self, name: str) -> Iterator[str]:
@@ -252,7 +250,3 @@ def _loggers_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _items(section: Any) -> dict[str, Any]:
     """Return what is in a converted dictionary: it follows references when an item is looked up."""
     return {key: section[key] for key in section or ()}
-
-
-def _plain(config: Mapping[str, Any], section: str, default: Any) -> Any:
-    return config.get(section) or default

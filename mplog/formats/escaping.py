@@ -46,7 +46,6 @@ _escaped = re.compile(r"\n\t|\\(?:([\\nrt])|x([0-9a-f]{2})|u([0-9a-f]{4})|U(000[
 _SHORT = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _LONG = {short[1]: character for character, short in _SHORT.items()}
 
-_BLOCKS = frozenset({"exc_text", "stack_info"})
 #: Types whose values always look harmless.
 _HARMLESS: frozenset[type] = frozenset(
     (bool, int, float, types.NoneType, decimal.Decimal, uuid.UUID)
@@ -100,7 +99,7 @@ def _unescape_one(match: re.Match[str]) -> str:
 def _escape_value(name: str, value: Any) -> Any:
     """Return the value of an attribute: a text escaped, and another value replaced if it does not look harmless."""
     if type(value) is str:
-        return _escape_lines(value) if name in _BLOCKS else escape(value)
+        return _escape_lines(value) if name in ("exc_text", "stack_info") else escape(value)
     if type(value) in _HARMLESS:
         return value
     looks = safe_str(value), safe_repr(value), safely(format, value)

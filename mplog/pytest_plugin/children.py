@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import logging
 import os
@@ -81,9 +82,8 @@ def followed(handler: TestHandler) -> Iterator[None]:
         yield
     finally:
         _followed.remove(handler)
-        if before is None:
-            os.environ.pop(MPLOG_QUEUE, None)
-        else:
+        os.environ.pop(MPLOG_QUEUE, None)
+        if before is not None:
             os.environ[MPLOG_QUEUE] = before
         for logger in all_loggers().values():
             logger.removeHandler(handler)
@@ -102,11 +102,11 @@ def _patch_spawn() -> None:
 def _with_attachment(get_preparation_data: Any) -> Any:
     """Return the function with one more item in its result while there are handlers for children."""
 
+    @functools.wraps(get_preparation_data)
     def wrapper(name: str) -> dict[str, Any]:
         data: dict[str, Any] = get_preparation_data(name)
         return {**data, "mplog": _Attachment()} if _followed else data
 
-    wrapper.__wrapped__ = get_preparation_data  # type: ignore[attr-defined]
     return wrapper
 
 
