@@ -39,12 +39,15 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     # The standard library: there is no inventory of it without a network.
-    (r"py:(class|exc|obj)", r"(collections\.abc|concurrent\.futures|datetime|logging|multiprocessing|os|queue|re)\..+"),
+    (
+        r"py:(class|exc|obj)",
+        r"(collections\.abc|concurrent\.futures|datetime|itertools|logging|multiprocessing|os|queue|re)\..+",
+    ),
     ("py:class", r"(mplog\.[\w.]+\.)?T"),
     # Taken for an alias, since its __name__ is that of `Process`.
     ("py:class", r"mplog\.server\.pools\.MultiprocessProcess"),
-    # What an `Initializer` is made of; the server makes it.
-    ("py:class", r"mplog\.worker\.\w+\.(Layout|LoggingState)"),
+    # What an `Initializer` is made of, which the server makes; and where a `LogQueue` counts its losses.
+    ("py:class", r"mplog\.worker\.\w+\.(Layout|LoggingState)|Losses"),
 ]
 
 autodoc_member_order = "bysource"

@@ -39,13 +39,13 @@ class Reason(enum.IntEnum):
     OLDEST = 4
     #: Nobody reads the queue any more.
     REJECTED = 5
-    #: The call raised: Ctrl-C while it waited, a closed queue, no descriptor left to open the queue.
+    #: The call raised, because of Ctrl-C while it waited, a closed queue, or no descriptor left to open the queue.
     INTERRUPTED = 6
     #: It was to be kept, and the emergency file had no room either.
     NO_EMERGENCY = 7
     #: It is in the emergency file, and the logging process takes it from there later.
     EMERGENCY = 8
-    #: No record has this number: the call was encoded once more, or ``put()`` has raised ``queue.Full``.
+    #: No record has this number, since the call was encoded once more, or ``put()`` has raised ``queue.Full``.
     UNUSED = 9
     #: Its long texts were cut.
     TRUNCATED = 10

@@ -194,7 +194,7 @@ class LogServer:
 
     @property
     def queue(self) -> Any:
-        """The queue: a `LogQueue`, or the plain queue that was given."""
+        """The `LogQueue`, or the plain queue that was given."""
         return self._require_running().queue
 
     @property
