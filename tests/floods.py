@@ -16,8 +16,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from oracle import Producer
-from readers import Counter
+from oracle import Counter, Producer
 
 import mplog
 

@@ -23,6 +23,34 @@ from pathlib import Path
 _LINE = re.compile(r"producer=(\S+) seq=(\d+) crc=([0-9a-f]{8}) payload=(\S*)$")
 
 
+class Counter:
+    """A number in shared memory, which survives the death of the process that counts.
+
+    Args:
+        directory: where the numbers are.
+        name: of this one.
+        kind: the beginning of the file's name.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], name: object, kind: str = "count") -> None:
+        descriptor = os.open(os.path.join(directory, f"{kind}-{name}"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(descriptor, 8)
+            # Not by struct, whose pack_into() clears the place first: a kill in between would leave a 0.
+            self._word = memoryview(mmap.mmap(descriptor, 8)).cast("Q")
+        finally:
+            os.close(descriptor)
+
+    def set(self, value: int) -> None:
+        """Set it, in one store."""
+        self._word[0] = value
+
+    @property
+    def value(self) -> int:
+        """What it is."""
+        return self._word[0]
+
+
 class Producer:
     """Logs numbered, checksummed lines, and acknowledges each in a file.
 
@@ -34,14 +62,7 @@ class Producer:
     def __init__(self, directory: str | os.PathLike[str], name: str | None = None) -> None:
         self.name = name or str(os.getpid())
         self._numbers = itertools.count(1)
-        descriptor = os.open(os.path.join(directory, f"ack-{self.name}"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.ftruncate(descriptor, 8)
-            # Shared memory: what was acknowledged stays, also after a SIGKILL. Written in one store, not by struct: its
-            # pack_into() clears the place first, and a kill in between would leave a 0.
-            self._acknowledged = memoryview(mmap.mmap(descriptor, 8)).cast("Q")
-        finally:
-            os.close(descriptor)
+        self._acknowledged = Counter(directory, self.name, "ack")
 
     def log(self, size: int = 100, logger: logging.Logger | None = None) -> int:
         """Log one line with a payload of `size` bytes, acknowledge it, and return its number."""
@@ -51,7 +72,7 @@ class Producer:
         (logger or logging.getLogger("producer")).info(
             "producer=%s seq=%d crc=%08x payload=%s", self.name, number, checksum, payload
         )
-        self._acknowledged[0] = number
+        self._acknowledged.set(number)
         return number
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import os
 import random
 import signal
@@ -14,6 +13,8 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from oracle import Counter
 
 import mplog
 from mplog.logging_process.drop_oldest import decode_losses
@@ -173,31 +174,6 @@ def in_threads_and_handler(work: Callable[[], object], in_handler: Callable[[], 
         signal.signal(signal.SIGALRM, before)
     assert calls > 10
     return calls
-
-
-class Counter:
-    """A number in shared memory, which survives the death of the process that counts.
-
-    Args:
-        directory: where the numbers are.
-        name: of this one.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], name: object) -> None:
-        fd = os.open(os.path.join(directory, f"count-{name}"), os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(fd, 8)
-        # Not by struct, whose pack_into() clears the place first: a kill in between would leave a 0.
-        self._word = memoryview(mmap.mmap(fd, 8)).cast("Q")
-        os.close(fd)
-
-    def set(self, value: int) -> None:
-        """Set it, in one store."""
-        self._word[0] = value
-
-    @property
-    def value(self) -> int:
-        """What it is."""
-        return self._word[0]
 
 
 def flood(initializer: Any, directory: str, name: str, stop: str) -> None:

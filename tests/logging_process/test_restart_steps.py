@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle import Producer, verdict, wait_until
-from readers import Counter, flood, running
+from oracle import Counter, Producer, verdict, wait_until
+from readers import flood, running
 from scripts import BlockedHandler, Gate, lines
 
 import mplog

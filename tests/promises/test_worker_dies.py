@@ -14,8 +14,7 @@ from typing import Any
 import jobs
 import pytest
 from floods import flood_until_killed
-from oracle import Producer, acknowledged, verdict, wait_until
-from readers import Counter
+from oracle import Counter, Producer, acknowledged, verdict, wait_until
 
 import mplog
 

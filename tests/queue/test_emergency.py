@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from readers import Counter, in_fork
+from oracle import Counter
+from readers import in_fork
 from scripts import elapsed
 
 from mplog.queue import emergency

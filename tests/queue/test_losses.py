@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oracle import Counter as SharedCounter
 from oracle import wait_until
-from readers import Counter as SharedCounter
 from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_handler, log_anything
 
 import mplog

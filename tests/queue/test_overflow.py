@@ -19,8 +19,8 @@ from typing import Any
 import jobs
 import msgspec
 import pytest
+from oracle import Counter as SharedCounter
 from oracle import wait_until
-from readers import Counter as SharedCounter
 from readers import Reader, emergency_messages, fill, flood, in_fork, in_threads_and_handler
 from scripts import elapsed
 

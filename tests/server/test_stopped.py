@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from oracle import wait_until
-from readers import Counter, flood, running
+from oracle import Counter, wait_until
+from readers import flood, running
 from scripts import lines
 
 import mplog

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 from floods import PIECE, flood_with_pieces, piece
-from oracle import wait_until
-from readers import Counter, running
+from oracle import Counter, wait_until
+from readers import running
 from scripts import lines
 
 import mplog
