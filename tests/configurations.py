@@ -101,7 +101,7 @@ def web() -> Config:
 
 
 def no_root() -> Config:
-    """A server's, whose root logger has no handlers (uvicorn, gunicorn): what nobody handles goes to stderr."""
+    """A server's, whose root logger has no handlers (uvicorn, gunicorn): what no handler takes goes to stderr."""
     return {
         "version": 1,
         "disable_existing_loggers": False,

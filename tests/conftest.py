@@ -45,7 +45,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have all processes that the tests start begin alike, and soon."""
-    # Thousands of processes import the same modules, and would compile them each time if nobody kept the result.
+    # Thousands of processes import the same modules, and would compile them each time if the result were not kept.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
@@ -223,9 +223,9 @@ def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 @pytest.fixture(autouse=True)
 def no_directory_left(temporary_directory: str) -> Iterator[None]:
-    """Hold every test to leaving no queue's directory behind."""
+    """Fail a test that leaves the directory of a queue."""
     yield
     left = glob.glob(os.path.join(temporary_directory, "mplog-*"))
     for directory in left:
         shutil.rmtree(directory)
-    assert left == [], "a test has left the directory of a queue behind"
+    assert left == [], "a test has left the directory of a queue"

@@ -89,7 +89,7 @@ def start_child(fifo: str, how: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Do what stdin says, until its end, and let nobody be left."""
+    """Do what stdin says until its end, and leave no child."""
     gates: dict[int, int] = {}
     for line in sys.stdin:
         command, *arguments = line.split()

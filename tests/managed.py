@@ -64,7 +64,7 @@ def end(process: psutil.Popen, number: int = signal.SIGTERM) -> int:
 
 
 def entries(log: Path) -> list[re.Match[str]]:
-    """Return the lines of a log that is being written, but for one that is not complete."""
+    """Return the complete lines of a log that is being written."""
     text = log.read_text(encoding="utf-8") if log.exists() else ""
     found = [LINE.fullmatch(line) for line in text.split("\n")[:-1]]
     return [line for line in found if line is not None]

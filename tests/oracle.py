@@ -95,7 +95,7 @@ class Verdict:
 
 
 def verdict(log: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Verdict:
-    """Hold the log against the acknowledgements in `directory`."""
+    """Compare the log with the acknowledgements in `directory`."""
     result = Verdict()
     numbers: dict[str, list[int]] = defaultdict(list)
     with open(log, encoding="utf-8", errors="replace") as file:
@@ -140,5 +140,5 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = 30) 
     """Wait until the condition holds; fail, and say for what, when it does not within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout} seconds in vain until {what}"
+        assert time.monotonic() < deadline, f"waited {timeout} seconds until {what}"
         time.sleep(0.002)

@@ -38,7 +38,7 @@ class Runs:
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pytester = pytester
         self.path = pytester.path
-        # The plugin comes by the entry point of the package; who has it installed has it twice, and so once.
+        # The plugin comes by the entry point of the package, once or, where the package is installed, twice.
         config = configparser.ConfigParser()
         config.read(Path(__file__).parents[1] / "setup.cfg")
         installed = self.path / "installed" / "mplog-0.dist-info"

@@ -44,7 +44,7 @@ def write_script(directory: Path, text: str, name: str = "program.py") -> Path:
 def run_script(
     directory: Path, text: str, *arguments: object, timeout: float = 60, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in `directory`, to its end and to that of everybody who has inherited its output.
+    """Run a program in `directory`, to its end and to that of all processes that have inherited its output.
 
     So what a logging process that outlives the program says is in the result, too, and the log is complete.
     """
@@ -85,25 +85,25 @@ def fill_disk(disk: Path) -> Path:
 
 
 class Gate:
-    """A gate between processes: who waits there is seen, and stands until it is opened, which it then stays."""
+    """A gate between processes: tests see that a process waits there. Once opened, the gate stays open."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         os.mkfifo(self.path)
 
     def wait(self) -> None:
-        """Say that somebody is here, and wait until the gate is open."""
+        """Say that a process is here, and wait until the gate is open."""
         with open(self.path + ".reached", "w"):
             pass
         with open(self.path, "rb"):
             pass
 
     def wait_until_reached(self) -> None:
-        """Wait until somebody stands at the gate."""
-        wait_until(lambda: os.path.exists(self.path + ".reached"), f"somebody stands at {self.path}")
+        """Wait until a process stands at the gate."""
+        wait_until(lambda: os.path.exists(self.path + ".reached"), f"a process stands at {self.path}")
 
     def open(self) -> None:
-        """Let everybody through, from now on."""
+        """Let all processes through, from now on."""
         self.fd = os.open(self.path, os.O_RDWR)
 
 

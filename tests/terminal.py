@@ -69,7 +69,7 @@ class Terminal:
         """Take what the program writes; return False at its end."""
         if select.select([self._fd], [], [], seconds)[0]:
             data = b""
-            with contextlib.suppress(OSError):  # Linux, where nobody has the other end any more
+            with contextlib.suppress(OSError):  # Linux, once the other end is closed
                 data = os.read(self._fd, 65536)
             self.output += data
             self._stream.feed(data)

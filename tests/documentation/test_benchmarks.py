@@ -1,4 +1,4 @@
-"""The comparison runs, and counts what it delivers. What it times is not looked at here."""
+"""The comparison runs, and counts what it delivers. These tests do not look at its times."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def test_contender_that_cannot_run_says_why() -> None:
 
 
 def test_hanging_measurement_is_given_up() -> None:
-    """One that does not end is ended, and the result says so."""
+    """A measurement that does not end is ended, and the result says so."""
     outcome = isolated.run("latency:paced", timeout=0.5, contender="PrivateFiles", seconds=60, stall=0)
     assert "had not ended" in outcome["error"]
 
 
 def test_every_contender_says_what_it_is() -> None:
-    """Each has a title of its own and a note."""
+    """Each contender has a title of its own and a note."""
     titles = [contender.title for contender in CONTENDERS.values()]
     assert len(set(titles)) == len(titles)
     assert all(contender.note for contender in CONTENDERS.values())

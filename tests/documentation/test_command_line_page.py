@@ -40,7 +40,7 @@ def matches(pattern: str, line: str) -> bool:
 
 @pytest.mark.parametrize("block", [block.astext() for block in BLOCKS], ids=lambda block: block.split("\n")[0][:40])
 def test_snippets_print_what_the_page_says(tmp_path: Path, block: str) -> None:
-    """Each command of a snippet, in one shell, one after the other."""
+    """The commands of a snippet, run in one shell one after the other, print what the page says."""
     if " file @" in block and shutil.which("file") is None:
         block = block.replace("-- file @", "-- echo @: ")
     (tmp_path / "Makefile").write_text("all: one two\n%:\n\t@mplog log info $@\n.PHONY: all\n")

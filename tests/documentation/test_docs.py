@@ -30,7 +30,7 @@ from mplog.server import shutdown
 
 
 def test_delivery_page_names_tests_that_exist() -> None:
-    """Each promise on the page is shown by tests that are there."""
+    """Each promise on the page names tests that exist."""
     text = (DOCS / "delivery.rst").read_text()
     named = set(re.findall(r"``(test_\w+)``", text))
     assert len(named) > 10
@@ -50,7 +50,7 @@ PAGES = sorted(DOCS.glob("*.rst"))
 
 @pytest.mark.parametrize("page", [*TEXTS, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """What a page links to in this repository is there. (Its form is checked by Sphinx, in .ci/run.)"""
+    """Links of a page into this repository lead somewhere. (Sphinx checks their form, in .ci/run.)"""
     base = ROOT if page.name == "benchmark-table.rst" else page.parent  # the README takes it in
     text = re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))
     for target in re.findall(r"`[^`<>]+ <([^`<>]+)>`__?", text):
@@ -58,14 +58,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    """Each has one entry, with its documentation, on one page."""
+    """Each public name has one entry, with its documentation, on one page."""
     text = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("api-*.rst"))
     entries = Counter(re.findall(r"^\.\. auto(?:class|function|exception):: (\S+)$", text, re.MULTILINE))
     assert entries == Counter([*mplog.__all__, "mplog.prometheus.MplogCollector"])
 
 
 def test_every_environment_variable_is_in_the_reference() -> None:
-    """Those that the package reads, but for the one that tests alone set."""
+    """The page lists the variables that the package reads, except the one that only tests set."""
     read = set()
     for file in (ROOT / "mplog").rglob("*.py"):
         read |= set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', file.read_text(encoding="utf-8")))
@@ -74,7 +74,7 @@ def test_every_environment_variable_is_in_the_reference() -> None:
 
 
 def test_every_configuration_key_is_in_the_reference() -> None:
-    """Those that the check of a configuration knows, each in the section of its place."""
+    """The page lists the keys that the check of a configuration knows, each in the section of its place."""
     text = (DOCS / "configuration-keys.rst").read_text(encoding="utf-8")
     _, *parts = re.split(r"^([^\n]+)\n-{3,}\n", text, flags=re.MULTILINE)
     keys = {title: set(re.findall(r"``([\w.()]+)``", part)) for title, part in zip(parts[::2], parts[1::2])}
@@ -160,7 +160,7 @@ WAYS = {"cookbook": 12, "multiprocessing_logging": 9, "concurrent_log_handler": 
 @pytest.mark.processes
 @pytest.mark.parametrize("way", WAYS)
 def test_both_programs_write_the_same(tmp_path: Path, way: str) -> None:
-    """What is shown as the way to do it now writes the lines that the program before has written."""
+    """The new program writes the lines that the old one has written."""
     after = written(tmp_path / "after", f"{way}_after.py")
     assert after.total() == WAYS[way]
     # Some lose what is logged just before the end, under load multiprocessing-logging even everything: the run that has
@@ -177,7 +177,7 @@ def test_both_programs_write_the_same(tmp_path: Path, way: str) -> None:
 
 @pytest.mark.processes
 def test_every_program_is_run(tmp_path: Path) -> None:
-    """All four ways are there, and what stands beside them runs, too."""
+    """All four ways are on the page, and its other programs run, too."""
     assert PROGRAMS.keys() == {
         "file_sink_after.py",
         *(f"{way}_{when}.py" for way in WAYS for when in ("before", "after")),

@@ -47,14 +47,14 @@ def run(tmp_path: Path, headline: str, *, old: str = "", new: str = "") -> subpr
 
 
 def test_every_program_of_the_page_is_run() -> None:
-    """There is a test for each of them."""
+    """Each program of the page has a test."""
     tests = Path(__file__).read_text()
     assert len(programs()) == 6
     assert [headline for headline in programs() if f'run(tmp_path, "{headline}"' not in tests] == []
 
 
 def test_parts_of_the_log(tmp_path: Path) -> None:
-    """Each sink has its part."""
+    """Each sink has its part of the log."""
     run(tmp_path, "Parts of the log")
     assert lines(tmp_path / "app.log") == ["app started", "app.db.pool connected", "app failed"]
     assert lines(tmp_path / "db.log") == ["app.db.pool connected"]

@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "pytest.rst"
 
 
 def read_blocks() -> list[str]:
-    """Return the programs of the page, each followed by what the console shows behind it."""
+    """Return the programs of the page, each with what the console shows after it."""
     page = docutils.core.publish_doctree(
         PAGE.read_text(encoding="utf-8"),
         settings_overrides={"report_level": 1, "halt_level": 1, "syntax_highlight": "none"},
@@ -65,7 +65,7 @@ def test_log_of_a_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
         places.setdefault(line.split()[5 if line.split()[2] == "main" else 4], []).extend(
             number for number, found in enumerate(lines) if re.fullmatch(pattern, found)
         )
-    # Who says first that a worker has ended is a matter of chance.
+    # Either process may be the first to say that a worker has ended.
     assert sorted(itertools.chain(*places.values())) == list(range(13)), lines
     assert all(numbers == sorted(numbers) for numbers in places.values()), places
 

@@ -42,7 +42,7 @@ def test_every_block_is_run() -> None:
 
 @pytest.mark.processes
 def test_program_writes_what_is_shown(tmp_path: Path) -> None:
-    """The first program prints and logs what the README shows, but for times, and which worker did what."""
+    """The first program prints and logs what the README shows, except times and which worker did what."""
     (tmp_path / "square.py").write_text(BLOCKS["# square.py"][1], encoding="utf-8")
     done = run_program(tmp_path, "square.py")
     log = (tmp_path / "app.log").read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def test_program_writes_what_is_shown(tmp_path: Path) -> None:
 
 
 def test_front_page_of_the_documentation_shows_the_same_program() -> None:
-    """So what is tested here holds there."""
+    """The front page has the program of the README, so one test covers both."""
     assert read_blocks(DOCS / "index.rst") == {"# square.py": BLOCKS["# square.py"]}
 
 

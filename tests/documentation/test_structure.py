@@ -13,7 +13,7 @@ from scripts import run, write_script
 
 
 def read_programs() -> dict[str, tuple[str, str]]:
-    """Return the programs of the page by their names: the text, and what the console shows behind it."""
+    """Return the programs of the page by their names: the text, and what the console shows after it."""
     blocks = [text for _, text in read_blocks(DOCS / "structure.rst").values()]
     assert len(blocks) % 2 == 0, "each program is followed by what it writes"
     programs = {}
@@ -29,7 +29,7 @@ PROGRAMS = read_programs()
 
 @pytest.mark.parametrize(("name", "start_method"), list(zip(PROGRAMS, itertools.cycle(START_METHODS))))
 def test_programs_write_what_the_page_says(tmp_path: Path, name: str, start_method: str) -> None:
-    """Line by line; ``...`` on the page stands for anything."""
+    """Each program writes the lines on the page; ``...`` there stands for anything."""
     program, console = PROGRAMS[name]
     set_method = f"import multiprocessing; multiprocessing.set_start_method({start_method!r}, force=True)"
     write_script(tmp_path, f"{set_method}\n{program}", name)

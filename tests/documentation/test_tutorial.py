@@ -61,7 +61,7 @@ def test_tutorial(tmp_path: Path) -> None:
 
 
 def test_every_program_is_saved_and_run() -> None:
-    """The text says under which name each program is saved, and the console behind it runs it."""
+    """The text says under which name each program is saved, and the console after it runs it."""
     text = (DOCS / "tutorial.rst").read_text(encoding="utf-8")
     names = [first.removeprefix("# ") for first, (language, _) in BLOCKS.items() if language == "python"]
     assert len(names) == 5

@@ -65,7 +65,7 @@ def shop(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_commands_print_what_the_page_says(shop: Path) -> None:
-    """Line by line, but for times, pids, rates and the widths that depend on them."""
+    """The commands print the lines on the page, except times, pids, rates and the widths that depend on them."""
     for command, expected in COMMANDS:
         done = run(["-m", *shlex.split(command)], cwd=shop)
         assert (done.returncode, done.stderr) == (0, ""), command

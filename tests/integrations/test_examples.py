@@ -220,7 +220,7 @@ def test_job_without_server_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["plain_pool.py", "process.py"])
 def test_log_goes_where_the_argument_says(tmp_path: Path, name: str) -> None:
-    """An example writes its log to the path that is its argument, anew each time, and nothing else anywhere."""
+    """An example overwrites the log whose path is its argument, and writes nothing else anywhere."""
     for _ in range(2):
         run(name, tmp_path, "here.log")
     assert os.listdir(tmp_path) == ["here.log"]
@@ -281,7 +281,7 @@ def test_joblib_parallel(tmp_path: Path) -> None:
 
 
 def test_pebble_pool(tmp_path: Path) -> None:
-    """What a worker has logged that was killed for being late is there, and the pool has gone on."""
+    """A worker that was killed for being late has left what it logged, and the pool has gone on."""
     pytest.importorskip("pebble")
     printed = run("pebble_pool.py", tmp_path).splitlines()
     assert printed[:2] == ["FIRST", "LAST"]
@@ -313,7 +313,7 @@ def test_subprocesses(tmp_path: Path) -> None:
 
 
 def test_notebook_as_a_program(tmp_path: Path) -> None:
-    """The notebook runs as a program, too; tests/test_with_jupyter.py runs it in a kernel."""
+    """The notebook runs as a program, too; test_with_jupyter.py runs it in a kernel."""
     printed = run("notebook.py", tmp_path).splitlines()
     assert printed[0] == "[0, 1, 8, 27, 64]"
     lines = read(tmp_path / "notebook.log")

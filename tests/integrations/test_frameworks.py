@@ -95,7 +95,7 @@ class Site:
         return None
 
     def end(self) -> None:
-        """Have it end as it is meant to, and wait for everybody who belongs to it, the logging process included."""
+        """End the site as its manual says, and wait for all its processes, the logging process included."""
         self.process.terminate()
         output, _ = self.process.communicate(timeout=60)
         assert self.process.returncode in (0, -signal.SIGTERM), output
@@ -148,7 +148,7 @@ def running(name: str, command: list[str], tmp_path: Path, address: str = r"http
 @pytest.mark.parametrize("name", SERVICES)
 def test_requests_to_all_workers_are_in_one_log(name: str, tmp_path: Path) -> None:
     """Whichever worker takes a request, what it, its pool and the access log say of it is in one file under its id;
-    behind SIGTERM the file is complete, and nothing else is left."""
+    after SIGTERM the file is complete, and nothing else is left."""
     before = {path.name for path in (EXAMPLES / name).iterdir()}
     with running(name, SERVICES[name], tmp_path) as site, ThreadPoolExecutor(6) as clients:
         answered = list(clients.map(lambda _: site.ask(), range(12)))
@@ -188,7 +188,7 @@ def test_reload_under_load_loses_nothing(name: str, tmp_path: Path) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody uses at this moment."""
+    """Return a port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -16,7 +16,7 @@ from scripts import environment
 
 pytestmark = pytest.mark.processes
 
-#: As a script: with ``python -m``, Celery could not start itself anew.
+#: As a script: with ``python -m``, Celery could not restart itself.
 CELERY = str(Path(sys.executable).with_name("celery"))
 WORKER = [sys.executable, CELERY, "-A", "celery_prefork", "worker", "-c", "2"]
 
@@ -45,7 +45,7 @@ def wait_for_tasks(log: Path, number: int) -> None:
 
 
 def check(log: Path, tasks: int) -> set[str]:
-    """Hold the log against the tasks; return the names of the processes that did them."""
+    """Compare the log with the tasks; return the names of the processes that did them."""
     done = Counter(int(n) for n in said(log, "celery_prefork", r"^adding (\d+) and 1$"))
     assert done == Counter(range(tasks))
     by_process: dict[str, list[str]] = defaultdict(list)
@@ -88,7 +88,7 @@ def test_process_that_is_killed(tmp_path: Path) -> None:
         wait_until(lambda: said(log, "multiprocessing", "SIGKILL"), "Celery has said it as well")
         send(tmp_path, 10, 20)
         wait_for_tasks(log, 20)
-        # Not its end: with Celery 5.7, a warm shutdown behind the death of a process may never end.
+        # Not its end: with Celery 5.7, a warm shutdown after the death of a process may never end.
     assert said(log, "celery_prefork", "^dying") == ["dying"]
     check(log, 20)
 

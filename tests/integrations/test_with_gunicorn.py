@@ -49,7 +49,7 @@ def clients_of(gunicorn: Any, log: Path) -> Clients:
 
 
 def check(clients: Clients, log: Path, access_logger: str) -> None:
-    """Hold the log against the answers, behind the end of gunicorn."""
+    """Compare the log with the answers after the end of gunicorn."""
     names = clients.check(log, access_logger)
     assert all(name.startswith("Worker-") for name in names)
     assert len(booted(log)) == len(set(booted(log)))

@@ -74,7 +74,7 @@ for manager_class in MANAGERS.values():
 
 
 def test_manager(context: Any, server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
-    """What is logged in the process of a manager is there, also behind its end by a signal."""
+    """What the process of a manager has logged is in the log, even if a signal ends it."""
     if library_of(context).__name__ == "multiprocess":
         skip_without_dill()
     manager = MANAGERS[library_of(context).__name__](ctx=context)
@@ -141,7 +141,7 @@ def test_loky_replaces_a_worker(
 
 
 def test_pebble_replaces_workers(stdlib_context: Any, server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
-    """Workers that end behind some tasks, that take too long, or that are killed have left what they logged."""
+    """What workers have logged is there if they end after some tasks, take too long or are killed."""
     pebble = pytest.importorskip("pebble")
     directory = str(tmp_path)
     with pebble.ProcessPool(2, max_tasks=2, initializer=server.initializer, context=stdlib_context) as pool:

@@ -72,7 +72,7 @@ def as_nobody(function: Callable[[], object]) -> str:
 
 @pytest.fixture
 def sticky() -> Any:
-    """A directory like /tmp: everybody may make files there, and remove their own."""
+    """A directory like /tmp: all users may make files there, and remove their own."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         os.chmod(directory, 0o1777)
         yield Path(directory)

@@ -38,7 +38,7 @@ _POLICIES = ("block", "drop_newest", "drop_oldest", "drop_below", "fallback")
 def _flood(initializer: Any, directory: str, name: str, ending: str) -> None:
     """Runs in a worker: log lines of many lengths until told to end, or killed.
 
-    Told by a file: an Event has a lock, and who is killed with it holds everybody up.
+    Told by a file: an Event has a lock, and a worker killed with it would hold up all others.
     """
     initializer()
     producer, rare = Producer(directory, name), Producer(directory, f"{name}-rare")
@@ -260,7 +260,7 @@ def _soak(directory: Path, disk: Path | None, policy: str, seed: int, seconds: f
     assert policy == "fallback" or not found.disordered, (found, soak)
     assert stats.received == found.written, soak
     assert sum(int(count.replace(",", "")) for count in soak.said("([0-9,]+) records? dropped by")) == stats.dropped
-    # Who was killed may have been told that his last record is dropped, and not have told it.
+    # A killed worker may have learned that its last record is dropped, and have had no time to report it.
     ended = soak.done["kill_worker"] + soak.done["terminate_worker"]
     assert len(found.lost) <= stats.dropped <= len(found.lost) + ended, (found.lost[:10], stats.dropped, soak)
     if policy in ("block", "fallback"):

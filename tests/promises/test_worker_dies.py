@@ -67,7 +67,7 @@ def test_worker_killed_loses_nothing(
     result = verdict(log, tmp_path)
     assert result.clean, result
     assert result.acknowledged > kills
-    # A second, and what a machine that has other things to do adds; what a dead process holds is held for ever.
+    # A second, and what a busy machine adds; what a dead process holds would never be released.
     assert longest_call(tmp_path) < 5
 
 
