@@ -35,6 +35,7 @@ from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.troubles import Troubles
 from mplog.queue import fifo
 from mplog.queue.payloads import check_object
+from mplog.queue.sender import Sender
 from mplog.record import frame
 from mplog.record.decoding import Decoder, decode_entry
 from mplog.record.encoding import encode
@@ -284,11 +285,10 @@ def test_queue_that_is_made_anew_by_somebody_else(tmp_path: Path, plant: Callabl
         mplog.LogQueue.open(str(directory))
     with pytest.raises(OSError):
         fifo.open_reader(str(directory / "queue"))
-    queue = mplog.LogQueue.__new__(mplog.LogQueue)
-    queue._setup(str(directory), is_owner=False)
+    sender = Sender(str(directory))
     with pytest.raises(OSError):
-        queue.put("x")
-    queue.close()
+        sender.put("x")
+    sender.close_end()
     assert target.read_text() == "precious\n"
 
 
@@ -505,7 +505,7 @@ def test_unfinished_messages_take_what_is_counted() -> None:
             held, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert held < reader._incomplete_size * 1.2 + 200_000, (size, held, reader._incomplete_size)
+        assert held < reader.incomplete_size * 1.2 + 200_000, (size, held, reader.incomplete_size)
 
 
 # --- frames: the fast way and the slow one ---
