@@ -75,9 +75,12 @@ STARTERS = {"context", "server", "small_disk", "start_method", "stdlib_context"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a fixture which starts processes."""
+    """Mark the tests that use a fixture which starts processes, and those that take long.
+
+    So ``-m "not processes"``, which takes the place of ``-m "not long"``, selects none of these either.
+    """
     for item in items:
-        if not STARTERS.isdisjoint(getattr(item, "fixturenames", ())):
+        if item.get_closest_marker("long") or not STARTERS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("processes")
 
 
