@@ -10,7 +10,6 @@ first by the bytes that can begin a value that takes memory, which are counted i
 
 from __future__ import annotations
 
-import struct
 import sys
 
 #: Bytes of memory that any record may take. A longer one may take `_GROWTH` times its own bytes.
@@ -46,15 +45,31 @@ def at_most(data: bytes | memoryview) -> int:
     return _REFERENCE * len(data) + _LARGEST * values
 
 
-_LENGTHS = {1: struct.Struct(">B"), 2: struct.Struct(">H"), 4: struct.Struct(">I")}
-# By the first byte, of a value that is a fixed number of bytes, that number (the msgpack specification).
-_FIXED = {0xC0: 1, 0xC1: 1, 0xC2: 1, 0xC3: 1, 0xCA: 5, 0xCB: 9, **dict(zip(range(0xCC, 0xD4), (2, 3, 5, 9) * 2))}
-_FIXEXT = {0xD4 + index: 2**index for index in range(5)}
-# By the first byte, the bytes of its length.
-_BLOBS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-_EXTS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
-_ARRAYS = {0xDC: 2, 0xDD: 4}
-_MAPS = {0xDE: 2, 0xDF: 4}
+_ALONE, _BLOB, _EXT, _MAP = range(4)
+
+
+def _table() -> dict[int, tuple[int, int, int, int, int]]:
+    """Return, by the first byte of a value (the msgpack specification):
+
+    the bytes of its head, the memory it takes, the bytes of its length in the head, its length where these are 0, and
+    what has that length: nothing, the bytes of a text, those of an extension, or entries.
+    """
+    table = {first: (1, 0 if first < 0x80 else _NUMBER, 0, 0, _ALONE) for first in range(0x100)}
+    table |= {0x80 + entries: (1, _LARGEST if entries else _EMPTY, 0, entries, _MAP) for entries in range(16)}
+    table |= {0x90 + items: (1, _EMPTY, 0, 0, _ALONE) for items in range(16)}
+    table |= {0xA0 + length: (1, _TEXT, 0, length, _BLOB) for length in range(32)}
+    table |= {first: (size, _NUMBER, 0, 0, _ALONE) for first, size in zip(range(0xCA, 0xD4), (5, 9, *(2, 3, 5, 9) * 2))}
+    table |= {0xD4 + power: (2, _LARGEST, 0, 2**power, _EXT) for power in range(5)}
+    for place, width in enumerate((1, 2, 4)):
+        table[0xC4 + place] = table[0xD9 + place] = (1 + width, _TEXT, width, 0, _BLOB)
+        table[0xC7 + place] = (2 + width, _LARGEST, width, 0, _EXT)
+    for place, width in enumerate((2, 4)):
+        table[0xDC + place] = (1 + width, _EMPTY, 0, 0, _ALONE)
+        table[0xDE + place] = (1 + width, _LARGEST, width, 0, _MAP)
+    return table
+
+
+_VALUES = _table()
 
 
 def estimate(data: bytes, enough: int, most: int = sys.maxsize) -> tuple[int, bool]:
@@ -71,47 +86,19 @@ def estimate(data: bytes, enough: int, most: int = sys.maxsize) -> tuple[int, bo
     Malformed data are left to the decoder: it stops there, and has made no more than what came before.
     """
     view, position, end, total = memoryview(data), 0, len(data), 0
-    try:
-        while position < end and total <= enough:
-            if not most:
-                return total, False
-            most -= 1
-            first = data[position]
-            total += _REFERENCE
-            if first < 0x80:
-                position += 1
-            elif 0xA0 <= first < 0xC0:
-                total += _TEXT + (first & 0x1F)
-                position += 1 + (first & 0x1F)
-            elif first < 0xA0:
-                entries = first & 0x0F if first < 0x90 else 0
-                total += _LARGEST + _ENTRY * entries if entries else _EMPTY
-                position += 1
-            elif first >= 0xE0:
-                total += _NUMBER
-                position += 1
-            elif first in _FIXED:
-                total += _NUMBER
-                position += _FIXED[first]
-            elif first in _BLOBS:
-                size = _BLOBS[first]
-                (length,) = _LENGTHS[size].unpack_from(data, position + 1)
-                total += _TEXT + length
-                position += 1 + size + length
-            elif first in _FIXEXT or first in _EXTS:
-                size = _EXTS.get(first, 0)
-                (length,) = _LENGTHS[size].unpack_from(data, position + 1) if size else (_FIXEXT[first],)
-                position += 2 + size
-                # One of our own, with values in it, or text.
-                total += _LARGEST + at_most(view[position : position + length])
-                position += length
-            elif first in _ARRAYS:
-                total += _EMPTY
-                position += 1 + _ARRAYS[first]
-            else:
-                (length,) = _LENGTHS[_MAPS[first]].unpack_from(data, position + 1)
-                total += _LARGEST + _ENTRY * min(length, end - position)
-                position += 1 + _MAPS[first]
-    except struct.error:
-        pass
+    while position < end and total <= enough:
+        if not most:
+            return total, False
+        most -= 1
+        head, memory, width, length, kind = _VALUES[data[position]]
+        if width:
+            length = int.from_bytes(data[position + 1 : position + 1 + width], "big")
+        total += _REFERENCE + memory
+        position += head
+        if kind == _MAP:
+            total += _ENTRY * min(length, max(0, end - position))
+        elif kind != _ALONE:
+            # In an extension, which is one of our own, there may be values.
+            total += length if kind == _BLOB else at_most(view[position : position + length])
+            position += length
     return total, True
