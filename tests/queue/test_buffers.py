@@ -936,6 +936,7 @@ def test_a_process_killed_in_its_recovery_loses_doubles_and_tears_nothing(tmp_pa
 
 
 @pytest.mark.long
+@pytest.mark.processes
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(10))
 def test_a_thousand_random_kills(tmp_path: Path, seed: int) -> None:

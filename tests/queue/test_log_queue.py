@@ -576,6 +576,7 @@ def test_twenty_megabytes(queue: LogQueue, kind: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.processes
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kind", "size"), [("object", MAX_OBJECT_SIZE - 100), ("record", MAX_RECORD_SIZE - 1000)])
 def test_longest_of_all(queue: LogQueue, kind: str, size: int) -> None:
