@@ -218,11 +218,7 @@ class Memory:
 
 
 def read_state(fd: int) -> State:
-    """Return the state of a pair of buffers that another process uses.
-
-    Raises:
-        ValueError: this is not the memory of one.
-    """
+    """Return the state of a pair of buffers that another process uses; raise ValueError if this is not its memory."""
     # A state that is being written does not count, and the other does. Both have changed meanwhile only if this process
     # was held up in the middle of its read.
     for _ in range(10):
@@ -238,11 +234,7 @@ def _damaged(why: str) -> ValueError:
 
 
 def _check(fd: int) -> tuple[bytes, int, bytes]:
-    """Return the head of the memory, the size of a buffer, and the mark.
-
-    Raises:
-        ValueError: this is not the memory of a pair.
-    """
+    """Return the head of the memory, the size of a buffer, and the mark."""
     head = os.pread(fd, _HEAD, 0)
     if len(head) < _HEAD or not head.startswith(_MAGIC):
         raise ValueError(f"descriptor {fd} is not the memory of a pair of buffers.")

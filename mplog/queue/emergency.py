@@ -127,12 +127,7 @@ class EmergencyFile:
 
 
 class _Piece:
-    """What is to be appended.
-
-    Attributes:
-        frames, sync: as for `EmergencyFile.append`.
-        is_there: whether it is, once that is known.
-    """
+    """What is to be appended, and later whether it is there; see `EmergencyFile.append`."""
 
     def __init__(self, frames: bytes, sync: bool, later: Callable[[bool], object] | None = None) -> None:
         self.frames = frames
@@ -179,11 +174,7 @@ def write_all(fd: int, data: bytes, position: int) -> None:
 
 
 def open_own(path: str, flags: int) -> int:
-    """Open a regular file of this user's own, and nothing that another user has planted in its place.
-
-    Raises:
-        OSError: there is none (FileNotFoundError), or it is not one of this user's own (EmergencyRefusedError).
-    """
+    """Open a regular file of this user's own, and nothing that another user has planted in its place."""
     fd = os.open(path, flags | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
         status = os.fstat(fd)
@@ -218,11 +209,7 @@ def open_locked(path: str, flags: int, deadline: float) -> int | None:
 
 
 def find_end(fd: int, path: str) -> int:
-    """Return where to append; write the header of a file that is new, or was cut short when it was.
-
-    Raises:
-        OSError: this is not an emergency file (EmergencyRefusedError), or it cannot be written.
-    """
+    """Return where to append; write the header of a file that is new, or was cut short when it was."""
     header = os.pread(fd, HEADER.size, 0)
     length = os.fstat(fd).st_size
     if len(header) < HEADER.size:

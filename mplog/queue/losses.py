@@ -158,13 +158,10 @@ _rows = struct.Struct(f"={_ROWS * _ROW}q").unpack_from
 
 
 class Losses:
-    """What this process has lost. The file is made with the first loss.
+    """What this process has lost. The file in the directory of the queue is made with the first loss.
 
     Without a descriptor to open the file with, or without room for it, the counts wait in the process, and go into the
     file with a later loss. If the process ends before that, only the gap in its numbers is left.
-
-    Args:
-        directory: of the queue.
     """
 
     def __init__(self, directory: str) -> None:
@@ -174,13 +171,7 @@ class Losses:
         self._free_rows = iter(range(_FIRST_OWN_ROW, _ROWS))
 
     def count(self, level: int, reason: Reason, name: str | None) -> None:
-        """Count one record.
-
-        Args:
-            level: of the record.
-            reason: why.
-            name: of the process, as its records have it.
-        """
+        """Count a record of a level; `name` is that of the process, as its records have it."""
         key = (max(-(2**62), min(level, 2**62)), int(reason))
         if key not in self._rows:
             row = next(self._free_rows, None)
@@ -283,11 +274,7 @@ def read_files(directory: str) -> dict[str, ProcessLosses]:
 
 
 def names_of_files(directory: str) -> list[str]:
-    """Return the names of the files of a queue, sorted.
-
-    Raises:
-        OSError: no descriptor is left to look.
-    """
+    """Return the names of the files of a queue, sorted; raise OSError if no descriptor is left to look."""
     try:
         with os.scandir(directory) as entries:
             return sorted(entry.name for entry in entries if entry.name.startswith(_PREFIX))

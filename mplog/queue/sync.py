@@ -52,14 +52,7 @@ def _path(directory: str, token: bytes) -> str:
 
 
 class Waiter:
-    """Where a worker waits for one record.
-
-    Args:
-        directory: of the queue.
-
-    Raises:
-        OSError: there is no descriptor left, or no room, to wait with.
-    """
+    """Where a worker waits for one record; an OSError if there is no descriptor left, or no room."""
 
     def __init__(self, directory: str) -> None:
         self.token = os.urandom(TOKEN_SIZE)

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -60,7 +60,7 @@ def context(**fields: Any) -> Iterator[None]:
     Args:
         fields: anything; as it looks at this moment.
     """
-    token = _bound.set(_with(fields))
+    token = _bind(_encoded(fields))
     try:
         yield
     finally:
@@ -70,15 +70,11 @@ def context(**fields: Any) -> Iterator[None]:
 
 def bind(**fields: Any) -> None:
     """Add fields to the records that this thread or asyncio task logs from here on, as `context` does inside it."""
-    _bound.set(_with(fields))
+    _bind(_encoded(fields))
 
 
 def unbind(*names: str) -> None:
-    """Take fields away again. Those that are not bound are ignored.
-
-    Args:
-        names: as they were bound.
-    """
+    """Take fields away again, by the names that they were bound with. Those that are not bound are ignored."""
     gone = {name for name, _ in named((name, None) for name in names)}
     _bound.set({name: value for name, value in _bound.get(_NOTHING).items() if name not in gone})
 
@@ -106,8 +102,11 @@ class _Carrying:
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        with _carried(self._fields):
+        token = _bind(self._fields)
+        try:
             return self._function(*args, **kwargs)
+        finally:
+            _bound.reset(token)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _carrying, (self._function, pack(self._fields))
@@ -117,21 +116,13 @@ def _carrying(function: Portable, fields: bytes) -> _Carrying:
     return _Carrying(function, _unpack(fields))
 
 
-@contextlib.contextmanager
-def _carried(fields: dict[str, Any]) -> Iterator[None]:
-    token = _bound.set({**_bound.get(_NOTHING), **fields})
-    in_use.pid = os.getpid()
-    try:
-        yield
-    finally:
-        _bound.reset(token)
+def _encoded(fields: dict[str, Any]) -> dict[str, Any]:
+    return plain_fields((readable(name), value) for name, value in named(fields.items())) or {}
 
 
-def _with(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the bound fields and these, encoded."""
+def _bind(fields: dict[str, Any]) -> Token[dict[str, Any]]:
     in_use.pid = os.getpid()
-    new = plain_fields((readable(name), value) for name, value in named(fields.items()))
-    return {**_bound.get(_NOTHING), **(new or {})}
+    return _bound.set({**_bound.get(_NOTHING), **fields})
 
 
 def merged(extra: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -147,5 +138,5 @@ def start_anew() -> None:
         in_use.pid = 0
 
 
-# Not to the values: encoded they stay.
+# The values stay encoded.
 _unpack: Callable[[bytes], dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, Any]).decode

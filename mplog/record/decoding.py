@@ -118,29 +118,17 @@ def _checked_origin(raw: bytes) -> Origin:
 
 
 def decode_entry(payload: bytes) -> Entry:
-    """Return what `encode` made, ``rest`` still encoded.
-
-    Raises:
-        ValueError: the payload is not a record.
-    """
+    """Return what `Decoder.decode` does, without keeping anything."""
     return Decoder().decode(payload)
 
 
 def origin_of(payload: bytes) -> Origin:
-    """Return where a record comes from; keep what is decoded.
-
-    Raises:
-        ValueError: the payload is not a record.
-    """
+    """Return where a record comes from; raise ValueError if the payload is not a record."""
     return _decoder.decode(payload)[1]
 
 
 def to_record(values: Values, origin: Origin) -> Record:
-    """Return an entry as a log record.
-
-    Raises:
-        ValueError: the part that is decoded only now does not decode.
-    """
+    """Return an entry as a log record; raise ValueError if the part that is decoded only now is broken."""
     _, message, extra, exc_text, created, msecs, stack_info, _, _ = values
     relative, exception = decode_rest(values)
     record: Record = _new_record(Record)
@@ -177,11 +165,7 @@ _templates = ByOrigin(_template)
 
 
 def decode_rest(values: Values) -> tuple[float | None, tuple[str, str, list[tuple[str, int, str]]] | None]:
-    """Return ``relativeCreated``, and the exception's type, message and frames or None.
-
-    Raises:
-        ValueError: they do not decode.
-    """
+    """Return ``relativeCreated``, and the exception's type, message and frames or None; raise ValueError if broken."""
     try:
         rest = _decode_rest(values[REST])
     except msgspec.ValidationError:
@@ -193,11 +177,7 @@ def decode_rest(values: Values) -> tuple[float | None, tuple[str, str, list[tupl
 
 
 def decode(payload: bytes) -> Record:
-    """Return the record that `encode` made.
-
-    Raises:
-        ValueError: the payload is not a record.
-    """
+    """Return the record that `encode` made; raise ValueError if the payload is not a record."""
     return to_record(*decode_entry(payload))
 
 

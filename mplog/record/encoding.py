@@ -37,6 +37,8 @@ from mplog.record.layout import (
     Wire,
 )
 from mplog.record.plain import (
+    CAUGHT,
+    caught,
     of_kind,
     pack,
     plain_fields,
@@ -44,7 +46,6 @@ from mplog.record.plain import (
     safe_repr,
     safe_str,
     text_or_ext,
-    unless_signal,
 )
 
 #: Characters that are kept of a text that is too long, and attributes in `extra` of such a record.
@@ -100,7 +101,7 @@ def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *
         )
         # Last, since from 3.11 on the dictionary is only made when it is asked for, and slows the attributes down.
         is_ordinary = len(record.__dict__) == _ATTRIBUTES
-    except (Exception, SystemExit, GeneratorExit) as error:
+    except CAUGHT as error:
         # An AttributeError may be of an attribute that is missing, so it is formatted again.
         return _encode_carefully(record, sequence, details, message, None if type(error) is AttributeError else error)
     if is_ordinary and len(payload) <= MAX_RECORD_SIZE:
@@ -138,14 +139,7 @@ def _encode_carefully(
     error: BaseException | None = None,
     with_args: bool = False,
 ) -> bytes:
-    """Return any record as plain data.
-
-    Args:
-        record, sequence, details: see `encode`.
-        message: formatted already; None where it is not.
-        error: what was raised when it was.
-        with_args: see `encode`.
-    """
+    """Return any record as plain data; `message` is None where it is not formatted yet, and `error` why."""
     attributes = record.__dict__
     if message is None:
         message = _message(record, error)
@@ -199,20 +193,13 @@ class Cut(bytes):
 
 
 def _message(record: logging.LogRecord, error: BaseException | None) -> str:
-    """Return the message, or what stands in its place.
-
-    Args:
-        record: the record.
-        error: what was raised when it was formatted; None where it was not.
-    """
+    """Return the message, or what stands in its place because formatting it raised an error, now or before."""
     if error is None:
         try:
             return record.getMessage()
-        except (Exception, SystemExit, GeneratorExit) as raised:
+        except CAUGHT as raised:
             error = raised
-    if not isinstance(error, Exception):
-        unless_signal(error)  # what a signal handler has raised goes on its way
-    return unformattable(_attribute(record, "msg"), _attribute(record, "args"), error)
+    return unformattable(_attribute(record, "msg"), _attribute(record, "args"), caught(error))
 
 
 def unformattable(msg: object, args: object, error: BaseException) -> str:
@@ -269,10 +256,8 @@ def _exception(record: logging.LogRecord) -> tuple[str | None, _Exception | None
     if not text:
         try:
             text = _formatter.formatException(info)
-        except Exception as error:
-            text = f"<mplog: this traceback could not be formatted: {_describe(error)}>"
-        except (SystemExit, GeneratorExit) as error:
-            text = f"<mplog: this traceback could not be formatted: {_describe(unless_signal(error))}>"
+        except CAUGHT as error:
+            text = f"<mplog: this traceback could not be formatted: {_describe(caught(error))}>"
     kind, value, trace = info
     if kind is None:
         return text, None

@@ -26,7 +26,7 @@ from mplog.record.context import named
 from mplog.record.decoding import decode
 from mplog.record.encoding import Cut, encode, pack_wire
 from mplog.record.layout import RESERVED, Record, Wire
-from mplog.record.plain import ForeignValue, pack, plain, plain_fields, readable, safe_str, unless_signal, unpack
+from mplog.record.plain import CAUGHT, ForeignValue, caught, pack, plain, plain_fields, readable, safe_str, unpack
 from mplog.record.portable import dump, load
 
 #: Returns fields to add to a record.
@@ -209,8 +209,8 @@ class Preparation:
             try:
                 fields = dict(enrich())
                 new = plain_fields((readable(safe_str(name)), value) for name, value in named(fields.items()))
-            except (Exception, SystemExit, GeneratorExit) as error:
-                _unless_signal(error)
+            except CAUGHT as error:
+                caught(error)
                 self._note("enricher", enrich, error, "its fields are missing")
             else:
                 extra = {**(new or {}), **extra}
@@ -260,8 +260,8 @@ class Preparation:
         for redact in self._redactors:
             try:
                 value = redact(name, value)
-            except (Exception, SystemExit, GeneratorExit) as error:
-                _unless_signal(error)
+            except CAUGHT as error:
+                caught(error)
                 self._note("redactor", redact, error, "a marker is written in place of what it fails on")
                 return _marker(error)
         kind = type(value)
@@ -285,11 +285,6 @@ def _marker(error: BaseException) -> str:
 def _decoded(value: Any) -> Any:
     """Return a value as it arrives."""
     return value if type(value) is str else unpack(pack(value))
-
-
-def _unless_signal(error: BaseException) -> None:
-    if not isinstance(error, Exception):
-        unless_signal(error)
 
 
 # Values of fields stay encoded.

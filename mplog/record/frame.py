@@ -75,13 +75,7 @@ def frame(kind: int, payload: bytes) -> bytes | None:
 
 
 def frames(kind: int, payload: bytes, message_id: bytes) -> Iterator[bytes]:
-    """Yield the frames of a message that is longer than one frame, in the order in which they must be written.
-
-    Args:
-        kind: of the whole.
-        payload: the whole message.
-        message_id: 16 random bytes.
-    """
+    """Yield the frames of a message that is longer than one frame, in the order in which they must be written."""
     count = -(-len(payload) // _PIECE_SIZE)
     pid = os.getpid()
     view = memoryview(payload)
@@ -127,11 +121,7 @@ class Part(NamedTuple):
 
 
 def decode_part(payload: bytes) -> Part:
-    """Return what the payload of a frame of kind `PART` means.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Return what the payload of a frame of kind `PART` means; raise ValueError if it is broken."""
     if len(payload) < _PART.size:
         raise ValueError("a part without its header")
     message_id, pid, index, count, kind, checksum = _PART.unpack_from(payload)
@@ -142,13 +132,7 @@ def decode_part(payload: bytes) -> Part:
 
 
 class Found(NamedTuple):
-    """A piece of a stream: a frame, or what lies between two, of which `kind` is None.
-
-    Attributes:
-        start: where it begins.
-        end: where the next piece begins.
-        kind: of the frame.
-    """
+    """A piece of a stream: a frame, or what lies between two, of which `kind` is None."""
 
     start: int
     end: int
@@ -156,7 +140,7 @@ class Found(NamedTuple):
 
     @property
     def payload(self) -> slice:
-        """Where the payload is."""
+        """Where in the stream the payload is."""
         return slice(self.start + HEADER_SIZE, self.end)
 
 

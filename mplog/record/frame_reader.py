@@ -47,15 +47,7 @@ _BROKEN = (KeyError, ValueError, RecursionError)
 
 
 class Incomplete:
-    """A long message of which parts are still missing.
-
-    Attributes:
-        pid: the process that is writing it.
-        count: how many parts it has.
-        kind: of the whole.
-        pieces: those that have arrived.
-        size: the memory they take, in bytes.
-    """
+    """A long message of which parts are still missing: `count` parts, of which `pieces` take `size` bytes of memory."""
 
     __slots__ = ("count", "kind", "pid", "pieces", "size")
 

@@ -95,12 +95,17 @@ def safely(function: Callable[[object], str], value: object) -> str:
     try:
         # Exactly a str: a subclass could bring code along.
         return str.__str__(function(value))
-    except Exception as error:
-        return f"<{type(value).__name__} object; its {function.__name__}() raised {type(error).__name__}>"
-    except (SystemExit, GeneratorExit) as error:
-        return (
-            f"<{type(value).__name__} object; its {function.__name__}() raised {type(unless_signal(error)).__name__}>"
-        )
+    except CAUGHT as error:
+        return f"<{type(value).__name__} object; its {function.__name__}() raised {type(caught(error)).__name__}>"
+
+
+#: What a program's objects may raise without an effect on the program, see `caught`.
+CAUGHT = (Exception, SystemExit, GeneratorExit)
+
+
+def caught(error: BaseException) -> BaseException:
+    """Return the error; raise it again where it is an exit that a signal handler wants (`unless_signal`)."""
+    return error if isinstance(error, Exception) else unless_signal(error)
 
 
 def unless_signal(error: BaseException) -> BaseException:
@@ -192,10 +197,8 @@ def plain(value: Any, depth: int = 0) -> Any:
                 if all(type(key) is str for key, _ in pairs):
                     return dict(pairs)
                 return _Ext(_PAIRS, pack(pairs))
-    except Exception:
-        pass  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
-    except (SystemExit, GeneratorExit) as error:
-        unless_signal(error)
+    except CAUGHT as error:  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
+        caught(error)
     looks = [text_or_ext(safe_str(value)), text_or_ext(safe_repr(value)), as_number(value)]
     if vars(object)["__format__"] is not kind.__format__:  # that of an enumeration of texts is not its str()
         looks.append(text_or_ext(safely(format, value)))
@@ -231,10 +234,8 @@ def as_number(value: Any) -> int | float | None:
             number = operator.index(value)
             return number if -(2**63) <= number < 2**64 else None
         return float(value) if hasattr(type(value), "__float__") else None
-    except Exception:
-        return None
-    except (SystemExit, GeneratorExit) as error:
-        unless_signal(error)
+    except CAUGHT as error:
+        caught(error)
         return None
 
 
