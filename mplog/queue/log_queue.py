@@ -50,6 +50,16 @@ def _of_sender(name: str) -> Any:
     return property(lambda queue: getattr(queue.sender, name), lambda queue, value: setattr(queue.sender, name, value))
 
 
+class _LazyReader:
+    """The `Reader` of a queue, which is loaded and made where it is used first: no worker reads."""
+
+    def __get__(self, queue: LogQueue, owner: object = None) -> Reader:
+        from mplog.queue.reader import Reader
+
+        reader: Reader = queue.__dict__.setdefault("reader", Reader(queue.sender))  # in one step: one for all threads
+        return reader
+
+
 class LogQueue(_Base):
     """A ``multiprocessing.Queue`` whose transport is a FIFO of atomic frames.
 
@@ -97,6 +107,7 @@ class LogQueue(_Base):
     sync: Sync | None = _of_sender("sync")
     preparation: bytes = _of_sender("preparation")
     losses: Losses = _of_sender("losses")
+    reader = _LazyReader()
 
     def __init__(self, maxsize: int = 0, *, ctx: object = None) -> None:
         if not hasattr(os, "mkfifo"):
@@ -118,16 +129,6 @@ class LogQueue(_Base):
         self._maxsize = 0
         self._finalizers = _finalizers(self, directory) if is_owner else []
         _queues[directory] = self
-
-    @property
-    def reader(self) -> Reader:
-        """The reading end, which is made and loaded where it is used: no worker reads."""
-        reader: Reader | None = self.__dict__.get("_reader")
-        if reader is None:
-            from mplog.queue.reader import Reader
-
-            reader = self.__dict__.setdefault("_reader", Reader(self.sender))  # in one step: one for all threads
-        return reader
 
     # The base class pickles only while a process is being started; a path may travel at any time.
     def __reduce__(self) -> tuple[Any, ...]:
@@ -248,7 +249,7 @@ class LogQueue(_Base):
         """Close the queue in this process: neither `put` nor `get` works here any more."""
         self.sender.is_closed = True
         self.sender.close_end()
-        if "_reader" in self.__dict__:
+        if "reader" in self.__dict__:
             self.reader.close_ends()
 
     def join_thread(self) -> None:
