@@ -440,10 +440,11 @@ def work(directory, kill_at, after):
                 if name == "write":
                     function(arguments[0], bytes(arguments[1][:3]))
                 os.kill(os.getpid(), signal.SIGKILL)
+            makes = name == "open" and not os.path.exists(arguments[0])
             result = function(*arguments, **options)
             if name in ("write", "ftruncate"):
                 utime(arguments[0], (now, now))
-            elif name == "open" and arguments[1] & os.O_CREAT:
+            elif makes:
                 utime(result, (now, now))
             if calls == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
