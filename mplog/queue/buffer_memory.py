@@ -178,11 +178,7 @@ class Memory:
             raise _damaged("the note does not fit its checksum")
 
     def close(self) -> None:
-        """Let go of the memory, which stays as it is.
-
-        Raises:
-            BufferError: a view of it is still in use.
-        """
+        """Let go of the memory, which stays as it is; raise BufferError if a view of it is still in use."""
         self._words.release()
         self.view.release()
         self._map.close()

@@ -74,11 +74,7 @@ class BufferPair:
         self._recover()
 
     def close(self) -> None:
-        """Let go of the memory, which stays as it is.
-
-        Raises:
-            BufferError: a view that `unwritten` returned is still in use.
-        """
+        """Let go of the memory, which stays as it is; raise BufferError if a view of it is still in use."""
         self.memory.close()
 
     # --- the thread that takes in ---

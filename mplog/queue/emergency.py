@@ -44,12 +44,7 @@ class EmergencyRefusedError(OSError):
 
 
 class EmergencyFile:
-    """Where a worker appends.
-
-    Args:
-        path: of the file.
-        size: of how many bytes it is at most.
-    """
+    """Where a worker appends; the file has `size` bytes at most."""
 
     def __init__(self, path: str, size: int) -> None:
         self.path = path

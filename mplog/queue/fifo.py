@@ -22,7 +22,7 @@ import sys
 import termios
 import time
 import weakref
-from typing import Protocol
+from typing import Any
 
 # Linux; the fcntl module has the names on Linux alone.
 _F_SETPIPE_SZ = 1031
@@ -79,15 +79,8 @@ def is_open(fd: int) -> bool:
     return True
 
 
-class Holder(Protocol):
-    """What keeps ends of FIFOs open."""
-
-    def forget_closed(self) -> None:
-        """Look which of the ends are still open."""
-
-
-#: All that there are in this process.
-holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+#: What keeps ends of FIFOs open in this process. Each has a method ``forget_closed``.
+holders: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def forget_closed() -> None:

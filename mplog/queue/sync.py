@@ -87,12 +87,7 @@ class Waiter:
 
 
 class Acknowledger(Generic[T]):
-    """The logging process's half: decodes such records, and answers the workers that wait.
-
-    Args:
-        directory: of the queue.
-        decode: what decodes a record.
-    """
+    """The logging process's half: decodes such records, and answers the workers that wait."""
 
     def __init__(self, directory: str, decode: Callable[[bytes], T]) -> None:
         self._directory = directory
@@ -100,11 +95,7 @@ class Acknowledger(Generic[T]):
         self._tokens: list[bytes] = []
 
     def decode(self, payload: bytes) -> T:
-        """Decode a frame of kind `frame.SYNC`, and remember the worker that waits for it.
-
-        Raises:
-            ValueError: it is none.
-        """
+        """Decode a frame of kind `frame.SYNC`, and remember the worker that waits; raise ValueError if it is broken."""
         if len(payload) <= TOKEN_SIZE:
             raise ValueError("a record to be written through, without its record")
         decoded = self._decode(payload[TOKEN_SIZE:])

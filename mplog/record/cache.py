@@ -14,11 +14,7 @@ V = TypeVar("V")
 
 
 class Bounded(dict[K, V]):
-    """A dictionary of at most so many entries, as far as they are added by `keep`.
-
-    Args:
-        most: the number of entries.
-    """
+    """A dictionary of at most `most` entries, as far as they are added by `keep`."""
 
     __slots__ = ("most",)
 

@@ -153,11 +153,7 @@ _nesting = _Nesting()
 
 
 class Preparation:
-    """What is done to each record before it leaves the process.
-
-    Args:
-        enrichers, redactors: see `Fields`.
-    """
+    """What is done to each record before it leaves the process; see `Fields`."""
 
     def __init__(self, enrichers: tuple[Enricher, ...], redactors: tuple[RedactorFunction, ...]) -> None:
         self._enrichers = enrichers
@@ -299,11 +295,7 @@ _known: Cache[bytes, Preparation] = Cache(lambda data: Preparation(*load(data)),
 
 
 def note_preparation(preparation: Preparation, *, by_value: bool = False) -> bytes:
-    """Return a key by which `load_preparation` finds the preparation in any process.
-
-    Args:
-        by_value: for processes that cannot import the program's script.
-    """
+    """Return a key by which `load_preparation` finds the preparation in any process; see `dump`."""
     parts = preparation._enrichers, preparation._redactors
     data = dump(parts, by_value=by_value)
     _known.keep(data, preparation)

@@ -101,22 +101,13 @@ def encode_part(message_id: bytes, pid: int, index: int, count: int, kind: int, 
 
 
 class Part(NamedTuple):
-    """What a frame of kind `PART` carries.
-
-    Attributes:
-        message_id: of the long message.
-        pid: of its writer.
-        number: of this part, from 0.
-        total: how many parts there are; 0 where the writer has given the message up.
-        kind: of the whole message.
-        piece: the part itself.
-    """
+    """What a frame of kind `PART` carries."""
 
     message_id: bytes
-    pid: int
-    number: int
-    total: int
-    kind: int
+    pid: int  # of the writer
+    number: int  # of this part, from 0
+    total: int  # of parts; 0 where the writer has given the message up
+    kind: int  # of the whole message
     piece: bytes
 
 

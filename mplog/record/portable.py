@@ -61,11 +61,7 @@ def _unpickled(data: bytes) -> Portable:
 
 
 def dump(obj: Any, *, by_value: bool = False) -> bytes:
-    """Pickle anything as `Portable` pickles a callable.
-
-    Args:
-        by_value: for a process that does not import the same ``__main__``.
-    """
+    """Pickle anything as `Portable` pickles a callable; by value for a process without the same ``__main__``."""
     if by_value:
         import cloudpickle
 
