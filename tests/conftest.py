@@ -198,7 +198,8 @@ def loggers() -> Iterator[None]:
     for logger in _all_loggers():
         handlers, filters, level, propagate, disabled = before.get(logger, ([], [], logging.NOTSET, True, False))
         logger.handlers, logger.filters, logger.propagate, logger.disabled = handlers, filters, propagate, disabled
-        logger.setLevel(level)
+        if logger.level != level:  # setLevel() looks at all loggers
+            logger.setLevel(level)
 
 
 def _all_loggers() -> list[logging.Logger]:

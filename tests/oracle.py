@@ -141,4 +141,4 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = 30) 
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout} seconds until {what}"
-        time.sleep(0.002)
+        time.sleep(0.005)

@@ -227,8 +227,8 @@ def short_lived(server: mplog.LogServer, log: Path, directory: Path, count: int)
 
 
 def test_many_short_lived_workers(server: mplog.LogServer, log: Path, tmp_path: Path, flat: None) -> None:
-    """200 workers, ten at a time: every record arrives, and neither side grows."""
-    short_lived(server, log, tmp_path, 200)
+    """100 workers, ten at a time: every record arrives, and neither side grows."""
+    short_lived(server, log, tmp_path, 100)
 
 
 @pytest.mark.long

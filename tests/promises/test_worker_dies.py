@@ -112,7 +112,7 @@ def test_leaving_a_pool_loses_nothing(
     assert result.written == result.acknowledged == 2 * RECORDS
 
 
-@pytest.mark.parametrize(("start_method", "tasks"), [("fork", 100), ("forkserver", 10)])
+@pytest.mark.parametrize(("start_method", "tasks"), [("fork", 40), ("forkserver", 8)])
 def test_workers_of_one_task_lose_nothing(
     start_method: str, tasks: int, server: mplog.LogServer, log: Path, tmp_path: Path
 ) -> None:
