@@ -52,8 +52,8 @@ def restarts(log: Path) -> list[str]:
     return [line for line in lines(log) if "restarted as" in line]
 
 
-def flood(initializer: Any, directory: Path, name: str) -> None:
-    """Runs in a worker: log lines of many lengths until there is a file that says the end."""
+def flood(initializer: Any, directory: Path, name: str, pause: float = 0) -> None:
+    """Runs in a worker: log lines of many lengths, 20 between two pauses, until there is a file that says the end."""
     initializer()
     producer = Producer(directory, name)
     sizes = random.Random(name)
@@ -61,6 +61,7 @@ def flood(initializer: Any, directory: Path, name: str) -> None:
     while not (directory / "end").exists():
         for _ in range(20):
             producer.log(sizes.choice((20, 100, 1000, 5000)))
+        time.sleep(pause)
 
 
 def rotate_under_kills(directory: Path, kills: int, make_server: Callable[[Path], mplog.LogServer]) -> Path:

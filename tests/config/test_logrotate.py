@@ -66,7 +66,7 @@ def test_log_that_is_moved_has_each_record_once(
     context = multiprocessing.get_context("fork")
     names = ["w0", "w1", "w2"]
     with make_server(log) as server:
-        workers = [context.Process(target=flood, args=(server.initializer, tmp_path, name)) for name in names]
+        workers = [context.Process(target=flood, args=(server.initializer, tmp_path, name, 0.005)) for name in names]
         try:
             for worker in workers:
                 worker.start()

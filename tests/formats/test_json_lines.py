@@ -254,7 +254,7 @@ def any_values(draw: st.DrawFn) -> Entry:
     return decode_entry(encode(record))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.one_of(st.none(), st.dictionaries(texts, attributes, max_size=6)),
     st.sampled_from(["rfc3339", "epoch"]),

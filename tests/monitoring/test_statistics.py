@@ -307,7 +307,7 @@ _POLICIES = {
 def test_loss_lines_add_up_to_the_gaps(tmp_path: Path, gate: Gate, policy: str, kills: int) -> None:
     """Under every policy, and over restarts, what the log says is lost is what is missing: in the log, by process, in
     the numbers of the records and in the statistics, to the last one."""
-    count, log = 5000, tmp_path / "slow.log"
+    count, log = 3000, tmp_path / "slow.log"
     overflow = _POLICIES[policy].with_emergency_file(tmp_path / "emergency")
     sink = mplog.HandlerSink(lambda: BlockedHandler(gate, log), format="%(message)s")
     file = mplog.FileSink(tmp_path / "file.log", format="%(message)s")
@@ -315,7 +315,7 @@ def test_loss_lines_add_up_to_the_gaps(tmp_path: Path, gate: Gate, policy: str, 
     sinks = (file,) if kills else (file, sink)  # only files get a record once when it is killed
     with mplog.LogServer(*sinks, level="INFO", buffer_size=2 * 2**20, overflow=overflow) as server:
         done, go = context.Semaphore(0), context.Event()
-        args = (server.initializer, count, 500, done, go)
+        args = (server.initializer, count, 900, done, go)
         workers = [context.Process(target=log_numbers, args=args) for _ in range(3)]
         if kills:
             os.kill(server.pid, signal.SIGSTOP)

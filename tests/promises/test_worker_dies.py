@@ -53,7 +53,7 @@ def kill_at_random(context: Any, server: mplog.LogServer, directory: Path, kills
 
 
 #: By start method: a worker that is not forked takes its time to start, while the others log flat out.
-KILLS = {"fork": 20, "spawn": 4, "forkserver": 4}
+KILLS = {"fork": 15, "spawn": 3, "forkserver": 3}
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])

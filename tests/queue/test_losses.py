@@ -190,7 +190,7 @@ def test_what_is_missing_adds_up_to_what_is_counted(
             if number % 3 == 2:
                 counters = [SharedCounter(tmp_path, each.name) for each in workers[-3:]]
                 began = time.monotonic()
-                while time.monotonic() < began + 0.4 or any(each.value < 200 for each in counters):
+                while time.monotonic() < began + 0.2 or any(each.value < 200 for each in counters):
                     reader.read()
                     time.sleep(dice.uniform(0, 0.01))
                     assert time.monotonic() < began + 60, "the workers do not log"

@@ -178,7 +178,7 @@ def streams(draw: st.DrawFn) -> list[Unit]:
     return [next(sources[number]) for number in order]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(streams(), st.randoms(use_true_random=False), st.sampled_from([1, 7, 100, 5000, 10**6]))
 def test_garbage_is_skipped_and_counted(units: list[Unit], dice: random.Random, largest: int) -> None:
     """Each valid message comes out once, in order, in whatever pieces the stream arrives; all else is counted."""
