@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from mplog.record.context import context as context
     from mplog.record.context import unbind as unbind
     from mplog.record.fields import Fields as Fields
-    from mplog.record.fields import Redactor as Redactor
     from mplog.record.plain import ForeignValue as ForeignValue
+    from mplog.record.redaction import Redactor as Redactor
     from mplog.server.log_server import LogServer as LogServer
     from mplog.server.pools import MultiprocessProcess as MultiprocessProcess
     from mplog.server.pools import Pool as Pool
@@ -73,8 +73,9 @@ _MODULES = {
         "StartError",
     ],
     "record.context": ["bind", "carry_context", "context", "unbind"],
-    "record.fields": ["Fields", "Redactor"],
+    "record.fields": ["Fields"],
     "record.plain": ["ForeignValue"],
+    "record.redaction": ["Redactor"],
     "queue.log_queue": ["LogQueue"],
     "queue.losses": ["ProcessLosses", "Reason"],
     "queue.overflow": ["Overflow"],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import mplog
-from mplog.files.rotation import ArchiveName
+from mplog.files.rotation_rules import ArchiveName
 from mplog.handlers.log_file import LogFileHandler
 
 #: In the middle of a day, in UTC.

@@ -40,7 +40,7 @@ def running_queue(given: str | None) -> str:
             "export MPLOG_QUEUE=$(mplog serve start --log app.log), or run this under mplog run --log app.log"
         )
     if os.path.isfile(where):
-        from mplog.monitoring.running import find_writer
+        from mplog.monitoring.find_servers import find_writer
 
         return find_writer(where)
     # A link, as serve --queue makes it, may lead to another server later.

@@ -21,7 +21,7 @@ from mplog.cli.lines import Filter, LineParser
 from mplog.cli.log_view import Source, View
 from mplog.cli.main import MisusedError
 from mplog.errors import MplogError
-from mplog.monitoring.running import find_servers
+from mplog.monitoring.find_servers import find_servers
 from mplog.record.plain import printable
 from mplog.sinks.sink import DEFAULT_FORMAT
 

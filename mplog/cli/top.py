@@ -1,6 +1,6 @@
 """``mplog top``: the running servers, as a screen, a table, or JSON.
 
-The rule of this file: **it only looks** (`mplog.monitoring.running`). No server notices, whatever state it is in.
+The rule of this file: **it only looks** (`mplog.monitoring.find_servers`). No server notices, whatever state it is in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mplog.cli.arguments import to_seconds
 from mplog.cli.top_text import as_json, as_text, left_text
 from mplog.cli.watcher import SORTS, Watcher
 from mplog.errors import MplogError
-from mplog.monitoring.running import Found
+from mplog.monitoring.find_servers import Found
 
 DESCRIPTION = """\
 Show the running log servers of this user: how much they write, how full their

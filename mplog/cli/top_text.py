@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mplog.cli.watcher import Look, Worker
-from mplog.monitoring.running import Found
+from mplog.monitoring.find_servers import Found
 from mplog.record.plain import printable
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400

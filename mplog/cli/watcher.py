@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mplog.monitoring.running import Found, RunningServer, Snapshot, find_servers
+from mplog.monitoring.find_servers import Found, RunningServer, Snapshot, find_servers
 from mplog.monitoring.statistics import Stats
 
 #: How many rates are kept for the line of bars.

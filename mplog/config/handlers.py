@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mplog.files.open_file import FileOptions
-from mplog.files.rotator import Rotator
+from mplog.files.rotation import Rotator
 from mplog.files.stdlib_rotation import SizeRotator, TimeRotator
 from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.text import TextHandler

@@ -20,7 +20,7 @@ from typing import IO
 from mplog.files import regular
 from mplog.files.compression import SUFFIXES, compress_into, decompress
 from mplog.files.notices import Clock, Notices
-from mplog.files.rotation import Keep, Rotation
+from mplog.files.rotation_rules import Keep, Rotation
 
 #: Bytes that are compressed at a time. Between two such pieces, each of some milliseconds, the thread may be stopped.
 _CHUNK = 2**18

@@ -34,7 +34,7 @@ _NO_FIELDS = frozenset(
 _NUMBERS = frozenset(name for name, kind in {**ORIGIN, **DETAILS}.items() if kind is int)
 _EMPTY, _CUT = "%", "%~"
 
-#: What is in the names of rotated files, unless told otherwise (`mplog.files.rotation.ArchiveName`).
+#: What is in the names of rotated files, unless told otherwise (`mplog.files.rotation_rules.ArchiveName`).
 _ARCHIVE = re.compile(r"\.[0-9]{4}-[0-9]{2}-[0-9]{2}\.[0-9]{3,}")
 
 

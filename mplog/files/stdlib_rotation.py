@@ -20,7 +20,7 @@ from typing import Any
 from mplog.files.open_file import OpenFile
 from mplog.files.portion import Portion, Position
 from mplog.files.renames import Renames
-from mplog.files.rotator import Rotator
+from mplog.files.rotation import Rotator
 
 #: Whether doRollover() leaves a file that has the rolled one's name already, and goes on in the old file, in place of
 #: removing it: as of https://github.com/python/cpython/issues/88352.

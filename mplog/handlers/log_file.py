@@ -17,7 +17,7 @@ from mplog.files import regular
 from mplog.files.notices import Clock, Notices, changed_meanwhile, print_notices
 from mplog.files.open_file import FileOptions, OpenFile
 from mplog.files.portion import Portion, Position
-from mplog.files.rotator import Rotator
+from mplog.files.rotation import Rotator
 from mplog.handlers.text import TextHandler
 from mplog.record.layout import Entry
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.source import Batch
-from mplog.monitoring.ended import EndedProcesses
+from mplog.monitoring.ended_processes import EndedProcesses
 from mplog.monitoring.loss_reader import LossReader
 from mplog.monitoring.numbers import Numbers
 from mplog.monitoring.process import has_ended

@@ -28,7 +28,7 @@ from mplog.logging_process.signals import Signals
 from mplog.logging_process.source import PlainSource
 from mplog.logging_process.workers import Workers
 from mplog.monitoring.deaths import Watch
-from mplog.monitoring.notice import publish
+from mplog.monitoring.server_notice import publish
 from mplog.monitoring.tallies import Tallies
 from mplog.record.decoding import constant_fields
 from mplog.sinks.sink import to_formatter

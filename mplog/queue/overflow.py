@@ -4,9 +4,10 @@ The rule of this file: **no policy loses an error while anything can hold it, an
 record of level ERROR and above waits for room, for a bounded time, and then goes into the emergency file. Whatever is
 dropped is counted (`mplog.queue.losses`).
 
-A policy is a value: it travels with the queue into every worker, which applies it where the queue is full. Two of them
-need the logging process: it tells workers how full the buffers are for `drop_below` (`mplog.queue.fill`), and takes the
-oldest records out of the intake buffer for `drop_oldest` (`mplog.logging_process.drop_oldest`).
+A policy is a value: it travels with the queue into every worker, which applies it where the queue is full
+(`mplog.queue.sender`). Two of them need the logging process: it tells workers how full the buffers are for `drop_below`
+(`mplog.queue.fill`), and takes the oldest records out of the intake buffer for `drop_oldest`
+(`mplog.logging_process.drop_oldest`).
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ class Sender:
             return
         payload = encode(obj, next(self.sequence), self.details)
         if self.preparation:
-            from mplog.record.fields import load_preparation
+            from mplog.record.preparation import load_preparation
 
             payload = load_preparation(self.preparation)(payload)
         try:

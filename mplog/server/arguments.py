@@ -17,7 +17,8 @@ from mplog.queue.log_queue import DEFAULT_SIZE as QUEUE_SIZE
 from mplog.queue.log_queue import LogQueue
 from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
-from mplog.record.fields import Fields, note_preparation
+from mplog.record.fields import Fields
+from mplog.record.preparation import note_preparation
 from mplog.sinks.collisions import check_names
 from mplog.sinks.file import FileSink
 from mplog.sinks.raw import check_raw_names

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
-from mplog.monitoring.running import RunningServer, Snapshot, find_servers
+from mplog.monitoring.find_servers import RunningServer, Snapshot, find_servers
 from mplog.queue.log_queue import LogQueue
 from mplog.record.plain import printable
 

@@ -17,8 +17,8 @@ from mplog.files import regular
 from mplog.files.disk import Fsync
 from mplog.files.notices import describe
 from mplog.files.open_file import FileOptions
-from mplog.files.rotation import make_rotation
-from mplog.files.rotator import rotator_of
+from mplog.files.rotation import rotator_of
+from mplog.files.rotation_rules import make_rotation
 from mplog.handlers.log_file import LogFileHandler
 from mplog.sinks.sink import Sink
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from mplog.files import lock as file_lock
 from mplog.files.names import FileNames
-from mplog.files.rotation import ArchiveName
-from mplog.files.rotator import rotator_of
+from mplog.files.rotation import rotator_of
+from mplog.files.rotation_rules import ArchiveName
 from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.routed import RoutedFileHandler
 from mplog.sinks.file import FileSink

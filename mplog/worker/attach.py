@@ -20,7 +20,7 @@ def queue_directory(where: str) -> str:
     """Return the directory of the queue that `where` names, itself or by its log; raises QueueNotFoundError."""
     if not os.path.isfile(where):
         return where
-    from mplog.monitoring.running import find_writer  # few programs need it
+    from mplog.monitoring.find_servers import find_writer  # few programs need it
 
     return find_writer(where)
 

@@ -23,7 +23,7 @@ from mplog.record.plain import unless_signal
 from mplog.worker.levels import look, watched
 
 if TYPE_CHECKING:
-    from mplog.record.fields import Preparation
+    from mplog.record.preparation import Preparation
 
 
 class QueueHandler(logging.handlers.QueueHandler):
@@ -135,8 +135,8 @@ class QueueHandler(logging.handlers.QueueHandler):
             self._fail(record, error)
 
     def prepare_with(self, preparation: bytes) -> None:
-        """Pass records through enrichers and redactors, from `mplog.record.fields.note_preparation`."""
-        from mplog.record.fields import load_preparation
+        """Pass records through enrichers and redactors, from `mplog.record.preparation.note_preparation`."""
+        from mplog.record.preparation import load_preparation
 
         self._preparation = load_preparation(preparation)
         self.is_direct, self.direct_below = False, -math.inf

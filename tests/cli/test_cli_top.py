@@ -27,7 +27,7 @@ from terminal import Terminal
 
 import mplog
 from mplog.cli.main import main
-from mplog.monitoring.running import find_servers
+from mplog.monitoring.find_servers import find_servers
 
 pytestmark = pytest.mark.processes
 

@@ -21,8 +21,8 @@ from scripts import run_script
 import mplog
 from mplog.files import archives
 from mplog.files.archives import _Archive, _expired
-from mplog.files.rotation import Keep
-from mplog.files.rotator import ArchiveRotator
+from mplog.files.rotation import ArchiveRotator
+from mplog.files.rotation_rules import Keep
 from mplog.handlers.log_file import LogFileHandler
 
 DAY = 86_400

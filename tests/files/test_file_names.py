@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mplog.files.names import NAME_SIZE, FileNames
-from mplog.files.rotation import ArchiveName
+from mplog.files.rotation_rules import ArchiveName
 
 #: Values that an attacker, or bad luck, would choose.
 NASTY = [

@@ -29,9 +29,9 @@ from mplog.formats.text import compiled, renderer
 from mplog.record import encoding
 from mplog.record.decoding import constant_fields, decode, decode_entry, to_record
 from mplog.record.encoding import Cut, encode
-from mplog.record.fields import Preparation, load_preparation, note_preparation
 from mplog.record.layout import RESERVED, Entry, Record
 from mplog.record.plain import ForeignValue
+from mplog.record.preparation import Preparation, load_preparation, note_preparation
 
 SECRET = "hunter2"
 
@@ -242,7 +242,7 @@ class Prepared:
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Prepared]:
     """A queue with enrichers and redactors. They need not pickle: nothing travels."""
-    monkeypatch.setattr("mplog.record.fields.dump", lambda parts, by_value: repr(parts).encode())
+    monkeypatch.setattr("mplog.record.preparation.dump", lambda parts, by_value: repr(parts).encode())
     made = Prepared()
     yield made
     made.close()

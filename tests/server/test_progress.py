@@ -14,7 +14,7 @@ from scripts import lines, run, write_script
 from terminal import Terminal
 
 import mplog
-from mplog.monitoring.running import Snapshot
+from mplog.monitoring.find_servers import Snapshot
 from mplog.server.progress import describe
 
 pytestmark = pytest.mark.processes

@@ -15,7 +15,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import mplog
-from mplog.files.rotation import ArchiveName, Interval, Keep, Rotation, Schedule, TimeOfDay, Timer, make_rotation
+from mplog.files.rotation_rules import ArchiveName, Interval, Keep, Rotation, Schedule, TimeOfDay, Timer, make_rotation
 
 DAY = 86_400
 BERLIN = ZoneInfo("Europe/Berlin")

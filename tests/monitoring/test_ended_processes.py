@@ -17,7 +17,7 @@ from scripts import lines
 import mplog
 from mplog.monitoring import ended, statistics
 from mplog.monitoring.count_file import CountFile, read_rows
-from mplog.monitoring.ended import EndedProcesses
+from mplog.monitoring.ended_processes import EndedProcesses
 from mplog.monitoring.loss_reader import LossReader
 from mplog.monitoring.numbers import Numbers
 from mplog.monitoring.statistics import Stats, read_counts, to_stats

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mplog.errors import QueueNotFoundError
-from mplog.monitoring.notice import Notice, Output, read_notice, this_world
 from mplog.monitoring.process import has_ended, is_held, start_mark
+from mplog.monitoring.server_notice import Notice, Output, read_notice, this_world
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.directory import fifo_path, given_up_path
 

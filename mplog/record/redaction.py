@@ -1,0 +1,45 @@
+"""`Redactor`: masks what should not be in a log. `mplog.record.preparation` says when it sees what."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mplog.record.plain import ForeignValue
+
+
+class Redactor:
+    """Masks what should not be in a log: fields by their names, and what matches a pattern in any text.
+
+    >>> mplog.Redactor("password", "secret", pattern="(?<=token=)[^&]+")                # doctest: +SKIP
+
+    Args:
+        names: of fields, and of keys in dictionaries, in whatever case.
+        pattern: a regular expression; what it matches is masked in messages, tracebacks, and texts in fields.
+        mask: what is written instead.
+
+    Raises:
+        re.error: the pattern is none.
+    """
+
+    def __init__(self, *names: str, pattern: str | re.Pattern[str] | None = None, mask: str = "***") -> None:
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"a Redactor takes names of fields, each by itself, and not {name!r}")
+        self._names = frozenset(name.casefold() for name in names)
+        self._pattern = None if pattern is None else re.compile(pattern)
+        self._mask = mask
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if name.casefold() in self._names:
+            return self._mask
+        if type(value) is str:
+            return self._masked(value)
+        if isinstance(value, ForeignValue):
+            looks = str(value), repr(value), format(value)
+            masked = tuple(map(self._masked, looks))
+            return value if masked == looks else ForeignValue(masked[0], masked[1], formatted=masked[2])
+        return value
+
+    def _masked(self, text: str) -> str:
+        return text if self._pattern is None else self._pattern.sub(lambda _: self._mask, text)
