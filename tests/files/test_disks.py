@@ -254,8 +254,8 @@ def test_directory_that_may_not_be_written_any_more(tmp_path: Path) -> None:
         import mplog
 
         def impatient():
-            from mplog.files import rotator
-            rotator._RETRY_SECONDS = 0.05
+            from mplog.files import rotation
+            rotation._RETRY_SECONDS = 0.05
             return logging.NullHandler()
 
         if __name__ == "__main__":

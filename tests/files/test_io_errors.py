@@ -47,10 +47,10 @@ class Saboteur(logging.Handler):
 
     def __init__(self, directory: Path, runs: int, is_torn: bool, error: int | None = None) -> None:
         super().__init__()
-        from mplog.files import notices, rotator
+        from mplog.files import notices, rotation
 
         # So that nothing is waited for, and everything is said each time.
-        rotator._RETRY_SECONDS = notices._INTERVAL = 0.0
+        rotation._RETRY_SECONDS = notices._INTERVAL = 0.0
         self.directory = str(directory)
         self.left = -runs
         self.runs = runs

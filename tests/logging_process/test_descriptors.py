@@ -32,9 +32,9 @@ def allow_descriptors(pid: int, count: int) -> None:
 
 def _impatient() -> logging.Handler:
     """Runs in the logging process: let it soon try again what has failed."""
-    from mplog.files import rotator
+    from mplog.files import rotation
 
-    rotator._RETRY_SECONDS = 0.05
+    rotation._RETRY_SECONDS = 0.05
     return logging.NullHandler()
 
 

@@ -15,7 +15,7 @@ from readers import in_fork
 from scripts import lines
 
 import mplog
-from mplog.monitoring import ended, statistics
+from mplog.monitoring import ended_processes, statistics
 from mplog.monitoring.count_file import CountFile, read_rows
 from mplog.monitoring.ended_processes import EndedProcesses
 from mplog.monitoring.loss_reader import LossReader
@@ -46,7 +46,7 @@ def directory(tmp_path: Path) -> str:
 def living(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The pids that are taken for living ones."""
     living: set[int] = set()
-    monkeypatch.setattr(ended, "has_ended", lambda pid: pid not in living)
+    monkeypatch.setattr(ended_processes, "has_ended", lambda pid: pid not in living)
     return living
 
 
