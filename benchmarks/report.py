@@ -37,7 +37,7 @@ def page(results: Mapping[str, Any]) -> str:
         heading("Benchmarks", "="),
         (
             f"Made by ``{_COMMAND}{' ' + about['options'] if about['options'] else ''}``, which measures everything "
-            "anew and writes this page and its plots.\n"
+            "again and writes this page and its plots.\n"
         ),
         table(
             ["", ""],

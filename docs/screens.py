@@ -74,7 +74,7 @@ def main() -> None:
             server.flush()
             command = ["-m", "mplog", "tail", "-n", "14", "--color", "always", str(log)]
             shown = subprocess.run([sys.executable, *command], capture_output=True, check=True).stdout.decode()
-            shown = shown.replace(str(HERE), "/srv/shop")  # whoever looks at the picture has no such directory
+            shown = shown.replace(str(HERE), "/srv/shop")  # a reader of the picture has no such directory
             for worker in workers:
                 worker.join()
     save("tail.svg", Text.from_ansi(shown), 100, len(shown.splitlines()) + 1, "mplog tail -f shop.log")

@@ -217,7 +217,7 @@ def temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     tmp_path_factory.getbasetemp()  # stays where it is
     # Not below tmp_path: the paths of sockets have a limit of about 100 characters.
     directory = tempfile.mkdtemp(prefix="t")
-    # Behind multiprocessing, which has a directory in there and removes it itself at exit.
+    # After multiprocessing, which has a directory in there and removes it itself at exit.
     util.Finalize(None, shutil.rmtree, (directory, True), exitpriority=-200)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("TMPDIR", directory)

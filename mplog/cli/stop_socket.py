@@ -49,7 +49,7 @@ def receive_timeout(asking: socket.socket, default: float) -> float:
 
 
 def answer_all(asking: socket.socket, listener: socket.socket, answer: Answer) -> None:
-    """Answer all who have asked the server to end."""
+    """Answer every client that has asked the server to end."""
     listener.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:

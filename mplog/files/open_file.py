@@ -34,7 +34,7 @@ class FileOptions:
 
 
 class OpenFile:
-    """A file that is written at its end, and opened anew when it was moved or deleted.
+    """A file that is written at its end, and reopened when it was moved or deleted.
 
     If a link leads to it, `path` is that of the file itself: the file is rotated, and not the link. `whole_texts`
     counts those of the last portion that are wholly in the file, also after an error.
@@ -139,13 +139,13 @@ class OpenFile:
         return Position(status.st_dev, status.st_ino, status.st_size)
 
     def follow_move(self) -> None:
-        """Open the path anew; if that fails, go on in the file that was moved."""
+        """Reopen the path; if that fails, go on in the file that was moved."""
         try:
             self.open()
         except OSError as error:
             self.notices.say(
                 "not moved",
-                f"{self.path} was moved, and cannot be opened anew; the log goes on in the file that was moved: "
+                f"{self.path} was moved, and cannot be reopened; the log goes on in the file that was moved: "
                 f"{describe(error)}",
             )
         else:

@@ -132,7 +132,7 @@ class CallableHandler(LocklessHandler):
         pauses = iter(() if self._is_finished else self._delivery.pauses())
         is_first = True
         while True:
-            # Anew for each attempt: the function may have changed them.
+            # Again for each attempt: the function may have changed them.
             batch = self._decoded(payloads, is_first)
             is_first = False
             try:

@@ -37,7 +37,7 @@ class OpenFiles(OrderedDict[str, LogFileHandler]):
                 raise OSError(errno.EMFILE, f"all {self._most} open files wait for their disk")
             idle = next((each for each, file in moving.items() if not file.is_tidying), None)
             if idle is None and len(self) < 2 * self._most:
-                break  # to close one would wait for the compressor, and have it begin anew
+                break  # to close one would wait for the compressor, which would have to start again
             self.close(idle or next(iter(moving)))
         file = self[name] = self._make(os.path.join(self._directory, name))
         return file

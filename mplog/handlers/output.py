@@ -58,7 +58,7 @@ class Output:
         """Do what is due."""
 
     def reopen(self) -> None:
-        """Open the files anew: they may have been moved. On an OSError, the file that is open is written on."""
+        """Reopen the files: they may have been moved. On an OSError, writing goes on in the file that is open."""
 
     def sync(self) -> bool:
         """Force what was written to the disk; return whether it is there."""

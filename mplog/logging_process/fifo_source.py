@@ -216,8 +216,8 @@ class FifoSource(Source):
 class _Unfinished:
     """The parts of long records that have arrived, kept in files for the next logging process.
 
-    A swap has a buffer filled anew that may hold parts of a record whose end is in the other one; so they go into a
-    file before the swap, named by the byte at which the other buffer begins.
+    A swap reuses a buffer that may hold parts of a record whose end is in the other buffer. So, before the swap, the
+    parts go into a file, named by the byte at which the other buffer begins.
     """
 
     def __init__(self, directory: str) -> None:

@@ -48,7 +48,7 @@ class Patience:
     #: The first pause, in seconds; each is twice as long as the one before, up to the longest.
     first_pause: float = 0.1
     longest_pause: float = 5.0
-    #: The supervisor gives up after so many restarts in vain,
+    #: The supervisor gives up after so many restarts without success,
     restarts: int = 12
     #: if nothing has been written for so many seconds: the cause of the deaths may pass.
     seconds: float = 60.0

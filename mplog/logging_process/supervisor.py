@@ -80,7 +80,7 @@ class _Attempts:
     def __init__(self, memory: int, patience: Patience) -> None:
         self._memory = memory
         self._patience = patience
-        self.in_vain = 0
+        self.failed = 0
         self._written = 0
         self._written_at = time.monotonic()
 
@@ -93,14 +93,14 @@ class _Attempts:
             print(f"mplog: {error}", file=sys.stderr, flush=True)
             return None
         if written > self._written:
-            self._written, self._written_at, self.in_vain = written, now, 0
+            self._written, self._written_at, self.failed = written, now, 0
             return 0.0
-        self.in_vain += 1
+        self.failed += 1
         patience = self._patience
         is_long = is_terminated or now - self._written_at > patience.seconds
-        if self.in_vain > patience.restarts and is_long:
+        if self.failed > patience.restarts and is_long:
             return None
-        pauses = self.in_vain - patience.at_once
+        pauses = self.failed - patience.at_once
         return min(patience.first_pause * 2 ** (pauses - 1), patience.longest_pause) if pauses > 0 else 0.0
 
 
@@ -267,7 +267,7 @@ class _Supervisor:
         assert emergency is not None
         with contextlib.suppress(OSError), open(given_up_path(self._directory), "w", encoding="ascii"):
             pass
-        story = f"{story}; it was restarted {self._attempts.in_vain} times in vain, and is given up"
+        story = f"{story}; it was restarted {self._attempts.failed} times without success, and is given up"
         try:
             where = f"what is left is in {emergency.path}" if self._rescue(emergency) else "the emergency file is full"
         except (OSError, ValueError) as error:

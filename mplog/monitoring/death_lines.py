@@ -1,4 +1,4 @@
-"""The line in the log about a process that has died: who, how, and for SIGKILL the likely cause."""
+"""The line in the log about a process that has died: which one, how, and for SIGKILL the likely cause."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Death(NamedTuple):
 
 def describe(death: Death, received: int, last_record_at: float | None) -> str:
     """Return the line about a process from which so many records have come, the last one at a time since the epoch."""
-    who = f"mplog: {printable(death.name[:100])} (pid {death.pid})"
+    name = f"mplog: {printable(death.name[:100])} (pid {death.pid})"
     records = f"after {received:,} record{'' if received == 1 else 's'}"
     last = "" if last_record_at is None else f"; the last one at {_time_of_day(last_record_at)}"
     end = describe_end(death.exitcode, death.memory_kills)
-    return f"{who} {end}{',' if death.exitcode < 0 else ''} {records}{last}"
+    return f"{name} {end}{',' if death.exitcode < 0 else ''} {records}{last}"
 
 
 def describe_end(exitcode: int, memory_kills: int | None) -> str:

@@ -36,14 +36,14 @@ class EndedProcesses:
         self._losses = losses
         self._seen: set[int] = set()
         self._pending: dict[int, int] = {}
-        self._in_vain: set[int] = set()
+        self._tried: set[int] = set()
         self._told_apart = {(pid, name) for _, pid, name, _, _ in tallies.of("lost by ended")}
         self._with_gaps = {kind: {pid for _, pid in tallies.of(kind)} for kind in _GAPS}
 
     @property
     def is_pending(self) -> bool:
         """Whether there are processes to fold that were not tried yet."""
-        return bool(self._seen or self._pending.keys() - self._in_vain)
+        return bool(self._seen or self._pending.keys() - self._tried)
 
     def see(self, pids: Iterable[int]) -> None:
         self._seen.update(pids)
@@ -83,9 +83,9 @@ class EndedProcesses:
             # If a new process has the pid by now, both are folded when that one has ended.
             is_free = pid not in self._losses.in_use and has_ended(pid)
             if is_free and self._fold(pid, lost.get(pid, [])):
-                self._in_vain.discard(pid)
+                self._tried.discard(pid)
             elif not self._losses.has_more:
-                self._in_vain.add(pid)
+                self._tried.add(pid)
 
     def _fold(self, pid: int, lost: list[Key]) -> bool:
         """Fold one process; return False if there is no room for that."""

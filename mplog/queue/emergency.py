@@ -210,7 +210,7 @@ def find_end(fd: int, path: str) -> int:
     if len(header) < HEADER.size:
         if header[: len(MAGIC)] not in (MAGIC[: len(header)], bytes(len(MAGIC))[: len(header)]):
             raise _refused(path)
-        # The magic last: without it, the next one begins anew.
+        # The magic last: without it, the next process writes the header again.
         write_all(fd, HEADER.pack(bytes(8), os.urandom(8), HEADER.size, HEADER.size), 0)
         os.pwrite(fd, MAGIC, 0)
         return HEADER.size

@@ -59,7 +59,7 @@ def open_writer(path: str) -> int:
 def _open_own(path: str, flags: int) -> int:
     """Open a FIFO of this user; raise PermissionError if it is not one.
 
-    Another user may have made the directory of a queue that has ended anew, to read what is logged, or to have it
+    After a queue has ended, another user may make a directory of its name, to read what is logged, or to have it
     written into another file.
     """
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)

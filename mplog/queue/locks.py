@@ -5,7 +5,7 @@ Three kinds, because each has what the others lack:
 - `try_lock_process` (fcntl(2), F_SETLK) belongs to a process: a fork that has inherited the descriptor does not hold
   it. The processes that read a queue keep their descriptor open, so they need this one.
 - `lock_file` (flock(2)) belongs to an open file: it keeps threads of one process apart, too, and closing another
-  descriptor of the same file does not free it. The emergency file is opened anew each time, so it needs this one.
+  descriptor of the same file does not free it. The emergency file is reopened each time, so it needs this one.
 - ``filelock`` (`mplog.files.lock`) works on every platform, with a file of its own that tells who holds it. Log files
   have it.
 """

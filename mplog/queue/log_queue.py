@@ -332,14 +332,14 @@ def _reopen(
     return opened
 
 
-def _count_anew() -> None:
+def _restart_counts() -> None:
     """Runs in a process that has just been forked."""
     for known in list(_queues.values()):
-        known.sender.start_anew()
+        known.sender.restart_counts()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_anew)
+    os.register_at_fork(after_in_child=_restart_counts)
 
 
 def _finalizers(owner: LogQueue, directory: str) -> list[Any]:

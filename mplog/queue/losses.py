@@ -119,14 +119,14 @@ class ProcessLosses:
 
     def messages(self) -> list[str]:
         """Return what the log says of it, a line for each reason."""
-        who = f"{self.name} (pid {self.pid})" if self.name else f"pid {self.pid}"
+        process = f"{self.name} (pid {self.pid})" if self.name else f"pid {self.pid}"
         lines = []
         for reason, count in sorted(self.by_reason().items()):
             records = f"{count} record{'' if count == 1 else 's'}"
             if reason.is_loss:
-                lines.append(f"{records} dropped by {who}: {reason.text}")
+                lines.append(f"{records} dropped by {process}: {reason.text}")
             elif reason in _OTHERS:
-                lines.append(f"{records} {_OTHERS[reason]} {who}")
+                lines.append(f"{records} {_OTHERS[reason]} {process}")
         return lines
 
 

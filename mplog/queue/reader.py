@@ -132,7 +132,7 @@ class Reader:
 
     @property
     def inbox(self) -> Inbox:
-        """What this process has read; a fork begins anew, and leaves the rest to the process that it came from."""
+        """What this process has read; a fork starts empty, and leaves the rest to its parent."""
         pid = os.getpid()
         inbox = self._inboxes.get(pid)
         if inbox is None:

@@ -125,8 +125,8 @@ class Sender:
         if not fifo.is_open(self.write_fd):
             self.write_fd = -1
 
-    def start_anew(self) -> None:
-        """Runs in a process that has just been forked: count anew."""
+    def restart_counts(self) -> None:
+        """Runs in a process that has just been forked: count from zero."""
         self.sequence = itertools.count(1)
         self.losses = Losses(self.directory)
 

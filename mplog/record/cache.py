@@ -1,7 +1,7 @@
 """Dictionaries that never hold more than a number of entries.
 
 What they are asked for may come off the wire, or from code that is made at run time, so there may be any number of
-different keys. One that is full is emptied, and fills anew.
+different keys. One that is full is emptied, and fills again.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def merged(extra: dict[str, Any] | None) -> dict[str, Any] | None:
     return {**fields, **extra} if extra and fields else extra or fields or None
 
 
-def start_anew() -> None:
+def forget_inherited() -> None:
     """Runs in a worker: forget what was bound where it was forked, as a spawned worker never knew."""
     if in_use.pid and in_use.pid != os.getpid():
         _bound.set({})

@@ -146,7 +146,7 @@ def _names_under_guard(path: str | None) -> frozenset[str]:
 def _load(data: bytes) -> Callable[..., Any]:
     if data.startswith(_BY_VALUE):
         return _load_once(data)
-    # Anew each time, as the stdlib does: an object's state is not to go from one task to the next.
+    # Loaded each time, as the stdlib does: an object's state must not go from one task to the next.
     function: Callable[..., Any] = pickle.loads(memoryview(data)[1:])
     return function
 

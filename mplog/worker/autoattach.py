@@ -49,7 +49,7 @@ def _wait() -> None:
         # Not with msgspec, which most programs that import logging never need.
         with open(os.path.join(directory, "logging"), "rb") as file:
             if os.fstat(file.fileno()).st_uid != os.geteuid():
-                return  # another user has made the directory of a killed server anew
+                return  # the server was killed, and another user has made a directory of that name
             state = json.load(file)
         senders, level, levels, disable = state["layout"]["senders"], state["level"], state["levels"], state["disable"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mplog.queue.log_queue import LogQueue
-from mplog.record.context import start_anew
+from mplog.record.context import forget_inherited
 from mplog.record.encoding import encode
 from mplog.record.factory import install_factory
 from mplog.worker import levels
@@ -60,12 +60,12 @@ class Initializer:
 
     def __call__(self, *_: object) -> None:
         """Runs in the worker."""
-        start_anew()
+        forget_inherited()
         install(self._queue, self._state, self._layout)
         for function, arguments in self._calls:
             function(*arguments)
 
-    # loky starts its workers anew when their initializer has changed, and gets another object each time.
+    # loky restarts its workers when their initializer has changed, and gets another object each time.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Initializer) and self._parts() == other._parts()
 

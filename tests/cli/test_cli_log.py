@@ -94,7 +94,7 @@ def test_misuse(tmp_path: Path, arguments: list[str], reason: str) -> None:
 
 @pytest.mark.parametrize("message", ["-x", "--help", "-- two", "a=b", "%s %d"])
 def test_message_that_looks_like_something_else(tmp_path: Path, server: library.LogServer, message: str) -> None:
-    """Behind the level, nothing is an option, and nothing is formatted."""
+    """After the level, nothing is an option, and nothing is formatted."""
     with server:
         arguments = ["--process", "p", "info", message]
         assert log(*arguments, queue=server.queue.directory, directory=tmp_path) == (0, "", "")
@@ -207,7 +207,7 @@ def _has_open(pid: int, path: str) -> bool:
 
 
 def test_no_server(tmp_path: Path, server: library.LogServer) -> None:
-    """Whoever is named, but is not there: status 1, and the message is on stderr, with the reason."""
+    """The queue that is named is not there: status 1, and the message is on stderr, with the reason."""
     with server:
         ended = server.queue.directory
     for queue in (None, str(tmp_path), "/nowhere", ended):
@@ -236,7 +236,7 @@ def test_directory_that_another_user_has_made_again(tmp_path: Path, server: libr
     assert (status, err.splitlines()[1:], target.read_text()) == (1, ["x"], "precious\n")
 
 
-def test_lines_behind_the_end_of_the_server_are_not_lost(tmp_path: Path, server: library.LogServer) -> None:
+def test_lines_after_the_end_of_the_server_are_not_lost(tmp_path: Path, server: library.LogServer) -> None:
     """Messages after the end of the server go to stderr, and the status is 1."""
     server.start()
     with subprocess.Popen(

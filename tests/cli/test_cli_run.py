@@ -396,7 +396,7 @@ def _logging_process(runner: int) -> psutil.Process:
     raise AssertionError("there is no supervisor")
 
 
-def test_lines_behind_the_end_of_the_server_pass_through(tmp_path: Path) -> None:
+def test_lines_after_the_end_of_the_server_pass_through(tmp_path: Path) -> None:
     """After the server has ended, each line of any level comes out where the command has printed it."""
     lines = "seq 1000; seq 2000 2010 >&2"
     (tmp_path / "job").write_text(f"{lines}\nmplog serve stop >stopped\n{lines}\nexit 3\n")
@@ -414,7 +414,7 @@ def test_lines_behind_the_end_of_the_server_pass_through(tmp_path: Path) -> None
     assert f"mplog run: lines that are not in the log: {count:,}\n" in done.stderr
 
 
-#: Runs mplog with a server that gives up soon, after vain restarts.
+#: Runs mplog with a server that gives up soon, after failed restarts.
 IMPATIENT = """
     import sys
     import mplog
@@ -439,7 +439,7 @@ POISONING = """
 
 
 @pytest.mark.parametrize("has_room", [True, False])
-def test_lines_behind_vain_restarts(tmp_path: Path, has_room: bool) -> None:
+def test_lines_after_failed_restarts(tmp_path: Path, has_room: bool) -> None:
     """Where the logging process is given up, lines are kept for the next server; else they come out."""
     (tmp_path / "poisoned.py").write_text(
         "import logging, os, signal\nclass Poisoned(logging.Handler):\n    def emit(self, record):\n"

@@ -330,7 +330,7 @@ def test_stop_of_a_server_that_is_killed(tmp_path: Path, queue: str) -> None:
 
 @needs_proc
 def test_stop_twice_at_once(tmp_path: Path, queue: str) -> None:
-    """All who ask a server to end get its account."""
+    """Every client that asks a server to end gets its account."""
     serving, directory = _serving(queue), os.path.realpath(queue)
     serving.suspend()
     stopping = [start("serve", "stop", "--queue", queue, directory=tmp_path, stdout=-1) for _ in range(3)]
@@ -380,7 +380,7 @@ def test_signal_ends_it(tmp_path: Path, number: signal.Signals) -> None:
     assert not os.path.exists(directory)
 
 
-def test_sighup_opens_the_files_anew(tmp_path: Path) -> None:
+def test_sighup_reopens_the_files(tmp_path: Path) -> None:
     """Later records are in a new file of the same name."""
     serving = start("serve", "--log", "app.log", directory=tmp_path, stdout=-1)
     assert serving.stdout is not None
@@ -388,7 +388,7 @@ def test_sighup_opens_the_files_anew(tmp_path: Path) -> None:
     try:
         os.rename(tmp_path / "app.log", tmp_path / "old.log")
         serving.send_signal(signal.SIGHUP)
-        wait_until((tmp_path / "app.log").exists, "the file was opened anew")
+        wait_until((tmp_path / "app.log").exists, "the file was reopened")
         assert mplog("log", "--queue", directory, "info", "new", directory=tmp_path).returncode == 0
         stopped = mplog("serve", "stop", "--queue", directory, directory=tmp_path)
         assert stopped.returncode == 0

@@ -196,15 +196,15 @@ def test_killed_while_one_of_two_files_waits_for_its_disk(tmp_path: Path, small_
     assert [line for line in lines(small_disk / "app.log") if line.isdigit()] == expected
 
 
-def test_sighup_opens_files_anew(tmp_path: Path) -> None:
-    """As other daemons do, the logging process opens its files anew on SIGHUP."""
+def test_sighup_reopens_files(tmp_path: Path) -> None:
+    """As other daemons do, the logging process reopens its files on SIGHUP."""
     log = tmp_path / "app.log"
     with mplog.LogServer(log, level="INFO", format="%(message)s") as server:
         logging.info("before")
         server.flush()
         log.rename(tmp_path / "moved.log")
         os.kill(server.pid, signal.SIGHUP)
-        wait_until(log.exists, "the file is opened anew")
+        wait_until(log.exists, "the file is reopened")
         logging.info("after")
     assert lines(tmp_path / "moved.log") == ["before"]
     assert lines(log)[-1] == "after"

@@ -32,7 +32,7 @@ CALLS = {
 }
 
 #: What says in the log that something has failed.
-NOTICES = ("could not be written for", "could not be rotated", "may not have reached the disk", "cannot be opened anew")
+NOTICES = ("could not be written for", "could not be rotated", "may not have reached the disk", "cannot be reopened")
 
 
 class Saboteur(logging.Handler):

@@ -254,7 +254,7 @@ def test_no_clock_makes_a_storm(case: tuple[Schedule, float], zone: Any, jumps: 
 
 
 def test_clock_that_is_set() -> None:
-    """Forward is one rotation, back a little none, back a lot begins anew; nonsense does not raise."""
+    """Forward is one rotation, back a little none, back a lot starts again; nonsense does not raise."""
     timer = Timer(read(rotate="midnight").schedules, BERLIN, at(2026, 11, 20, 12))
     assert not timer.is_due(at(2026, 11, 20, 23, 59, 59))
     assert timer.is_due(at(2026, 11, 21))

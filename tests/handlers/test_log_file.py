@@ -131,7 +131,7 @@ def test_rotates_by_time(log: Path, clock: Clock, open_handler: Opener) -> None:
 
 
 def test_rotates_by_size_or_time(log: Path, clock: Clock, open_handler: Opener) -> None:
-    """Whichever comes first; the index begins anew with each date."""
+    """Whichever comes first; the index starts again with each date."""
     handler = open_handler(rotate="25 bytes or midnight", archive="%d-{index}")
     for _ in range(2):
         handler.write(numbered(*range(5)))
@@ -410,7 +410,7 @@ def test_planted_link_is_not_followed_by_a_reopening(
         clock.forward(1)
         handler.write(numbered(1))
         (notice,) = handler.take_notices()
-        assert "cannot be opened anew" in notice
+        assert "cannot be reopened" in notice
         log.unlink()
     assert target.read_text() == "precious"
     assert (tmp_path / "moved").read_text() == 4 * numbered(1)[0]

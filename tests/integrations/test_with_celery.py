@@ -70,7 +70,7 @@ def check(log: Path, tasks: int) -> set[str]:
     return set(by_process)
 
 
-def test_processes_that_end_behind_some_tasks(tmp_path: Path) -> None:
+def test_processes_that_end_after_some_tasks(tmp_path: Path) -> None:
     """With max-tasks-per-child, the log has each task's records once, and a warm shutdown loses none."""
     log = tmp_path / "celery.log"
     (tmp_path / "beginning.py").write_text(BEGINNING)

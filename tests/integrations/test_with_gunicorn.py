@@ -87,7 +87,7 @@ def test_reload_death_and_end_under_load(kind: tuple[list[str], str], tmp_path: 
     assert said(log, "mplog", r"^mplog: (Worker-\d+ \(pid \d+\)) was killed by SIGKILL")[0].endswith(f"(pid {killed})")
 
 
-def test_workers_that_end_behind_some_requests(kind: tuple[list[str], str], tmp_path: Path) -> None:
+def test_workers_that_end_after_some_requests(kind: tuple[list[str], str], tmp_path: Path) -> None:
     """With max_requests, the log has each record once, of those that have ended, too."""
     command, access_logger = kind
     log = tmp_path / "gunicorn.log"

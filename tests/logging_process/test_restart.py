@@ -290,7 +290,7 @@ def _log_lines(initializer: Any, first: int, count: int) -> None:
         logging.info("%d", number)
 
 
-def test_given_up_after_vain_restarts(
+def test_given_up_after_failed_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdlib_context: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A record that kills each logging process that handles it: the supervisor gives up and says so; the next server
@@ -317,7 +317,9 @@ def test_given_up_after_vain_restarts(
         server.stop()
     assert (tmp_path / ".app.log.emergency").exists()
     (said,) = [line for line in capfd.readouterr().err.splitlines() if "given up" in line]
-    assert re.search(r"mplog: logging process \d+ was killed by SIGKILL .*; it was restarted \d+ times in vain", said)
+    assert re.search(
+        r"mplog: logging process \d+ was killed by SIGKILL .*; it was restarted \d+ times without success", said
+    )
     assert f"what is left is in {tmp_path / '.app.log.emergency'}" in said
     with mplog.LogServer(log, level="INFO", format="%(message)s") as following:
         following.flush()
@@ -386,7 +388,7 @@ def test_sigterm_to_the_supervisor_between_two_logging_processes(
     server.flush()
     parent = psutil.Process(server.pid).parent()
     assert parent is not None
-    # What was written since the last death makes a restart one that is not in vain: this one counts, the next not.
+    # What was written since the last death makes a restart a success: this one counts, the next not.
     for is_last in [True] if moment == "starting" else [False, True]:
         pid = psutil.Process(parent.pid).children()[0].pid
         os.kill(pid, signal.SIGKILL)

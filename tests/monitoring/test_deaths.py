@@ -629,7 +629,7 @@ AT = time.mktime((2026, 11, 20, 14, 2, 11, 0, 0, -1))
         ),
     ],
 )
-def test_the_line_says_who_and_how(exitcode: int, memory_kills: int | None, line: str) -> None:
+def test_the_line_says_which_process_and_how(exitcode: int, memory_kills: int | None, line: str) -> None:
     """The line has the name, the pid, the signal or exit code, the records and the time, and the cause of SIGKILL."""
     death = Death(711, "ForkPoolWorker-3", exitcode, AT + 5, memory_kills)
     assert describe(death, 1234, AT).startswith(f"mplog: ForkPoolWorker-3 (pid 711) {line}")

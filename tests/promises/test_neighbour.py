@@ -128,7 +128,7 @@ def test_modes_whatever_the_umask(sticky: Path, umask: int) -> None:
         modes = {name: stat.S_IMODE((sticky / name).stat().st_mode) for name in os.listdir(sticky)}
         assert modes == {"app.log": 0o600, ".app.log.lock": 0o600}
         assert as_nobody(lambda: (sticky / "app.log").read_text()) == "PermissionError"
-        # Whoever can open a lock can hold it, and so keep the next server from starting.
+        # A user who can open a lock can hold it, and so keep the next server from starting.
         assert as_nobody(lambda: (sticky / ".app.log.lock").read_text()) == "PermissionError"
         assert as_nobody(lambda: os.unlink(sticky / "app.log").read_text()) == "PermissionError"
 
@@ -274,7 +274,7 @@ def test_note_in_a_planted_lock_is_not_shown(sticky: Path) -> None:
 
 
 @pytest.mark.parametrize("plant", [plant_symlink, plant_hard_link], ids=["symlink", "hard link"])
-def test_queue_that_is_made_anew_by_somebody_else(tmp_path: Path, plant: Callable[[Path, Path], None]) -> None:
+def test_queue_that_another_user_has_made_again(tmp_path: Path, plant: Callable[[Path, Path], None]) -> None:
     """A worker does not write into a file in the place of its queue."""
     directory = tmp_path / "mplog-abc"
     directory.mkdir()

@@ -277,7 +277,7 @@ def test_failure_shows_the_records(runs: Runs) -> None:
     result.stdout.fnmatch_lines(["*Captured mplog_records call*", "SpawnPoolWorker-1 says found 1"])
 
 
-def test_nothing_is_loaded_for_those_who_ask_for_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_loaded_for_tests_that_ask_for_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed, and without the fixture and the option, the plugin is there, and nothing else of mplog is imported,
     nor what that needs."""
     monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")

@@ -265,7 +265,7 @@ def test_pytest_s_own_logging_is_as_without(runs: Runs) -> None:
     assert [text for _, _, text in of_test(read(runs), "test_it")] == ["started", "once", "passed in 0 s"]
 
 
-def test_loggers_that_are_set_up_anew(runs: Runs) -> None:
+def test_loggers_that_are_set_up_again(runs: Runs) -> None:
     """A test that configures logging itself takes the log off for no test but itself."""
     runs(
         """

@@ -662,7 +662,7 @@ def test_a_replacement_moves_nothing_of_the_writing_buffer(pair: BufferPair, mem
         assert pair.replace(lambda content: bytes(content[4:])) == 4
         assert pair.swap()
         pair.commit(2)
-        take_in(pair, pipe, b"behind it")
+        take_in(pair, pipe, b"and later")
         assert pair.replace(lambda content: bytes(content[3:])) == 3
         after = BufferPair(memory)
         assert (bytes(after.written()), bytes(after.unwritten())) == (data[4:6], data[6:])
@@ -671,7 +671,7 @@ def test_a_replacement_moves_nothing_of_the_writing_buffer(pair: BufferPair, mem
         after.close()
         pair.commit(4)
         assert pair.committed == 19 * number + 10
-        assert rest_of(pair) == b"ind it"
+        assert rest_of(pair) == b" later"
         assert pair.committed == pair.state.taken == 19 * number + 19
 
 
@@ -832,7 +832,7 @@ def test_whatever_is_done_the_bytes_come_out_as_they_went_in(operations: list[tu
     pair = BufferPair(memory)
     sent, received, note, dropped = bytearray(), bytearray(), b"", 0
     # Of what was dropped: in the intake buffer, in the writing buffer, and with everything before it written.
-    in_intake = in_writing = behind = 0
+    in_intake = in_writing = passed = 0
     try:
         for number, (what, amount) in enumerate([*operations, ("rest", 0)]):
             if what in ("write", "fill"):
@@ -869,11 +869,11 @@ def test_whatever_is_done_the_bytes_come_out_as_they_went_in(operations: list[tu
                 received += rest_of(pair)
                 while pair.intake(pipe.reader) > 0:
                     received += rest_of(pair)
-                behind = dropped
+                passed = dropped
             if not len(pair.unwritten()):
-                behind, in_writing = behind + in_writing * (what != "rest"), 0
+                passed, in_writing = passed + in_writing * (what != "rest"), 0
             assert pair.note == note
-            assert (pair.state.committed, pair.state) == (len(received) + behind, buffer_memory.read_state(memory))
+            assert (pair.state.committed, pair.state) == (len(received) + passed, buffer_memory.read_state(memory))
         assert received == sent
     finally:
         pair.close()

@@ -1,4 +1,4 @@
-"""The emergency file: whole messages in order, whoever dies while writing or reading it (faults 6, 9 and 27)."""
+"""The emergency file: whole messages in order, even if a process dies that writes or reads it (faults 6, 9 and 27)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_messages_come_out_in_order_and_the_file_is_gone(path: str) -> None:
 
 
 def test_what_comes_while_it_is_read_is_read_next(path: str) -> None:
-    """Whoever appends meanwhile makes a new file, which the same reader takes when it is done with the first."""
+    """A process that appends meanwhile makes a new file, which the same reader takes when it is done with the first."""
     file, reader = EmergencyFile(path, SIZE), EmergencyReader(path)
     file.append(message("one"))
     first = reader.read()
@@ -481,7 +481,7 @@ def plant(path: str, what: str) -> Callable[[], None]:
         Path(path).write_bytes(b"")
         os.chown(path, 65534, 65534)
     else:
-        Path(path).write_bytes(b"somebody's text, which is longer than a header" if what == "text" else b"text")
+        Path(path).write_bytes(b"another text, which is longer than a header" if what == "text" else b"text")
 
     def check() -> None:
         assert target.read_bytes() == b"precious"

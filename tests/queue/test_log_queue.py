@@ -106,7 +106,7 @@ class Thread(threading.Thread):
     def finish(self, what: str, timeout: float = 60) -> Any:
         """Wait for the thread, and return what its function returned."""
         self.join(timeout)
-        assert not self.is_alive(), f"waited {timeout} seconds in vain until {what}"
+        assert not self.is_alive(), f"waited {timeout} seconds until {what}"
         error, result = self._outcome
         if error is not None:
             raise error

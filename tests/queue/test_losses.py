@@ -138,7 +138,7 @@ def test_what_is_no_file_of_losses_is_skipped(directory: str, content: bytes) ->
 # --- telling ---
 
 
-def test_the_lines_say_who_how_many_and_why() -> None:
+def test_the_lines_say_which_process_how_many_and_why() -> None:
     """Each reason gives a line; one record is one record; what is not for the log gives none."""
     counts = {
         (INFO, Reason.QUEUE_FULL): 30,

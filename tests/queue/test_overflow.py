@@ -153,7 +153,7 @@ def test_block_with_a_timeout_drops_what_has_waited_that_long(queue: mplog.LogQu
 
 
 @pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest"])
-def test_errors_are_kept_and_wait_in_vain_only_once(queue: mplog.LogQueue, log_: logging.Logger, policy: str) -> None:
+def test_errors_are_kept_and_wait_only_once(queue: mplog.LogQueue, log_: logging.Logger, policy: str) -> None:
     """Of many records in a row, those below ERROR are counted and the errors kept, and only one of all calls waits."""
     use(queue, policy)
     fill(queue)

@@ -80,7 +80,7 @@ def test_conforms(start_method: str, name: str, monkeypatch: pytest.MonkeyPatch)
 
     # Some of the tests ask multiprocessing itself for a queue.
     monkeypatch.setattr(multiprocessing, "Queue", Counted)
-    # One of them imports a module that makes a queue: each time anew.
+    # One of them imports a module that makes a queue: it must do so each time.
     monkeypatch.delitem(sys.modules, "imported_by_an_imported_module", raising=False)
     case = CASES[start_method](name)
     case.Queue = Counted

@@ -65,13 +65,13 @@ def test_records_inside_have_the_fields(log: tuple[logging.Logger, Collect]) -> 
         with mplog.context(step=1.5, job=43):
             logger.info("deeper")
         logger.info("back")
-    logger.info("behind")
+    logger.info("after")
     assert [(record.getMessage(), fields(record)) for record in collect()] == [
         ("before", {}),
         ("inside", {"job": 42, "tags": ("a", "b")}),
         ("deeper", {"job": 43, "tags": ("a", "b"), "step": 1.5}),
         ("back", {"job": 42, "tags": ("a", "b")}),
-        ("behind", {}),
+        ("after", {}),
     ]
 
 
@@ -100,7 +100,7 @@ def test_a_context_that_is_left_by_an_exception_is_left(log: tuple[logging.Logge
     with pytest.raises(ZeroDivisionError), mplog.context(job=1):
         logger.info("inside")
         raise ZeroDivisionError
-    logger.info("behind")
+    logger.info("after")
     assert [fields(record) for record in collect()] == [{"job": 1}, {}]
 
 

@@ -181,9 +181,9 @@ def test_a_restarted_logging_process_has_them(tmp_path: Path) -> None:
         logging.info("before")
         server.flush()
         os.kill(server.pid, signal.SIGKILL)
-        logging.info("behind")
+        logging.info("after")
     written = path.read_text().splitlines()
-    assert [line for line in written if "mplog" not in line] == ["shop before", "shop behind"]
+    assert [line for line in written if "mplog" not in line] == ["shop before", "shop after"]
     assert all(line.startswith("shop ") for line in written)
 
 

@@ -227,7 +227,7 @@ def test_buffers_that_fill_again_and_again_are_said_once_an_interval(tmp_path: P
                 logging.info(_FILLING)
             hold.unlink()
             server.flush()
-            for _ in range(2):  # behind that, it is seen that they are empty
+            for _ in range(2):  # after that, it is seen that they are empty
                 server.queue.losses.count(logging.INFO, mplog.Reason.QUEUE_FULL, "MainProcess")
                 logging.info("on")
                 lost = sum(server.queue.losses.counts.values())

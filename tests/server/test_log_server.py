@@ -74,7 +74,7 @@ def test_server_writes_what_its_own_program_logs(log: Path, nothing_left: None) 
     logging.getLogger("a").info("in the log")
     logging.getLogger("a").debug("below the level")
     assert server.stop().received == 1
-    logging.getLogger("a").info("behind it")
+    logging.getLogger("a").info("after it")
     assert lines(log) == ["a in the log"]
 
 
@@ -271,7 +271,7 @@ def test_start_does_not_harm_the_server_whose_queue_it_is_given(
     assert os.path.isdir(server.queue.directory)
 
 
-def test_start_cleans_up_behind_a_full_disk(log: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_cleans_up_after_a_full_disk(log: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the state of the loggers cannot be saved, start() raises and undoes everything."""
 
     def full(*_: object) -> None:

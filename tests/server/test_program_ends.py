@@ -39,7 +39,7 @@ ENDINGS = {
     "exception": ("with server: log(); raise SystemError('as planned')", 1),
     "exception, no with": ("server.start(); log(); raise SystemError('as planned')", 1),
     "os._exit": ("server.start(); log(); os._exit(3)", 3),
-    "os._exit behind flush": ("server.start(); log(); server.flush(); os._exit(3)", 3),
+    "os._exit after flush": ("server.start(); log(); server.flush(); os._exit(3)", 3),
     "SIGKILL": ("server.start(); log(); os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
     "SIGTERM": ("server.start(); log(); os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
     "SIGINT": ("server.start(); log(); os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
@@ -93,7 +93,7 @@ def test_program_without_a_file(tmp_path: Path, kind: str) -> None:
 
 EXIT = """
 import atexit
-atexit.register(lambda: logging.info("atexit, behind everything"))
+atexit.register(lambda: logging.info("atexit, after everything"))
 import logging, multiprocessing.util, sys, threading
 from oracle import Producer
 import mplog
@@ -107,7 +107,7 @@ class Last:
 
 last = Last()
 multiprocessing.util.Finalize(None, logging.info, ("Finalize",), exitpriority=-1000)
-first, behind = Producer("."), Producer(".", "behind")
+first, later = Producer("."), Producer(".", "later")
 started = threading.Event()
 
 def flood():
@@ -118,7 +118,7 @@ def flood():
 def outlive():
     threading.main_thread().join()
     for _ in range(1000):
-        behind.log()
+        later.log()
 
 threading.Thread(target=outlive).start()
 if sys.argv[1] == "daemon thread":
@@ -133,10 +133,10 @@ def test_exit_while_everything_still_logs(tmp_path: Path, what: str) -> None:
     result = run_script(tmp_path, EXIT, what)
     assert (result.returncode, result.stderr) == (0, "")
     found = verdict(tmp_path / "app.log", tmp_path)
-    assert found.clean and acknowledged(tmp_path, "behind") == 1000, found
+    assert found.clean and acknowledged(tmp_path, "later") == 1000, found
     others = [line for line in lines(tmp_path / "app.log") if "producer" not in line]
     # A daemon thread holds the globals of the program, so that CPython never calls their __del__.
-    expected = ["atexit, before everything", "Finalize", "atexit, behind everything", "__del__"]
+    expected = ["atexit, before everything", "Finalize", "atexit, after everything", "__del__"]
     assert others == (expected if what == "__del__" else expected[:-1])
     assert no_directory()
 

@@ -282,7 +282,7 @@ def test_garbage_is_no_bytes(payload: bytes) -> None:
 
 
 def test_get_returns_bytes() -> None:
-    """Who reads a queue himself gets the bytes."""
+    """A program that reads a queue itself gets the bytes."""
     own = mplog.LogQueue()
     own.write(b"abc", to="x")
     assert own.get(timeout=10) == b"abc"

@@ -98,10 +98,10 @@ def test_program_with_a_server_of_its_own(tmp_path: Path) -> None:
                 logging.info("own")
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     pool.map(work, range(1))
-            logging.info("behind")
+            logging.info("after")
     """
     log, out, err = run(tmp_path, program)
-    assert log == ["INFO MainProcess root | before", "INFO MainProcess root | behind"]
+    assert log == ["INFO MainProcess root | before", "INFO MainProcess root | after"]
     assert (tmp_path / "own.log").read_text().splitlines() == ["own", "worker 0"]
     assert (out, err) == ([], [])
 
@@ -212,7 +212,7 @@ def test_filters_see_each_record_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
-def test_directory_of_somebody_else(tmp_path: Path) -> None:
+def test_directory_of_another_user(tmp_path: Path) -> None:
     """Files of another user in the place of a server do not switch off a program's logging."""
     state = '{"layout": {"senders": [""]}, "level": 50, "levels": {"a": 50}, "disable": 50}'
     (tmp_path / "logging").write_text(state)

@@ -110,7 +110,7 @@ def test_listener_writes_what_is_logged(
 
 
 @pytest.mark.processes
-def test_without_a_listener_the_queue_is_somebody_elses(key: str, log: Path) -> None:
+def test_without_a_listener_the_queue_is_not_ours(key: str, log: Path) -> None:
     """A queue object alone is enough (cpython#111615): here, a server's (cpython#118868, cpython#119819)."""
     if key == "class" and OBJECTS_FAIL:
         pytest.skip("the stdlib of this Python refuses it before any class is asked")

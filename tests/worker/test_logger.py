@@ -1146,6 +1146,6 @@ if __name__ == "__main__":
     assert len(suite) > 150
     # Most of them wait, and so a third of them takes a third of the time.
     result = unittest.TextTestRunner(verbosity=1).run(unittest.TestSuite(suite[{part}::3]))
-    assert type(logging.getLogger("made.behind.them")) is mplog.worker.logger.Logger
+    assert type(logging.getLogger("made.after.them")) is mplog.worker.logger.Logger
     sys.exit(not result.wasSuccessful())
 """

@@ -398,7 +398,7 @@ def test_a_record_with_odd_attributes_travels(tmp_path: Path, attribute: str) ->
 # --- what else the stdlib's logging does ---
 
 
-def test_records_behind_shutdown_travel(logger: logging.Logger, handler: mplog.QueueHandler, written: Any) -> None:
+def test_records_after_shutdown_travel(logger: logging.Logger, handler: mplog.QueueHandler, written: Any) -> None:
     """After close(), which logging.shutdown() calls at exit, records are still sent."""
     logger.info("before")
     handler.close()
