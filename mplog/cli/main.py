@@ -61,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
-    """Parse the arguments, and run the verb."""
     parser = argparse.ArgumentParser(prog="mplog", description="One log from many processes.")
     parser.add_argument("--version", action="store_true", help="print the version, and end")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")

@@ -17,7 +17,6 @@ def encode(sequence: int, message: str, extra: dict[str, Any], created: float, o
 
 
 def _pack(value: Any) -> bytes:
-    """Return the value in msgpack."""
     if value is None:
         return b"\xc0"
     if value is True or value is False:

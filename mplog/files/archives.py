@@ -1,7 +1,7 @@
-"""The rotated files of a log: giving a file such a name, compressing them, removing old ones.
+"""The rotated files of a log: naming them, compressing them, removing old ones.
 
-The rule of this file: **a rotated file is complete under one of its names at every instant.** What has such a name and
-is no regular file is left alone. What the thread that compresses leaves half done is finished after the next start::
+The rule of this file: **a rotated file is complete under one of its names at every instant.** Anything else than a
+regular file is left alone. What a killed process has compressed in part is finished after the next start::
 
     app.2026-11-20.001.log  ->  .app.2026-11-20.001.log.gz.part  ->  app.2026-11-20.001.log.gz, and the first is removed
 """
@@ -22,7 +22,7 @@ from mplog.files.compression import SUFFIXES, compress_into, decompress
 from mplog.files.notices import Clock, Notices
 from mplog.files.rotation_rules import Keep, Rotation
 
-#: Bytes that are compressed at a time. Between two such pieces, each of some milliseconds, the thread may be stopped.
+#: Bytes that are compressed at a time, in some milliseconds. Between two such pieces, the thread can be stopped.
 _CHUNK = 2**18
 
 #: Seconds that the closing of a log waits for the compressor before it tells it to stop.
@@ -50,7 +50,7 @@ class Archives:
         self._notices = notices
         self._clock = clock
         self._last: tuple[tuple[str, str], int] | None = None
-        #: Files that were rotated since the last `tidy`, which are not touched before the next one.
+        #: Files that were rotated since the last `tidy`: the next one may compress or remove them.
         self._held: frozenset[str] = frozenset()
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -69,7 +69,7 @@ class Archives:
             if any(os.path.lexists(target + suffix) for suffix in SUFFIXES.values()):
                 continue
             self._held |= {os.path.basename(target)}
-            # A file that was put there meanwhile, a symbolic link, a FIFO, a directory.
+            # The name is taken: by a file put there meanwhile, a symbolic link, a FIFO, a directory.
             with contextlib.suppress(FileExistsError):
                 regular.rename_to_new(path, target)
                 self._last = around, index
@@ -79,7 +79,7 @@ class Archives:
         return os.path.join(self._directory, name)
 
     def _names(self) -> Iterator[tuple[str, tuple[str, str], int]]:
-        """Yield the names of rotated files, with what stands around the index, and the index."""
+        """Yield the name of each rotated file, the texts around its index, and the index."""
         for name in os.listdir(self._directory):
             found = self._rotation.name.index_of(name)
             if found is not None:
@@ -166,7 +166,7 @@ class Archives:
                 finally:
                     with contextlib.suppress(OSError):
                         os.unlink(part)
-        # On the disk under its new name before the old one goes.
+        # The compressed file is on the disk before the original goes.
         regular.sync_directory(self._directory)
         if os.path.samestat(os.lstat(path), status):
             os.unlink(path)
@@ -190,10 +190,10 @@ class Archives:
         return True
 
     def _is_left_over(self, target: str, source: IO[bytes], how: str) -> bool:
-        """Whether `target` is what a process has left that was killed before it removed the original.
+        """Whether `target` is the compressed `source`, left by a process that was killed before it removed the source.
 
-        An empty file, which only reserves the name, is removed. Any other is compared: it could have nothing to do with
-        the log.
+        An empty file only reserves the name, and is removed. Any other is compared with the source: it could have
+        nothing to do with the log.
         """
         with open(target, "rb", opener=_open_regular) as file:
             if not os.fstat(file.fileno()).st_size:

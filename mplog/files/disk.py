@@ -8,12 +8,12 @@ from typing import Literal
 from mplog.files import regular
 from mplog.files.notices import Clock, Notices, describe
 
-#: "never", after each "batch", or the seconds after which it is done at the latest.
+#: "never", after each "batch", or at the latest after this many seconds.
 Fsync = Literal["never", "batch"] | float
 
 
 class Disk:
-    """The disk of a file. `due` is when `sync` is to be called, by the monotonic clock; None for no such time."""
+    """The disk of a file. `due`: the monotonic time at which to call `sync`; None for no such time."""
 
     def __init__(self, path: str, policy: Fsync, notices: Notices, clock: Clock) -> None:
         self._path = path
@@ -28,7 +28,7 @@ class Disk:
             self.due = None
             getattr(os, "fdatasync", os.fsync)(fd)
         except OSError as error:
-            # Writing it again would double it, and not help: the system has forgotten what it could not write.
+            # Writing it again would double it and not help: the kernel has dropped the pages that it could not write.
             self._notices.say(
                 "sync", f"what was last written to {self._path} may not have reached the disk: {describe(error)}"
             )

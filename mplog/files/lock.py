@@ -1,7 +1,7 @@
 """The lock of a log file: one logging process writes it.
 
-The rule of this file: **the holder of the lock is written in it, and lets go of it by dying.** The kernel releases the
-lock of a process that ends in any way; only the holder removes the file that carries it.
+The rule of this file: **the lock file names its holder, and a holder that dies has released the lock.** The kernel
+releases the lock of a process that ends in any way; only the holder removes the lock file.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def release(lock: filelock.BaseFileLock) -> None:
 
 
 def taken_at(path: str) -> float | None:
-    """Return when the lock was taken last, in seconds since the epoch; None if nobody has it."""
+    """Return when the lock was last taken, in seconds since the epoch; None if no process holds it."""
     with contextlib.suppress(OSError):
         return os.stat(_lock_path(path)).st_mtime
     return None

@@ -1,4 +1,4 @@
-"""Names of files by what is in a record: `logs/{processName}.log`.
+"""Names of files made from the fields of a record: `logs/{processName}.log`.
 
 The rule of this file: **a name stays in its directory, and different values make different names**, even if an attacker
 chooses them. No value makes the name of a lock, a temporary file or a rotated file.
@@ -39,9 +39,9 @@ _ARCHIVE = re.compile(r"\.[0-9]{4}-[0-9]{2}-[0-9]{2}\.[0-9]{3,}")
 
 
 class FileNames:
-    """The pattern of a `RoutedFileSink`: the names in `fields`, with the `texts` before, between and after them.
+    """The pattern of a `RoutedFileSink`: `fields`, and the `texts` before, between and after them.
 
-    It raises a ValueError if it has no field, or could give two records of different values one name.
+    Raises a ValueError for a pattern that has no field, or could give one name to different values.
     """
 
     def __init__(self, pattern: str, missing: str) -> None:
@@ -79,7 +79,7 @@ class FileNames:
             raise self._error("has no {field}, so it is one file. That is a FileSink")
 
     def _separators(self) -> str:
-        """Return what must not be in a value, so that the end of one can be told from the beginning of the next."""
+        """Return the characters to escape in a value, so that its end can be told from the beginning of the next."""
         found = ""
         for text in self.texts[1:-1]:
             # % and hexadecimal digits may be in an escaped value.
@@ -128,7 +128,7 @@ class FileNames:
                 return escaped
         digest = _hash(text)
         begin = unsafe.sub(_percent, text[: self._room])[: self._room - len(_CUT) - len(digest)]
-        # Not in the middle of an escape.
+        # Do not cut in the middle of an escape.
         return re.sub("%.?$", "", begin) + _CUT + digest
 
 

@@ -1,4 +1,4 @@
-"""What the files of a log have to say in it: that one was moved, that it cannot be rotated."""
+"""Notices in a log about its own files: that one was moved, that it cannot be rotated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from mplog.record.plain import safe_str
 
-#: Seconds in which the same notice is not given again.
+#: Seconds before a notice of the same kind is given again.
 _INTERVAL = 600.0
 
 
@@ -24,7 +24,7 @@ class Clock(Protocol):
 
 
 class Notices:
-    """Notices that wait to be logged, except those of kinds that it is silent about. Threads may share one."""
+    """Notices that wait to be logged, except those of the kinds in `silent_about`. Threads may share one object."""
 
     def __init__(self, clock: Clock = time, silent_about: Iterable[str] = ()) -> None:
         self._clock = clock
@@ -42,7 +42,7 @@ class Notices:
         self._waiting.append(f"mplog: {notice}")
 
     def forget(self, kind: str) -> bool:
-        """Return whether a notice of this kind was added; the next one is added at once."""
+        """Have the next notice of this kind added at once; return whether there was one."""
         return self._said_at.pop(kind, None) is not None
 
     def take(self) -> list[str]:
@@ -50,7 +50,7 @@ class Notices:
 
 
 def print_notices(notices: Iterable[str]) -> None:
-    """Print to stderr what came too late for the log."""
+    """Print notices to stderr that came too late for the log."""
     for notice in notices:
         if sys.stderr is not None:
             print(notice, file=sys.stderr, flush=True)
@@ -61,5 +61,5 @@ def describe(error: BaseException | None) -> str:
 
 
 def changed_meanwhile(path: str) -> str:
-    """Return the notice about a file from which nothing can be taken back."""
+    """Return the notice about a file that another program has changed, so that nothing can be taken back."""
     return f"{path} was changed while no logging process wrote it, and is left as it is"

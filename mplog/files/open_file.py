@@ -1,7 +1,7 @@
 """A log file that is open: the regular file that was asked for, which this process alone writes.
 
-The rule of this file: **a text is in the file whole, or not at all.** What an error has left of one is cut off, at the
-latest before anything else is written.
+The rule of this file: **a text is in the file whole, or not at all.** If an error leaves a part of one, that is cut off
+before anything else is written.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class FileOptions:
 class OpenFile:
     """A file that is written at its end, and reopened when it was moved or deleted.
 
-    If a link leads to it, `path` is that of the file itself: the file is rotated, and not the link. `whole_texts`
-    counts those of the last portion that are wholly in the file, also after an error.
+    If a link leads to it, `path` is that of the file: the file is rotated, not the link. `whole_texts` is how many
+    texts of the last portion are wholly in the file, also after an error.
     """
 
     def __init__(self, path: str, options: FileOptions, notices: Notices, clock: Clock) -> None:
@@ -51,7 +51,7 @@ class OpenFile:
         self._options = options
         self._fd = -1
         self._length = 0
-        #: Where the file is to be cut, because the last text could not be cut off.
+        #: Where the file must be cut, because that has failed for the last text.
         self._cut_at: int | None = None
         self._looked_at = -math.inf
 
@@ -60,7 +60,7 @@ class OpenFile:
         return self._fd
 
     def open(self) -> None:
-        """Open the path, and close what was open before. On an OSError, that stays open."""
+        """Open the path, and close the file that was open. On an OSError, that one stays open."""
         options = self._options
         fd, is_new = regular.open_for_appending(
             self.path, options.permissions, owner=options.owner, follow_symlinks=options.follow_symlinks
@@ -80,7 +80,7 @@ class OpenFile:
         return regular.create(path, self._options.permissions, owner=self._options.owner)
 
     def replace(self, fd: int, length: int, written_at: float) -> None:
-        """Go on in another file, of that length, which was last written at that time."""
+        """Go on in another open file; `length` and `written_at` are its own."""
         before, self._fd = self._fd, fd
         if before >= 0:
             with contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ class OpenFile:
         self._fd = -1
 
     def position(self) -> Position:
-        """Return how far the file is written, except what is to be cut off."""
+        """Return how far the file is written, without a part that is to be cut off."""
         status = os.fstat(self._fd)
         length = status.st_size if self._cut_at is None else self._cut_at
         return Position(status.st_dev, status.st_ino, length)
@@ -116,7 +116,7 @@ class OpenFile:
         return not os.path.samestat(found, os.fstat(self._fd))
 
     def look(self) -> Position:
-        """Notice what others have done to the file, reopen it if it is gone, and return how far it is written."""
+        """Look whether other programs have changed the file, reopen it if it is gone, and return its position."""
         status = os.fstat(self._fd)
         if not status.st_nlink:
             self.open()
@@ -152,7 +152,7 @@ class OpenFile:
             self.notices.say("moved", f"{self.path} was moved; the log goes on in a new file")
 
     def write(self, portion: Portion) -> None:
-        """Write a portion. After an OSError, `whole_texts` are in the file, and `take_back` cuts off the rest."""
+        """Write a portion. After an OSError, `whole_texts` texts are in the file, and `take_back` cuts off the rest."""
         data = memoryview(portion.data)
         done = self.whole_texts = 0
         try:

@@ -1,4 +1,4 @@
-"""What of a batch goes into one file, and where: texts become bytes, as many as the file has room for."""
+"""The part of a batch that goes into one file: as many texts as it has room for, encoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Position(NamedTuple):
-    """How far a file is written, which its device and inode tell from others, whatever its path."""
+    """How far a file is written. Its device and inode identify the file, whatever its path."""
 
     device: int
     inode: int
@@ -18,7 +18,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Portion:
-    """The first texts of a batch, encoded for one file from `start` on. `state` is the encoder's before them."""
+    """The first texts of a batch, encoded for one file from `start` on. `state`: the encoder's state before them."""
 
     texts: list[str]
     data: bytes
@@ -37,7 +37,7 @@ class Encoder:
         self._encoder = codecs.getincrementalencoder(encoding)("backslashreplace")
 
     def continue_at(self, length: int) -> None:
-        """Go on in a file of this length: a byte order mark may stand at the beginning only."""
+        """Go on in a file of this length: a byte order mark is written only at the beginning."""
         if length:
             self._encoder.setstate(0)
         else:
@@ -50,13 +50,13 @@ class Encoder:
     def fit(
         self, texts: list[str], start: Position, limit: int, fits: Callable[[int, str, int], bool], *, forced: int = 0
     ) -> Portion:
-        """Return as many of the texts as fit into the file, and at least `forced` ones: with 0, it may be none.
+        """Return as many of the texts as fit into the file, but at least `forced`; with 0, it may be none.
 
-        Up to the length `limit`, every text fits. Beyond, `fits` tells, called with the length of the file before a
-        text, the text, and its size in bytes.
+        A text that ends within `limit` bytes of the file fits. Of any other, ``fits(length, text, size)`` decides, with
+        the length of the file before the text and the size of the text, both in bytes.
         """
         state = self._encoder.getstate()
-        # No text has fewer bytes than characters, so one that has too many need not be encoded to know.
+        # A text has at least as many bytes as characters, so too long ones need not be encoded to know.
         if start.length + sum(map(len, texts)) <= limit:
             portion = self.encode(texts, start)
             if start.length + len(portion.data) <= limit:
@@ -75,7 +75,7 @@ class Encoder:
         return Portion(texts[: len(pieces)], b"".join(pieces), start, state)
 
     def rewind(self, portion: Portion, done: int) -> tuple[int, int]:
-        """Go back to the end of the last whole text of which `done` bytes were written; return its bytes and number."""
+        """Return to the state after the whole texts in the first `done` bytes; return their size and their number."""
         self._encoder.setstate(portion.state)
         whole = 0
         for count, text in enumerate(portion.texts):

@@ -1,4 +1,4 @@
-"""Opening, making and renaming regular files in a directory where others may plant things.
+"""Opening, making and renaming regular files in a directory where other users may plant files.
 
 The rule of this file: **nothing is followed, overwritten or waited for that was not asked for.**
 """
@@ -82,7 +82,7 @@ def _not_a_file() -> OSError:
 
 
 def create(path: str, permissions: int, *, owner: Owner | None = None) -> int:
-    """Make a new file with just this mode, whatever the umask is, and owner; return a descriptor to append to it."""
+    """Make a new file with exactly this mode, and with this owner; return a descriptor to append to it."""
     fd = os.open(path, _APPENDING | UNPLANTED | os.O_CREAT | os.O_EXCL, permissions)
     try:
         if owner is not None:
@@ -141,7 +141,7 @@ def existing(path: str) -> Iterator[int]:
 
 
 def find(directory: str, device: int, inode: int, is_name: Callable[[str], bool]) -> str | None:
-    """Return the path of a regular file by its inode, or None. Only files with one of these names are looked at."""
+    """Return the path of the regular file with this inode, or None. Only names for which `is_name` is true count."""
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.inode() == inode and is_name(entry.name):
@@ -152,21 +152,21 @@ def find(directory: str, device: int, inode: int, is_name: Callable[[str], bool]
 
 
 def cut_back(fd: int, start: int, end: int) -> int | None:
-    """Cut off what a killed process wrote from `start` to at most `end`; return how much, None if others wrote, too."""
+    """Cut off what a killed process wrote from `start` to at most `end`; return how many; None if others wrote, too."""
     status = os.fstat(fd)
     if status.st_size == start:
         return 0
     if not start < status.st_size <= end:
         return None
     os.ftruncate(fd, start)
-    # Its time says when it is to be rotated.
+    # The time of the file says when to rotate it.
     os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
     return status.st_size - start
 
 
 def rename_to_new(source: str, target: str) -> None:
-    """Rename a file, unless the new name is taken: by a FileExistsError. On any error, everything is as before."""
-    # An empty file of that name makes the name ours.
+    """Rename a file; raise FileExistsError if the new name is taken. On any error, everything is as before."""
+    # An empty file reserves the name.
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | UNPLANTED, 0o600))
     try:
         os.rename(source, target)

@@ -1,8 +1,8 @@
-"""Renames of files that belong together, which a kill in the middle of them leaves neither half done nor final.
+"""Renames that belong together: after a kill in the middle, they can be finished, or taken back.
 
-The rule of this file: **what is going to be renamed is written down before, with the inodes.** A name alone would not
-tell whether a rename has been made: each file takes the name of the next one, and there may be gaps between the
-numbers. What is in the way, or is to go, gets a name of its own, until `settle` says that it will not be wanted back::
+The rule of this file: **renames are written down before the first is made, with the inodes.** A name alone would not
+tell whether a rename was made: each file takes the name of the next one, and the numbers may have gaps. A file that is
+in the way, or to be removed, gets a temporary name until `settle`, after which nothing is taken back::
 
     make()  ->  the journal  ->  one rename after the other  ->  settle()
                     |
@@ -23,7 +23,7 @@ from mplog.files import regular
 
 
 class _Step(NamedTuple):
-    """A rename, and what is renamed."""
+    """A rename, and the inode of the file."""
 
     source: str
     target: str
@@ -52,7 +52,7 @@ class Renames:
     def make(self, moves: Sequence[tuple[str, str]], removed: Iterable[str] = (), note: Any = None) -> None:
         """Put the `removed` files aside, and rename others in this order; after an OSError, everything is as before.
 
-        Names are without the directory. `note` is what `undo_to` gives back; anything that JSON can hold.
+        Names are without the directory. `undo_to` returns the `note`, anything that JSON can hold.
         """
         sources = {source for source, _ in moves}
         in_the_way = [target for _, target in moves if target not in sources and os.path.lexists(self._path(target))]
@@ -79,16 +79,16 @@ class Renames:
             os.close(fd)
 
     def finish(self) -> bool:
-        """Make those renames that a killed process was about to make; return whether there was one."""
+        """Make the renames that a killed process has left to do; return whether there was one."""
         left = [step for entry in self._entries()[-1:] for step in entry.steps if self._is(step.source, step.inode)]
         for step in left:
             self._rename(step.source, step.target)
         return bool(left)
 
     def undo_to(self, inode: int) -> list[Any]:
-        """Take back renames until the log is that file again; what has been the log since is removed.
+        """Take back renames until the log is the file with this inode again; remove the logs made since.
 
-        Return the notes of what was taken back, the earliest last; none if that file was never renamed.
+        Return the notes of the renames taken back, the earliest last; none if that file was never renamed.
         """
         entries = self._entries()
         of_the_file = [any(step[::2] == (self._log, inode) for step in entry.steps) for entry in entries]
@@ -96,9 +96,9 @@ class Renames:
         for entry in reversed(entries[of_the_file.index(True) :] if any(of_the_file) else []):
             for step in reversed(entry.steps):
                 if self._is(step.target, step.inode):
-                    # Where the log is to be again, there is what came after it.
+                    # If `source` is the log, this replaces the log that was made since.
                     self._rename(step.target, step.source)
-            # Before the entry before it: of two that are half taken back, only the last one could be finished.
+            # Before the next entry is taken back: of two that are half taken back, only the last could be finished.
             os.truncate(self._path(self._journal), entry.start)
             notes.append(entry.note)
         return notes
@@ -107,7 +107,7 @@ class Renames:
         """Remove what was put aside, and forget everything."""
         if not self.unsettled:
             return
-        with contextlib.suppress(OSError):  # the next time, unless the journal is not of this program's making
+        with contextlib.suppress(OSError):  # tried again next time, unless another program has made the journal
             os.close(self._open(os.O_RDONLY))
             for step in (step for entry in self._entries() for step in entry.steps):
                 if step.target.startswith(self._journal):
@@ -117,7 +117,7 @@ class Renames:
         self.unsettled = os.path.lexists(self._path(self._journal))
 
     def _entries(self) -> list[_Entry]:
-        """Read the journal, as far as it is whole and this program's; cut off the rest."""
+        """Read the whole entries of the journal, and cut off the rest."""
         entries: list[_Entry] = []
         if not self.unsettled:
             return entries
@@ -128,14 +128,14 @@ class Renames:
                     steps, note = json.loads(line[: line.index(b"\n")])
                     entries.append(_Entry(start, [_Step(*step) for step in steps], note))
                 except (ValueError, TypeError):
-                    # Written by a process that was killed before it renamed anything.
+                    # The process was killed while it wrote this entry, so before it renamed anything.
                     os.ftruncate(file.fileno(), start)
                     break
                 start += len(line)
         return entries
 
     def _open(self, flags: int) -> int:
-        """Open the journal; raise an OSError if it is not of this program's making."""
+        """Open the journal; raise an OSError if another program has made it."""
         path = self._path(self._journal)
         fd = os.open(path, flags | regular.UNPLANTED, 0o600)
         status = os.fstat(fd)

@@ -19,9 +19,9 @@ _RETRY_SECONDS = 5.0
 
 
 class Rotator:
-    """Rotates a file. This one never does; subclasses say when, and what becomes of the old file."""
+    """Rotates a file. This class never does; subclasses say when, and where the old file goes."""
 
-    #: Whether work is going on in the background that `close` would wait for, or abandon.
+    #: Whether a thread works in the background: `close` would wait for it, or stop it.
     is_tidying = False
 
     def __init__(self, file: OpenFile) -> None:
@@ -31,7 +31,7 @@ class Rotator:
         self._retry_at = -math.inf
 
     def recover(self) -> None:
-        """Finish what a killed process was doing. Called before the file is opened."""
+        """Finish what a killed process has left half done. Called before the file is opened."""
 
     @property
     def is_ready(self) -> bool:
@@ -43,7 +43,7 @@ class Rotator:
         return False
 
     def fit(self, texts: list[str], start: Position, *, forced: int = 0) -> Portion:
-        """Return as many texts as the file has room for, but at least `forced`; none if it is to be rotated first."""
+        """Return as many texts as fit into the file, but at least `forced`; none if the file must be rotated first."""
         return self._file.encoder.encode(texts, start)
 
     def rotate(self) -> None:
@@ -51,7 +51,7 @@ class Rotator:
         file = self._file
         try:
             if file.is_moved():
-                file.follow_move()  # another file has the path now, which is not ours to rotate
+                file.follow_move()  # the path now names a file that is not ours to rotate
                 return
             archive = self._swap()
         except (OSError, ValueError) as error:  # ValueError: a clock beyond what a date can say
@@ -68,10 +68,10 @@ class Rotator:
         self.after_rotation()
 
     def _swap(self) -> str:
-        """Have the old file put away, and go on in a new one; return the path of the old one.
+        """Put the old file away, and go on in a new one; return the new path of the old one.
 
-        The new one is made under another name first: what can fail has failed before anything changes. After a kill
-        between the two renames no file has the log's name, and the next start makes one.
+        The new file is made first, under another name, so that errors come before anything changes. After a kill
+        between the two renames, no file has the log's name, and the next start makes one.
         """
         file = self._file
         with contextlib.suppress(FileNotFoundError):
@@ -95,17 +95,17 @@ class Rotator:
         return archive
 
     def put_away(self) -> str:
-        """Give the file its name as a rotated one, and return its path. On an OSError, everything is as before."""
+        """Rename the file to its name as a rotated one; return that path. On an OSError, everything is as before."""
         raise NotImplementedError
 
     def bring_back(self, archive: str) -> None:
         os.rename(archive, self._file.path)
 
     def after_rotation(self) -> None:
-        """Called when the file was rotated."""
+        """Called after each rotation."""
 
     def settle(self) -> None:
-        """Note that nothing will be taken back of what was written so far."""
+        """Note that nothing written so far will be taken back."""
 
     def undo(self, inode: int) -> None:
         """Take back rotations of a killed process, until the log is the file with this inode again."""
@@ -119,7 +119,7 @@ class Rotator:
         return name.startswith(os.path.basename(self._file.path))
 
     def remove_new(self) -> None:
-        with contextlib.suppress(OSError):  # what cannot be removed is in the way of a rotation, which says so
+        with contextlib.suppress(OSError):  # the next rotation will find it in the way, and say so
             os.unlink(self._new_path)
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class ArchiveRotator(Rotator):
         self._rotation = rotation
         self._archives = Archives(file.path, rotation, file.notices, file.clock)
         self._timer = Timer(rotation.schedules, rotation.zone, file.clock.time())
-        #: The inode of the file that the timer was started for.
+        #: The inode of the file for which the timer was started.
         self._timed = -1
         self._is_tidy = False
 
@@ -145,7 +145,7 @@ class ArchiveRotator(Rotator):
         now = self._file.clock.time()
         if not start.length or start.inode != self._timed:
             self._timed = start.inode
-            # An empty file is not rotated, but begun.
+            # An empty file is not rotated: it begins now.
             self._timer.restart(self._file.written_at if start.length else now)
         return start.length > 0 and self._timer.is_due(now) and self.is_ready
 
@@ -166,9 +166,9 @@ class ArchiveRotator(Rotator):
         self._is_tidy = False
 
     def settle(self) -> None:
-        """Have rotated files compressed and removed, if there was a rotation, or the log was just opened.
+        """Have rotated files compressed and removed, after a rotation, or when the log was just opened.
 
-        Until everything in them is noted, a restart looks for them by their inodes, to take back what is not.
+        Not before the commit: until then, a restart finds them by their inodes, to cut off what is not committed.
         """
         if not self._is_tidy:
             self._is_tidy = True

@@ -1,4 +1,4 @@
-"""When a file is rotated, what its rotated files are called, and which of them are kept: the words, and what they mean.
+"""When to rotate a file, what to call rotated files, and which to keep: the words for it, and what they mean.
 
 The rule of this file: **no clock and no file.** Words become plain values in the program, and a wrong one raises there;
 the logging process asks the values with the time that it has.
@@ -49,18 +49,18 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 
 @dataclass(frozen=True)
 class Interval:
-    """Every so many seconds, counted from midnight between a Sunday and a Monday: so "1 hour" is each full hour.
+    """Every `seconds`, counted from midnight between a Sunday and a Monday, so that "1 hour" is each full hour.
 
-    So nobody needs to remember when a file was begun: if its last write was in an earlier interval, it is due.
+    Nothing needs to store when a file was begun: if its last write was in an earlier interval, it is due.
     """
 
     seconds: float
 
     def next_time(self, after: float, zone: datetime.tzinfo | None) -> float:
-        """Return the first such time after `after`, both in seconds since the epoch. None is the local time zone."""
+        """Return the first such time after `after`, in seconds since the epoch. `zone`: None for the local one."""
         now = _wall_clock(after, zone)
         if self.seconds <= 3600:
-            # With the offset of this moment: an hour that the end of summer time repeats is an hour both times.
+            # With the offset of this moment: an hour that the end of summer time repeats counts both times.
             offset = (now - _EPOCH).total_seconds() - after
             anchor = (_ANCHOR - _EPOCH).total_seconds() - offset
             return anchor + (math.floor((after - anchor) / self.seconds) + 1) * self.seconds
@@ -102,7 +102,7 @@ def _instant(wall_clock: datetime.datetime, zone: datetime.tzinfo | None) -> flo
 
 
 class Timer:
-    """Says when a file is due that was begun, or last written, at the time `since`, whatever the clock does."""
+    """Says when a file is due that was begun, or last written, at the time `since`, even if the clock is set."""
 
     def __init__(self, schedules: Sequence[Schedule], zone: datetime.tzinfo | None, since: float) -> None:
         self._schedules = schedules
@@ -132,7 +132,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class Keep:
-    """How many rotated files are kept, how old ones, and how many bytes in all: always the newest. None is no limit."""
+    """Limits on the rotated files that are kept, always the newest: number, age and bytes in all. None: no limit."""
 
     files: int | None = None
     seconds: float | None = None
@@ -220,7 +220,7 @@ def _read_seconds(part: str) -> float | None:
 
 # --- names ---
 
-#: The directives that a pattern may have, and how many digits each is. Only digits, which are the same in every locale.
+#: The directives that a pattern may have, and their numbers of digits: digits are the same in every locale.
 _DIRECTIVES = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2, "y": 2, "j": 3, "G": 4, "V": 2, "U": 2, "W": 2, "u": 1}
 
 #: Bytes that a file name may have, and how many of them temporary names need.
@@ -238,7 +238,7 @@ class ArchiveName:
             stem, suffix = os.path.splitext(log.replace("%", "%%").replace("{", "{{").replace("}", "}}"))
             pattern = f"{stem}.%Y-%m-%d.{{index:03}}{suffix}"
         self.pattern = pattern
-        #: Before and after the index, each a list of texts and directives.
+        #: The texts and directives before the index, and those after it.
         self._parts: list[list[str]] = [[]]
         self._width = 1
         self._read()
@@ -286,7 +286,7 @@ class ArchiveName:
         return ValueError(f"archive={self.pattern!r} {what}")
 
     def name(self, written_at: float, zone: datetime.tzinfo | None, index: int) -> str:
-        """Return the name of a file by its last write: one rotated at midnight has the date of the day that is over."""
+        """Return the name of a rotated file by its last write: after midnight, with the date of the day before."""
         before, after = self.around_index(written_at, zone)
         return f"{before}{index:0{self._width}}{after}"
 
@@ -310,7 +310,7 @@ class ArchiveName:
         return [*before, digits, *after]
 
     def index_of(self, name: str) -> tuple[tuple[str, str], int] | None:
-        """Return what is around the index of a rotated file, compressed or not, and the index; None for others."""
+        """Split the name of a rotated file into the texts around its index, and the index; None for any other name."""
         match = self._name.fullmatch(name)
         return match and ((match[1], match[3]), int(match[2]))
 
@@ -341,7 +341,7 @@ def make_rotation(
     compress: str | None = None,
     timezone: str | datetime.tzinfo | None = None,
 ) -> Rotation | None:
-    """Return what the words of a `FileSink` say, None if they say nothing. `log` is the file name of the log."""
+    """Return the rotation that the words of a `FileSink` mean; None without any. `log` is the file name of the log."""
     if rotate is None:
         for word, value in {"archive": archive, "keep": keep, "compress": compress, "timezone": timezone}.items():
             if value is not None:

@@ -1,9 +1,8 @@
 """Files that are rotated and named as the stdlib's handlers do it.
 
-The rule of this file: **the stdlib decides, and `Rotator` does it.** When a file is rolled over, what the rolled file
-is called and which ones go is asked of the stdlib's own handlers, of whatever Python this is, which open no file here.
-The renames go through `Renames`: the stdlib's own, in which each file takes the name of the next one, would lose a file
-when the process is killed between two of them.
+The rule of this file: **the stdlib decides, and `Rotator` does it.** The handlers of this Python's stdlib,
+which open no file here, say when to roll a file over, what the rolled file is called, and which files go. `Renames`
+makes the renames: the stdlib gives each file the name of the next one, so that a kill between two would lose a file.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from mplog.files.portion import Portion, Position
 from mplog.files.renames import Renames
 from mplog.files.rotation import Rotator
 
-#: Whether doRollover() leaves a file that has the rolled one's name already, and goes on in the old file, in place of
-#: removing it: as of https://github.com/python/cpython/issues/88352.
+#: Whether doRollover(), if a file already has the name of the rolled one, keeps that file and goes on in the old log,
+#: and does not remove it: as of https://github.com/python/cpython/issues/88352.
 _KEEPS_ROLLED = sys.version_info >= (3, 12, 2) or (3, 11, 8) <= sys.version_info < (3, 12)
 
 
@@ -33,7 +32,7 @@ class StdlibRotator(Rotator):
     def __init__(self, file: OpenFile) -> None:
         super().__init__(file)
         self._renames = Renames(os.path.realpath(file.path))
-        #: The inodes of files that were made by rotations since `settle`.
+        #: The inodes of files that rotations have made since `settle`.
         self._made: set[int] = set()
 
     def recover(self) -> None:
@@ -72,7 +71,7 @@ class StdlibRotator(Rotator):
         """Note that the file was rolled over just now."""
 
     def went_back(self, notes: list[Any]) -> None:
-        """Note that it was not rolled over: these are the notes of the renames, the earliest last."""
+        """Note that rollovers were taken back, with the notes of their renames, the earliest last."""
 
 
 class SizeRotator(StdlibRotator):
@@ -88,7 +87,7 @@ class SizeRotator(StdlibRotator):
     def fit(self, texts: list[str], start: Position, *, forced: int = 0) -> Portion:
         if not self.is_ready:
             return super().fit(texts, start)
-        # With one byte more, and the stdlib's one for the end of the line, it would not stay below.
+        # A text up to there surely fits: the stdlib adds one byte for the end of the line, and wants the sum below.
         return self._file.encoder.fit(texts, start, self._max_bytes - 2, self._fits, forced=forced)
 
     def _fits(self, length: int, text: str, size: int) -> bool:
@@ -124,7 +123,7 @@ class TimeRotator(StdlibRotator):
 
     def __init__(self, file: OpenFile, schedule: dict[str, Any]) -> None:
         super().__init__(file)
-        # Before the file is opened: the time counts from when it was last written.
+        # Before the file is opened: the time counts from its last write.
         self._schedule = _Schedule(os.path.realpath(file.path), **schedule, encoding="utf-8", delay=True)
 
     def is_due(self, start: Position) -> bool:
@@ -146,7 +145,7 @@ class TimeRotator(StdlibRotator):
     def recover(self) -> None:
         super().recover()
         if self._renames.unsettled:
-            self._remove_old()  # which may not have been done after the last rotation
+            self._remove_old()  # a kill may have prevented it after the last rotation
 
     def after_rotation(self) -> None:
         super().after_rotation()
@@ -174,7 +173,7 @@ class TimeRotator(StdlibRotator):
 
 
 class _Schedule(logging.handlers.TimedRotatingFileHandler):
-    """The stdlib's own, which opens and renames nothing, and so only says what is to be done."""
+    """The stdlib's handler, kept from opening and renaming anything, so that it only says what to do."""
 
     _rolled_name = _target = ""
 
@@ -187,7 +186,7 @@ class _Schedule(logging.handlers.TimedRotatingFileHandler):
         return True
 
     def roll_over(self) -> str:
-        """Set the next time, and return what the file of the time before is called; "" if it is not rolled over."""
+        """Set the next time, and return the name for the file of the period before; "" if it is not rolled over."""
         self._target = ""
         self.doRollover()
         return self._target
@@ -199,7 +198,7 @@ class _Schedule(logging.handlers.TimedRotatingFileHandler):
 
     def rotation_filename(self, default_name: str) -> str:
         self._rolled_name = default_name
-        return default_name if _KEEPS_ROLLED else ""  # which is no file, and so none that could be removed
+        return default_name if _KEEPS_ROLLED else ""  # no file has this name, so none is removed
 
     def rotate(self, source: str, dest: str) -> None:
         self._target = self._rolled_name

@@ -1,4 +1,4 @@
-"""Records that wait for a function: in batches, each also in a file for the process that comes after a kill."""
+"""Records that wait for a function: in batches, each also in a file for the next logging process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Batch:
         self._saved = 0
 
     def save(self) -> None:
-        """Write what is new into the file. After an OSError, that is not tried again."""
+        """Write new records into the file. After an OSError, this batch is not saved any more."""
         new = self.payloads[self._saved :]
         if self.path is None or not new:
             return
@@ -57,8 +57,8 @@ class Batch:
 class Backlog:
     """The batches that wait: those that are being delivered, those that are ready, and one that is open.
 
-    A batch is full with `size` records, and due after `timeout` seconds. If one cannot be saved, `warn` is told, and it
-    is delivered all the same, unless there is a kill.
+    A batch is full with `size` records, and due after `timeout` seconds. If a batch cannot be saved, `warn` is told; it
+    is delivered all the same, but would not survive a kill.
     """
 
     def __init__(self, size: int, timeout: float, warn: Callable[[OSError], object]) -> None:
@@ -70,7 +70,7 @@ class Backlog:
         self._path: str | None = None
         self._open: Batch | None = None
         self._ready: deque[Batch] = deque()
-        #: By number: all but the open one.
+        #: All batches except the open one, by number.
         self._undelivered: dict[int, Batch] = {}
 
     @property
@@ -110,7 +110,7 @@ class Backlog:
         self._ready.append(batch)
 
     def keep_in(self, path: str) -> None:
-        """Keep batches in files whose names begin so, and take up those that the process before this one has left."""
+        """Keep batches in files whose names begin with `path`, and take up those that the previous process has left."""
         self._path = path
         directory, prefix = os.path.split(f"{path}-")
         for number in sorted(int(name[len(prefix) :]) for name in os.listdir(directory) if name.startswith(prefix)):
@@ -144,7 +144,7 @@ def count_undelivered(directory: str) -> int:
 
 
 def _read(path: str) -> list[bytes]:
-    """Return what is whole in a file; the rest was not committed, and comes again."""
+    """Return the whole records in a file; the rest was not committed, and comes again."""
     with open(path, "rb") as file:
         data = file.read()
     payloads, position = [], 0

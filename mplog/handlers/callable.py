@@ -5,8 +5,8 @@
     records -> open batch ---full, or old enough---> waiting batches -> thread(s) -> function(batch)
                   | each also in a file, until the function has returned: for the process after a kill
 
-The rule of this file: **a record is forgotten when the function has returned, and not before.** What waits has a bound,
-and so has the time for which it is tried. A slow or failing function holds up nothing else until as much waits as may.
+The rule of this file: **a record is forgotten when the function has returned, and not before.** The number of waiting
+records and the time for attempts are bounded. A slow or failing function holds up nothing else until that many wait.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ class CallableHandler(LocklessHandler):
         return f"<CallableHandler {self._delivery.name}>"
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record that was logged in this process, except by the function itself."""
-        # A function that logs at each call would never come to an end, or wait for itself if there is no room.
+        """Take a record that was logged in the logging process, except by the function itself."""
+        # A function that logs at each call would never end, or without room would wait for itself.
         if threading.current_thread() not in self._threads:
             self.handle_batch([record])
 
     def handle_batch(self, records: Sequence[logging.LogRecord]) -> None:
-        """Take records that have passed the filters; return when they would survive a kill."""
+        """Take records that have passed the filters; return once they would survive a kill."""
         payloads = [encode(record) for record in records]
         backlog, most = self._backlog, self._delivery.waiting
         with self._condition:
@@ -128,11 +128,11 @@ class CallableHandler(LocklessHandler):
                 self._condition.wait(None if found == math.inf else found)
 
     def _deliver(self, payloads: list[bytes]) -> None:
-        # What comes after everything else says what could not be delivered, perhaps to a function that never works.
+        # At the very end, lines about failed deliveries come here, too, perhaps for a function that never works.
         pauses = iter(() if self._is_finished else self._delivery.pauses())
         is_first = True
         while True:
-            # Again for each attempt: the function may have changed them.
+            # Decoded for each attempt: the function may have changed the records.
             batch = self._decoded(payloads, is_first)
             is_first = False
             try:
@@ -149,7 +149,7 @@ class CallableHandler(LocklessHandler):
             self._wait(pause)
 
     def _wait(self, pause: float) -> None:
-        """Wait before the next attempt; once the server stops, there are more of them."""
+        """Wait before the next attempt; the pauses are shorter once the server stops."""
         with self._condition:
             is_finishing = self._condition.wait_for(lambda: self._finish_by < math.inf, pause)
         if is_finishing:
@@ -183,7 +183,7 @@ class CallableHandler(LocklessHandler):
         return [self._retries.popleft() for _ in range(len(self._retries))]
 
     def finish(self, timeout: float) -> bool:
-        """Wait until everything is delivered or given up. What comes later is tried once, before the end of `close`."""
+        """Wait until everything is delivered or given up. Later records are tried once, before `close` ends."""
         mark = self.send_now()
         with self._condition:
             if self._finish_by == math.inf:

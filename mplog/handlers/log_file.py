@@ -25,13 +25,12 @@ from mplog.record.layout import Entry
 class LogFileHandler(TextHandler):
     """Writes to a file, holds its lock, and rotates it.
 
-    `write` is all that a batch needs. To be able to take back a batch after a kill in the middle of it, do what `write`
-    does: `prepare` the first portion of the texts, note its `start` and `end`, `write_portion`, note that it is
-    written, and go on with the texts that are left. Files are rotated in `prepare` alone, so when everything before is
-    noted.
+    `write` writes a batch in portions: it prepares the first portion of the texts, announces its start and end, writes
+    it, and goes on with the texts that are left. After a kill in the middle, what was announced can be taken back. Only
+    `prepare` rotates the file, so everything before is noted by then.
 
-    With `delay`, a file that was not there is removed at the end if nothing was written to it. `written` is how many
-    texts of the batch are wholly in the file, after an error.
+    With `delay`, a file that was not there is removed at the end if it is still empty. After an error, `written` is how
+    many texts of the batch are wholly in the file.
     """
 
     can_wait = True
@@ -71,7 +70,7 @@ class LogFileHandler(TextHandler):
         return self._file.fileno()
 
     def take(self, sources: Sequence[Entry | logging.LogRecord], texts: Sequence[str]) -> None:
-        """Take what was rendered already, for the next `flush`."""
+        """Take rendered texts for the next `flush`."""
         with self._adding:
             self._sources += sources
             self._texts += texts
@@ -87,9 +86,9 @@ class LogFileHandler(TextHandler):
             rest = rest[len(portion.texts) :]
 
     def prepare(self, texts: list[str]) -> Portion:
-        """Return what of the texts comes next into the file, having rotated that first if it was due.
+        """Rotate the file if it is due, and return the texts that come next into it.
 
-        Nothing is written. What has been prepared must be written before anything else is prepared, or never.
+        Nothing is written. A portion must be written before the next one is prepared, or never.
         """
         file, rotator = self._file, self._rotator
         file.take_back()
@@ -102,7 +101,7 @@ class LogFileHandler(TextHandler):
         return rotator.fit(texts, file.position(), forced=1)
 
     def write_portion(self, portion: Portion) -> None:
-        """Write what `prepare` has returned, and add to `written` how many texts are wholly in the file."""
+        """Write a portion that `prepare` has returned; add the number of texts wholly in the file to `written`."""
         try:
             self._file.write(portion)
         finally:

@@ -1,4 +1,4 @@
-"""The files of a directory that are open at a time, of which there may be many more. It runs in the logging process."""
+"""The open ones of a directory's files, of which there may be many more. Runs in the logging process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from mplog.files import regular
 from mplog.handlers.log_file import LogFileHandler
 
-#: Names of files that were closed without being forced to the disk, which a later `sync` does.
+#: How many files are remembered that were closed before they were forced to the disk: a later `sync` does that.
 _UNSYNCED = 10_000
 
 
 class OpenFiles(OrderedDict[str, LogFileHandler]):
-    """The open files, the one written last at the end: at most `most`, or twice as many while some are compressed."""
+    """The open files, in the order of their last writes: at most `most`, or twice as many while some are compressed."""
 
     def __init__(self, directory: str, make: Callable[[str], LogFileHandler], most: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class OpenFiles(OrderedDict[str, LogFileHandler]):
         self._notices: list[str] = []
 
     def open(self, name: str) -> LogFileHandler:
-        """Return the open file of that name, having closed another one if there are too many."""
+        """Return the file of that name; open it if needed, and close another one if there are too many."""
         file = self.get(name)
         if file is not None:
             self.move_to_end(name)
@@ -53,7 +53,7 @@ class OpenFiles(OrderedDict[str, LogFileHandler]):
             self.sync()
 
     def sync(self) -> bool:
-        """Force what was written to the disk, also in files that were closed since; return whether it is there."""
+        """Force what was written to the disk, also in files closed since; return whether all of it is there."""
         are_there = [file.sync() for file in self.values()]
         closed, self._unsynced = self._unsynced, {}
         for name in closed.keys() - self.keys():

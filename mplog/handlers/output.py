@@ -20,10 +20,10 @@ class Output:
             handlers of a batch do, no LogRecord is made.
         handle_batch: takes the records of a batch that have passed the filters; None to have each handled by itself.
         raw_name: the name to which `mplog.write` sends bytes; None where it takes none.
-        can_wait: whether it may be able to write later what it cannot write now, as to a full disk.
+        can_wait: whether it can try again later, as after a full disk.
         keeps_trying: whether it keeps what could not be written for the next ``flush()``.
         stuck_by: the error for which it keeps something; None where it keeps nothing.
-        announce: called with each portion of a file before that is written; None for nobody.
+        announce: called with each portion of a file before that is written; None for none.
         hears_errors: whether the handler has a ``handleError()`` of its own, which may look at a record.
     """
 
@@ -52,7 +52,7 @@ class Output:
         """Take pieces of bytes for the next ``flush()``."""
 
     def due(self) -> float | None:
-        """Return the time of the monotonic clock at which `work` has something to do, None for no such time."""
+        """Return the monotonic time at which `work` has something to do; None for no such time."""
 
     def work(self) -> None:
         """Do what is due."""
@@ -65,7 +65,7 @@ class Output:
         return True
 
     def take_notices(self) -> list[str]:
-        """Return what there is to say in the log since the last call."""
+        """Return the notices for the log since the last call."""
         return []
 
     def resume(self, committed: Position, announced: int) -> int:
@@ -82,29 +82,29 @@ class Output:
     # --- functions that take their time ---
 
     def go_on(self, path: str, notify: Callable[[], object]) -> None:
-        """Keep what waits in files whose names begin with `path`, and take up those that the process before has left.
+        """Keep waiting records in files whose names begin with `path`, and take up those of the previous process.
 
         `notify` is called from any thread when something was delivered.
         """
 
     def send_now(self) -> int:
-        """Have delivered what has come so far; return what `is_delivered` takes."""
+        """Start to deliver all records that have come so far; return a mark for `is_delivered`."""
         return 0
 
     def is_delivered(self, mark: int) -> bool:
-        """Whether everything that had come before a `send_now` is delivered or given up."""
+        """Whether everything that had come before that `send_now` is delivered or given up."""
         return True
 
     def take_failures(self) -> Iterable[tuple[BaseException, int]]:
-        """Return why records could not be delivered since the last call, and how many each time."""
+        """Return the errors of failed deliveries since the last call, each with its number of records."""
         return ()
 
     def take_retries(self) -> Iterable[BaseException]:
-        """Return why something is tried again, since the last call."""
+        """Return the errors since the last call after which a delivery is tried again."""
         return ()
 
     def finish(self, timeout: float) -> bool:
-        """Wait so many seconds until everything is delivered or given up; return whether it is."""
+        """Wait at most `timeout` seconds until everything is delivered or given up; return whether it is."""
         return True
 
 

@@ -1,7 +1,7 @@
-"""The handler that writes a file per worker, per task, per whatever a record says. It runs in the logging process.
+"""The handler that writes a file per worker, per task, or per any other field. It runs in the logging process.
 
-Each file has a `LogFileHandler`. There is a bound on how many are open: the one that was not written for the longest
-time is closed, and opened again when it is written.
+Each file has a `LogFileHandler`. The number of open files is bounded: the one whose last write is longest ago is
+closed, and reopened for its next write.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RoutedFileHandler(TextHandler):
         self._files = OpenFiles(os.path.dirname(path), self._make_file, max_open)
         #: What is to be written, by name.
         self._waiting = _Waiting(lambda: ([], []))
-        self._lock = contextlib.ExitStack()  # for `close`, if it cannot be had
+        self._lock = contextlib.ExitStack()  # for `close`, if the lock cannot be taken
         self._lock.callback(file_lock.release, file_lock.acquire(path))
 
     def __repr__(self) -> str:
@@ -123,7 +123,7 @@ class RoutedFileHandler(TextHandler):
     def resume(self, committed: Position, announced: int) -> int:
         if announced <= committed.length:
             return 0
-        # By its inode, whatever it is called.
+        # By its inode: it may have been renamed.
         path = regular.find(os.path.dirname(self._path), committed.device, committed.inode, self._is_name)
         if path is None:
             return 0

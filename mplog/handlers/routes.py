@@ -24,9 +24,9 @@ class Routes:
     def __init__(self, names: FileNames) -> None:
         self._fields = names.fields
         self.by_origin = ByOrigin(self._file_name)
-        #: By the values of the fields, as texts.
+        #: Names by the values of all fields, as texts.
         self._by_values = Cache(names.name, _KEPT_NAMES, _is_kept)
-        #: The field, if there is one only, and an extra attribute; and names by its values that are texts or integers.
+        #: If the only field is an extra attribute: that field, and names by its values that are texts or integers.
         self._field = names.fields[0] if names.fields[0] not in _STANDARD and len(names.fields) == 1 else None
         self._by_value: Cache[str | int, str] = Cache(lambda value: self._name([value]), _KEPT_NAMES, _is_kept)
         #: Without a field that may be extra, extra attributes change nothing.
@@ -36,7 +36,7 @@ class Routes:
         """Return the name for a record with extra attributes."""
         if self._field is not None:
             value = extra.get(self._field)
-            # Not True, which is equal to 1.
+            # Not isinstance: True is equal to 1, and makes another name.
             if type(value) is str or type(value) is int:
                 return self._by_value[value]
         elif not self._has_extra and _STANDARD.isdisjoint(extra):

@@ -39,8 +39,8 @@ class TextHandler(LocklessHandler):
     """A handler that writes a batch of texts at a time. Subclasses override `write`.
 
     `handle_entries` takes a batch as it comes off the wire; `emit` takes a single record. Both collect, and `flush`,
-    which the logging process calls after each batch, writes. A record that cannot be written goes to `handleError`; but
-    if `keeps_trying` is set, after an OSError it waits for the next `flush`, with all that follow it.
+    which the logging process calls after each batch, writes. A record that cannot be written goes to `handleError`. If
+    `keeps_trying` is set, a record that meets an OSError waits for the next `flush` instead, with all that follow it.
     """
 
     terminator = "\n"
@@ -110,7 +110,7 @@ class TextHandler(LocklessHandler):
             self.handleError(_to_record(source) if isinstance(source, tuple) else source)
 
     def write(self, texts: list[str]) -> None:
-        """Write the texts; if that fails, set ``written`` to the number of those that are written, and raise."""
+        """Write the texts; on an error, set ``written`` to the number of texts that are written, and raise."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""What is counted, and what the log says of it: of losses, and of restarts. Runs in the logging process."""
+"""The counts, and the lines in the log about losses and restarts. Runs in the logging process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mplog.monitoring.tallies import Tallies
 from mplog.queue.losses import read_files as read_losses
 from mplog.record.layout import Origin
 
-#: How often it looks for losses, in seconds, while records come.
+#: Seconds between two looks for losses while records come.
 _CHECK_SECONDS = 1.0
 
 #: Characters of a handler's name that are kept with what it could not write.
@@ -26,7 +26,7 @@ _LONGEST_HANDLER = 300
 
 
 class Accounts:
-    """What is counted, and what is to be said of it. `untold`, `stories` and `due`: see `Restarts`."""
+    """Counts, and says losses and restarts in the log. `untold`, `stories` and `due`: see `Restarts`."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class Accounts:
         self._losses = LossReader(directory, tallies, has_ended)
         self._ended = EndedProcesses(tallies, self._numbers, self._losses)
         self._check_due = 0.0
-        #: While the queue was full, records may have been lost that the log has not told of.
+        #: Whether `check` has something to look for: records came, or processes have ended.
         self._has_worked = False
         self.restarts = Restarts(untold, stories, due, self._stats().unexplained, time.monotonic())
         tallies.add(("restarts",), len(stories))
 
     def count(self, batch: Batch, counts: Mapping[Origin, int]) -> None:
-        """Count a batch that has been handled; `counts` says how many of its records come from where."""
+        """Count a batch that has been handled; `counts` has the number of its records by origin."""
         self.tallies.count_records(counts)
         if batch.are_numbered:
             self._numbers.count(batch.entries, counts)
@@ -72,12 +72,12 @@ class Accounts:
         self._has_worked = self._has_worked or self._ended.is_pending
 
     def check(self, done: int, due: Callable[[], int], watched: Container[int]) -> None:
-        """Say what is due, as the log has come so far. `see_ended` is told of the processes in `watched`."""
+        """Say what is due now that the log is at `done`. `see_ended` is told of the processes in `watched`."""
         now = time.monotonic()
         if now >= self._check_due:
             self._check_due = now + _CHECK_SECONDS
             self._say_losses(of_all=False)
-            # What a restart is to be compared with stays as it is.
+            # Folding would change the numbers that the line about a restart compares.
             if not self.restarts.untold and not self._losses.is_blind:
                 self._ended.fold(done)
             self._ended.look(watched, due)
@@ -85,12 +85,12 @@ class Accounts:
         self._say_restarts(done)
 
     def check_all(self, done: int) -> None:
-        """Say everything, as everything is written."""
+        """Say all that is left: the whole log is written."""
         self._say_losses(of_all=True)
         self._say_restarts(done)
 
     def timeout(self) -> float | None:
-        """Return after how many seconds there is something to `check`; None for nothing."""
+        """Return the seconds until `check` has something to do; None for nothing."""
         if self._has_worked:
             return max(0.0, self._check_due - time.monotonic())
         return _CHECK_SECONDS if self.restarts.untold else None
@@ -101,7 +101,7 @@ class Accounts:
                 self._dispatcher.say(f"mplog: {message}", logging.ERROR)
 
     def _say_restarts(self, done: int) -> None:
-        """Say that there was a restart, once it is known what it has cost."""
+        """Say that there was a restart, once its losses are known."""
         if self.restarts.is_due(done):
             line = self.restarts.line(self._stats().unexplained, time.monotonic())
             if line is not None:

@@ -1,6 +1,6 @@
-"""What is about to be written into files, for the process that comes after a kill: see README.rst in this folder.
+"""What is about to be written into files, noted for the next logging process: see README.rst in this folder.
 
-The rule of this file: **what is announced is in the note of the buffers.** What has no room there is in files of the
+The rule of this file: **what is announced is in the note of the buffers.** If there is no room, it is in files of the
 queue's directory, each written before the note names it.
 """
 
@@ -14,13 +14,13 @@ import msgspec
 
 from mplog.files.portion import Portion
 
-#: How many are in the note. Each is 46 bytes at most, and the note 4,096, of which what is to be said of restarts takes
-#: up to 1,730 (`mplog.monitoring.restart_lines`), and the rest 60.
+#: How many announcements the note holds: each takes up to 46 of its 4,096 bytes. The restarts to be said take up to
+#: 1,730 (`mplog.monitoring.restart_lines`), all else 60.
 _IN_NOTE = 48
 
 
 class Announced(msgspec.Struct, array_like=True):
-    """What the handler of the number `file` is about to write: into which file, and its length before and after."""
+    """The handler with the number `file` is about to write: into which file, and its length before and after."""
 
     file: int
     device: int
@@ -30,22 +30,22 @@ class Announced(msgspec.Struct, array_like=True):
 
 
 class Noted(msgspec.Struct, array_like=True):
-    """What is in the note: the latest, and the numbers of the files that hold those before."""
+    """The part of the note: the latest announcements, and the numbers of the files that hold the earlier ones."""
 
     latest: list[Announced] = []
     files: list[int] = []
 
 
 class Announcements:
-    """What has been announced since the last commit, as `noted`, and what the process before had announced."""
+    """The announcements since the last commit, in `noted`, and `before`, those of the previous logging process."""
 
     def __init__(self, directory: str, noted: Noted) -> None:
         self._directory = directory
         self._before = noted
         self.noted = Noted()
-        #: The handlers of which something is in the files.
+        #: The handlers with announcements in the files.
         self._put_away_of: set[int] = set()
-        # Not the numbers that the note names until it changes.
+        # Higher than the numbers that the note still names.
         self._next = max(noted.files, default=0) + 1
 
     def before(self) -> Iterator[Announced]:
@@ -59,7 +59,7 @@ class Announcements:
         return bool(self.noted.latest or self.noted.files)
 
     def add(self, index: int, portion: Portion, takes_back: Callable[[int], bool] = lambda inode: False) -> None:
-        """Announce a portion of the handler of this number, unless undoing what is announced `takes_back` that, too."""
+        """Announce a portion of a handler, unless undoing its earlier announcements also removes it (`takes_back`)."""
         device, inode, length = portion.start
         before = [announced for announced in self.noted.latest if announced.file == index]
         same = [announced for announced in before if (announced.device, announced.inode) == (device, inode)]
@@ -81,7 +81,7 @@ class Announcements:
         noted.latest = []
 
     def clear(self) -> None:
-        """Forget everything: it is written. The files go with `remove`, once the note does not name them any more."""
+        """Forget all announcements: they are written. `remove` deletes the files once the note no longer names them."""
         self.noted = Noted()
         self._put_away_of.clear()
 

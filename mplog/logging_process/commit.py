@@ -1,4 +1,4 @@
-"""Commits: the instants at which what is written counts as written. README.rst in this folder tells the protocol."""
+"""Commits: each makes what was written count, at one instant. README.rst in this folder tells the protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mplog.queue.kill_points import reach
 
 
 class Note(msgspec.Struct, array_like=True):
-    """What the next process must know. `serial` says which counts are committed; of `restarts` the log has not told."""
+    """What the next process must know. Counts up to `serial` are committed; `restarts` are not yet said in the log."""
 
     announced: Noted
     emergency: bytes
@@ -62,7 +62,7 @@ class Commit:
         return self.announcements.is_open or accounts.tallies.has_new or accounts.restarts.is_said
 
     def commit(self, taken: int = 0, rescued: int = 0) -> None:
-        """Say that what was announced is written, with so many bytes of the buffers and of the emergency file."""
+        """Note that all announced portions are written: `taken` bytes of the buffers, `rescued` emergency ones."""
         self.announcements.clear()
         self.accounts.tallies.write()
         self.accounts.restarts.settle()

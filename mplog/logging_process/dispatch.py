@@ -1,8 +1,8 @@
 """From records to handlers. Runs in the logging process.
 
-The rule of this file: **records are handled as in one process, and handlers cannot hurt each other.** Where all
+The rule of this file: **records are handled as in one process, and handlers cannot hurt each other.** If all
 handlers of a batch write texts, it is rendered in one pass and no LogRecord is made. What a handler raises is counted,
-and said in the log once in a while.
+and said in the log at intervals.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mplog.record.decoding import decode_entry, to_record
 from mplog.record.encoding import encode
 from mplog.record.layout import Entry, Origin, Record
 
-#: After how many seconds of waiting for a function at the end the log says why.
+#: At the end, seconds of waiting for a function before the log says why.
 _FINISH_SECONDS = 1.0
 
 # Names come off the wire, so there is a bound to what is kept of them.
@@ -56,7 +56,7 @@ class Dispatcher:
         self._shared = {output for output, target in targets.items() if counts[target] > 1}
 
     def _isolate(self, output: Output) -> None:
-        """Have the handler tell the dispatcher what it could not write, and then do about it what it always does."""
+        """Have the handler tell the dispatcher what it could not write, before its own `handleError`, if any."""
         handler = output.handler
         own = handler.handleError
         if "handleError" in vars(handler) or type(handler).handleError is not logging.Handler.handleError:
@@ -77,7 +77,7 @@ class Dispatcher:
     # --- records ---
 
     def handle(self, batch: Sequence[Entry]) -> Mapping[Origin, int]:
-        """Give records in their order to the handlers of their loggers and of those above; count them by origin."""
+        """Give records, in order, to the handlers of their loggers and of the loggers above; count them by origin."""
         counts = Counter([origin for _, origin in batch])
         if not self._shared:
             self._deliver(batch, counts)
@@ -123,7 +123,7 @@ class Dispatcher:
         records = [] if only_text else self._to_records(batch)
         for output in outputs:
             level = output.handler.level
-            # How often: a handler may be on several loggers above.
+            # How often: a handler may be on several loggers of one branch.
             reaching = {
                 origin: route.count(output)
                 for origin, route in routes.items()
@@ -145,8 +145,8 @@ class Dispatcher:
                 self._hand(output, passed)
 
     def _by_place(self, routes: Iterable[tuple[Output, ...]]) -> list[Output]:
-        """Return the outputs, each before those of the loggers above its own."""
-        # As many come after one in every route that it is in.
+        """Return the outputs, those of a logger before those of the loggers above it."""
+        # An output is followed by the same number of others in every route.
         after = {output: len(route) - place for route in routes for place, output in enumerate(route)}
         if self._line is not None:
             after.pop(self._line.shunned, None)  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ class Dispatcher:
         return records
 
     def flush(self) -> None:
-        """Have the batch written by the handlers that do not write each record at once."""
+        """Have the handlers that collect a batch write it."""
         for output in self.outputs:
             if output.takes_entries:
                 self._guard(output, 1, output.handler.flush)
@@ -213,13 +213,13 @@ class Dispatcher:
     # --- files that cannot be written at the moment ---
 
     def keep_trying(self) -> None:
-        """Have files keep what cannot be written, for the next `flush`."""
+        """Tell the outputs to keep what they cannot write for the next `flush`."""
         for output in self.outputs:
             output.keeps_trying = output.can_wait
 
     @property
     def stuck(self) -> list[Output]:
-        """The outputs that keep something."""
+        """The outputs that keep something they could not write."""
         return [output for output in self.outputs if output.stuck_by]
 
     def sync(self) -> bool:
@@ -227,7 +227,7 @@ class Dispatcher:
         return all(are_there)
 
     def say_stuck(self) -> None:
-        """Say it where it can be said, once an interval."""
+        """Say on stderr, once an interval, which files cannot be written."""
         for output in self.stuck:
             if self._clock() >= self._stuck_due:
                 self._stuck_due = self._clock() + REPORT_INTERVAL
@@ -235,7 +235,7 @@ class Dispatcher:
                 _say_on_stderr(f"mplog: {what}: {describe(output.stuck_by)}")
 
     def say_unstuck(self, seconds: float) -> None:
-        """Say for how long files could not be written; what they still keep is given up."""
+        """Say for how many seconds files could not be written; give up what still cannot be written."""
         for output in self.stuck:
             output.keeps_trying = False
         if self.stuck:
@@ -246,7 +246,7 @@ class Dispatcher:
     # --- functions that take their time ---
 
     def go_on(self, directory: str, notify: Callable[[], object]) -> None:
-        """Have what waits for a function kept in a directory, and take up what the process before has left there."""
+        """Keep records that wait for a function in a directory, and take up those of the previous process."""
         for number, output in enumerate(self.outputs):
             output.go_on(os.path.join(directory, f"{UNDELIVERED}{number}"), notify)
 
@@ -265,7 +265,7 @@ class Dispatcher:
     # --- what is due ---
 
     def work(self) -> None:
-        """Do what is due, and say what the outputs have to say."""
+        """Do what is due, and say the notices of the outputs."""
         for output in self.outputs:
             self._guard(output, 0, output.work)
             for notice in output.take_notices():
@@ -280,15 +280,15 @@ class Dispatcher:
                 self.troubles.warn("attempt", f"to reopen {_describe(output)} failed; the old file is used on", error)
 
     def seconds_until_due(self) -> float | None:
-        """Return after how many seconds there is something for `work` to do; None for nothing."""
+        """Return the seconds until `work` has something to do; None for nothing."""
         due = min((due for output in self.outputs if (due := output.due()) is not None), default=None)
         return None if due is None else max(0.0, due - time.monotonic())
 
     def close(self) -> None:
-        """Say what has not been said yet, and close the handlers, each whatever the others do."""
+        """Say what has not been said yet, and close every handler, even if another one fails."""
         self.flush()
         for output in self.outputs:
-            # Before any is closed: they say what it could not deliver, and meanwhile what it is still trying.
+            # Before any handler is closed: they still write lines about what is not delivered, or still tried.
             while not output.finish(_FINISH_SECONDS):
                 self._note_deliveries(output)
                 self.troubles.report()
@@ -304,7 +304,7 @@ class Dispatcher:
 
     def _note(self, output: Output, error: BaseException | None, count: int = 1, *, is_shunned: bool = False) -> None:
         if self._line is not None:
-            # A line of ours that cannot be written is no trouble to write about.
+            # No line about a line of our own that cannot be written: that would never end.
             self._line.unheard += 1
             return
         name = _describe(output)
@@ -313,9 +313,9 @@ class Dispatcher:
         self.troubles.warn("record", f"could not be written by {name}", error, count, shunned)
 
     def say(self, message: str, level: int = logging.WARNING, shunned: Output | None = None) -> None:
-        """Write a line of our own: to the log, and to stderr where no handler could write it.
+        """Write a line of our own to the log, or to stderr if no handler could write it.
 
-        `shunned`, of which the line tells, does not get it: it takes what it is given, and fails later.
+        The output `shunned`, which the line is about, does not get it: it would accept the line and fail later.
         """
         self._line = line = _Line(shunned)
         try:
@@ -330,7 +330,7 @@ class Dispatcher:
 
 @dataclass
 class _Line:
-    """A line of our own, which `shunned` does not get, and so many outputs could not write."""
+    """A line of our own: the output that does not get it, and how many outputs could not write it."""
 
     shunned: Output | None
     unheard: int = 0
@@ -349,7 +349,7 @@ def _chosen(batch: Sequence[Entry], reaching: Mapping[Origin, int]) -> Iterator[
 
 
 def _target(handler: logging.Handler) -> tuple[int, int] | None:
-    """Return what tells the file or stream that a handler writes to from others; None where it writes to none."""
+    """Return the device and inode that a handler writes to; None if it writes to no file or stream."""
     try:
         fileno = getattr(handler, "fileno", None) or handler.stream.fileno  # type: ignore[attr-defined]
         status = os.fstat(fileno())
@@ -366,7 +366,7 @@ def _describe(output: Output) -> str:
 
 
 def _routes_to(outputs: Iterable[Output]) -> Cache[str | None, tuple[Output, ...]]:
-    """Return the way of each logger's records: up the hierarchy, as ``Logger.callHandlers`` sends them."""
+    """Return the outputs of each logger's records: up the hierarchy, as in ``Logger.callHandlers``."""
     known = {output.handler: output for output in outputs}
 
     def route(name: str | None) -> tuple[Output, ...]:

@@ -17,12 +17,11 @@ from mplog.record.decoding import origin_of
 def without_oldest(content: bytes | memoryview, wanted: int) -> tuple[bytes, int]:
     """Take the oldest records below ERROR out of what the intake buffer holds, until `wanted` bytes are free.
 
-    Only whole records go: of a long one all parts, or none where some of them are not there. A frame of kind
-    `frame.LOSSES` in the place of the first says what is dropped, together with what such a frame that was there
-    already says. So the frame is in the buffer in the same instant in which the records are not, and is lost or doubled
-    no more than a record is.
+    Only whole records go: all parts of a long one, or none if a part is missing. A frame of kind `frame.LOSSES` takes
+    the place of the first, and says what was dropped, including what an earlier such frame said. The frame appears in
+    the same instant in which the records vanish, so it is lost or doubled no more than a record is.
 
-    Return the frames that stay, and how many records do not: 0 where there is nothing to gain.
+    Return the frames that stay, and the number of records dropped: 0 if dropping would gain nothing.
     """
     data = bytes(content)
     dropped: Counter[tuple[int, str, int]] = Counter()

@@ -25,11 +25,11 @@ from mplog.queue.overflow import Overflow
 from mplog.queue.shared_file import replace_file
 from mplog.record.frame_reader import FrameReader
 
-#: Bytes of frames that are handled at a time: some 1,200 records. With five times as many, each costs a third more,
-#: since what is made of them no longer fits into the cache of a processor.
+#: Bytes of frames that are handled at a time: some 1,200 records. With five times as many, each record costs a third
+#: more, since the decoded records no longer fit into the processor's cache.
 _BATCH_SIZE = 2**17
 
-#: How full the buffers are when the log says so, once an interval.
+#: From this fill on, the log says how full the buffers are, once an interval.
 _FILL_MARK = 0.8
 
 #: Bytes of unfinished long records that are kept for the next process. One that is longer may be lost in a kill.
@@ -62,7 +62,7 @@ class FifoSource(Source):
         self._unfinished = _Unfinished(self._directory)
         for data in (self._unfinished.load(pair.base), bytes(pair.written())):
             self._inbox.replay(data)
-        # What a server before this one has left comes first; not what workers go on to append.
+        # Files that an earlier server has left come first; what workers append now does not.
         self._files_first = 0 if places.stories else emergency.files
         self._fill_due = 0.0
         fill = Fill(self._directory, writable=True) if overflow.policy == "drop_below" else None
@@ -97,7 +97,7 @@ class FifoSource(Source):
             self._tallies.set(("peak",), peak)
 
     def _swap(self) -> bool:
-        """Go on with the other buffer, having kept the long records that are not complete."""
+        """Go on with the other buffer, after saving the parts of long records that are not complete."""
         if not self._pair.state.fill:
             return False
         self._unfinished.save(self._pair.committed, self._inbox.frames)
@@ -180,7 +180,7 @@ class FifoSource(Source):
         """
 
         def drain() -> None:
-            # What is in the buffers and the FIFO now; more may be on its way without end.
+            # Only up to here: workers may send more for ever.
             due = self.due()
             while self.done() < due and (work() or self._pair.intake(self._read_fd) > 0):
                 pass
@@ -189,7 +189,7 @@ class FifoSource(Source):
         self._intake.stop()
         drain()
         release()
-        with contextlib.suppress(FileNotFoundError):  # the directory has been removed, so nobody new can come
+        with contextlib.suppress(FileNotFoundError):  # the directory has been removed, so no new writer can come
             if self._write_fd is None:
                 self._write_fd = fifo.open_writer(path)
             while True:
@@ -199,7 +199,7 @@ class FifoSource(Source):
                 self._read_fd = fifo.open_reader(path)
                 drain()
         while work():
-            pass  # what has come beyond that, and is in the buffers
+            pass  # the rest, which is in the buffers
         self._inbox.give_up()
 
     def remove(self) -> None:
@@ -240,7 +240,7 @@ class _Unfinished:
         return b""
 
     def forget_before(self, base: int) -> None:
-        """Remove what a swap has made obsolete."""
+        """Remove the files that a swap has made obsolete."""
         if self._saved is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._saved)

@@ -18,13 +18,13 @@ from mplog.record.decoding import Decoder
 from mplog.record.frame_reader import FrameReader
 from mplog.record.layout import Entry
 
-#: How often it looks whether the writers of unfinished records live, in seconds, and at how many of them.
+#: Seconds between two checks that the writers of unfinished records live, and how many it checks each time.
 CHECK_SECONDS = 1.0
 _CHECKED_WRITERS = 1000
 
 
 class Inbox:
-    """Turns bytes into batches, and counts what is no record."""
+    """Turns bytes into batches, and counts all that is not a record."""
 
     def __init__(self, directory: str, tallies: Tallies, troubles: Troubles) -> None:
         self._tallies = tallies
@@ -47,7 +47,7 @@ class Inbox:
         )
 
     def replay(self, data: bytes) -> None:
-        """Take bytes of which all that is whole has been written, and counted, by another logging process."""
+        """Take bytes whose whole messages another logging process has already written and counted."""
         if data:
             self._is_replaying = True
             self.frames.feed(data, drained=True)
@@ -55,7 +55,7 @@ class Inbox:
             self._new_garbage()
 
     def open(self, data: bytes, *, drained: bool) -> Batch:
-        """Return what is whole in the next bytes. `drained`: nothing was left in the queue after them."""
+        """Return the messages completed by the next bytes. `drained`: nothing was left in the queue after them."""
         entries = self.frames.feed(data, drained=drained)
         broken, skipped = self._new_garbage()
         note_broken(broken, self._tallies, self._troubles)
@@ -71,7 +71,7 @@ class Inbox:
         self._counted = self.frames.broken + self.frames.given_up, self.frames.skipped
         return self._counted[0] - broken, self._counted[1] - skipped
 
-    # --- what is no record; called by the frame reader ---
+    # --- all that is not a record; called by the frame reader ---
 
     def _keep_bytes(self, payload: bytes) -> None:
         if not self._is_replaying:
@@ -83,14 +83,14 @@ class Inbox:
                 self._tallies.count_lost(lost)
 
     def _refuse_object(self, payload: bytes) -> None:
-        """Count what was put() and is no record: it would have to be unpickled, which could run any code."""
+        """Count an object that was put() and is not a record: unpickling it could run any code."""
         check_object(payload)
         if not self._is_replaying:
             self._tallies.add(("objects",))
             self._troubles.warn("object", "put into the queue skipped: not a log record")
 
     def check_incomplete(self, is_drained: Callable[[], bool]) -> None:
-        """Give up the long records whose writers have died, if all is handled that is in the queue by now."""
+        """Give up the long records whose writers have died, once all that is now in the queue is handled."""
         if self.frames.has_incomplete and time.monotonic() >= self._check_due:
             # Pids come off the wire: of many, some are looked at each time.
             writers = list({message.pid for message in self.frames.incomplete()})

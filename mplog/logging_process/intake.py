@@ -20,13 +20,13 @@ from mplog.queue.buffer_memory import FIFO_SIZE
 from mplog.queue.buffers import END, NO_ROOM, BufferPair
 from mplog.queue.fill import Fill
 
-#: Milliseconds that it sleeps after a read, so that many records cost one wake-up. One that comes meanwhile waits.
+#: Milliseconds that the intake sleeps after a read, so that many records cost one wake-up.
 _LONGEST_NAP = 3
-#: But no longer than it takes to fill such a part of the FIFO. Records of a bit more than half a page fill it with half
-#: of its bytes, since each has a page to itself.
+#: But no longer than workers take to fill this part of the FIFO. Records of just over half a page fill all of it with
+#: half of its bytes, since each has a page to itself.
 _NAP_PART = 0.25
 
-#: Seconds that it waits for the sinks before the oldest records are dropped.
+#: Seconds that the intake waits for the sinks before it drops the oldest records.
 _SWAP_SECONDS = 0.05
 
 
@@ -58,7 +58,7 @@ class Intake(threading.Thread):
         try:
             self._run()
         except BaseException:
-            # Without it nothing would come in any more. Another process takes over from the state in the buffers.
+            # Without the intake, no record would come in. Another process takes over from the state in the buffers.
             try:
                 traceback.print_exc()
                 sys.stderr.flush()
@@ -119,6 +119,6 @@ class Intake(threading.Thread):
 
 
 def _without_oldest(content: memoryview) -> bytes | None:
-    """Return what stays of the intake buffer when there is to be room for a full FIFO; None for all of it."""
+    """Return what stays of the intake buffer so that a full FIFO has room; None if all of it stays."""
     kept, dropped = without_oldest(content, FIFO_SIZE)
     return kept if dropped else None

@@ -4,7 +4,7 @@
 
     Source -- batch --> Dispatcher -> handlers -> files          then Commit, and the source learns of it
     program -- Question --> Answer
-    deaths of those that log, signals, what is due --> lines of our own, and a commit of them
+    deaths of workers, signals, what is due --> lines of our own, and a commit of them
 
 The rule of this file: **it waits for everything at once, and for nothing alone**, except for a file that cannot be
 written, while it still listens to the program and to signals.
@@ -31,16 +31,16 @@ from mplog.queue.kill_points import reach
 if TYPE_CHECKING:
     from mplog.logging_process.commit import Commit
 
-#: How often it says again what it has said and what has happened again since, in seconds.
+#: Seconds between two lines about the same thing.
 _REPORT_SECONDS = 1.0
 
-#: After how many seconds it listens to the program and to signals while one batch follows another.
+#: While one batch follows another, seconds between two looks at the program and at signals.
 _LISTEN_SECONDS = 0.005
 
-#: How often it looks whether what a `flush` waits for is delivered, in seconds, where nothing wakes it up.
+#: Seconds between two looks whether functions have taken all that a `flush` waits for.
 _DELIVERY_SECONDS = 0.05
 
-#: Seconds for which a flush waits for a process that is just writing into the emergency file, or was stopped meanwhile.
+#: Seconds that a flush waits for a worker that is writing into the emergency file, and may be stopped meanwhile.
 _EMERGENCY_PATIENCE = 0.5
 
 #: Seconds between two attempts to write into a file that cannot be written: the first, and the longest.
@@ -48,13 +48,13 @@ _FIRST_RETRY = 0.05
 _LONGEST_RETRY = 1.0
 #: Records of a plain queue that are taken meanwhile.
 _MOST_UNWRITTEN = 10_000
-#: Seconds for which it goes on trying when it is to end, as `DrainTimeoutError` says.
+#: Seconds for which the loop goes on trying when it is to end, as `DrainTimeoutError` says.
 _LAST_RETRIES_SECONDS = 60.0
 
 
 @dataclass
 class _Flush:
-    """A flush that waits for the queue to come to `due`, the emergency files to `files_due`, and then for `marks`."""
+    """A flush, answered when `done` has reached `due`, `files_due` emergency files are read, and `marks` delivered."""
 
     number: int
     due: int
@@ -64,7 +64,7 @@ class _Flush:
 
 @dataclass(eq=False)
 class Loop:
-    """The loop. `commit` is None for a plain queue, of which nothing outlives this process."""
+    """The loop. `commit` is None for a plain queue: nothing of it outlives this process."""
 
     dispatcher: Dispatcher
     source: Source
@@ -86,7 +86,7 @@ class Loop:
             os.register_at_fork(after_in_child=self._let_go)
 
     def _let_go(self) -> None:
-        """Runs in a process that a handler has forked: close what tells others that this one has ended."""
+        """Runs in a process that a handler has forked: close what tells others that the logging process lives."""
         self.signals.let_go()
         self.program.let_go()
         self.workers.close()
@@ -95,7 +95,7 @@ class Loop:
     # --- the pass ---
 
     def run(self) -> None:
-        """Handle what comes until told to stop, or until no writer is left."""
+        """Handle records until told to stop, or until no writer is left."""
         self.source.start()
         listened_at = 0.0
         while not self._is_over:
@@ -140,13 +140,13 @@ class Loop:
         self._heard_at = time.monotonic()
 
     def _retry(self) -> None:
-        """Wait until everything is in its file, however long that is not possible, and say so."""
+        """Wait until everything is in its file, however long that takes, and say so."""
         if self._unwritten is not None or not self.dispatcher.stuck:
             return
         self._unwritten = 0
         since, pause = time.monotonic(), _FIRST_RETRY
         while self.dispatcher.stuck and (not self._is_over or time.monotonic() - since < _LAST_RETRIES_SECONDS):
-            # Records of a plain queue come meanwhile. When many wait, further ones are left there.
+            # Records of a plain queue come meanwhile. Once many wait, the loop leaves further ones in the queue.
             self._attend(pause, hears_program=self._unwritten < _MOST_UNWRITTEN)
             self._check_termination()
             pause = min(2 * pause, _LONGEST_RETRY)
@@ -158,7 +158,7 @@ class Loop:
     # --- what else there is ---
 
     def _attend(self, timeout: float | None, *, hears_program: bool = True) -> None:
-        """Do what the program asks, waiting so long for it, for a death or for a signal."""
+        """Wait for a question of the program, a death or a signal, at most `timeout` seconds, and answer it."""
         control = self.program.control if hears_program else None
         awake, ended = self.signals.awake, self.workers.fileno()
         ready = wait([one for one in (control, awake, ended) if one is not None], timeout)
@@ -186,7 +186,7 @@ class Loop:
         self._answer_flushes()
 
     def _timeout(self) -> float | None:
-        """Return after how many seconds there is something to do unasked; an idle logging process never wakes up."""
+        """Return the seconds until something is due; None if nothing is: an idle logging process never wakes up."""
         if self.signals.terminated_at is not None:
             return QUIET_SECONDS / 5
         if any(flush.marks is not None for flush in self._flushes):
@@ -203,7 +203,7 @@ class Loop:
         self._is_over |= self.signals.is_over(self._heard_at)
 
     def _keep_said(self) -> None:
-        """Commit what was written and counted outside of a batch, so that a restart does not take it back."""
+        """Commit lines and counts that belong to no batch, so that a restart does not take them back."""
         self._retry()
         self.accounts.gather()
         if self.commit is not None and self.commit.is_due:
@@ -223,7 +223,7 @@ class Loop:
             ended = self.workers.told(message.pid, message.name, message.exitcode, self.source.due)
             self.accounts.see_ended(ended)
         elif message.command == "flush":
-            # What the queue had no room for has been logged, too.
+            # Also the records in the emergency files: they were logged before the flush.
             self._flushes.append(_Flush(message.number, self.source.due(), self.source.files_due()))
             self._answer_flushes()
         elif message.command == "stats":
@@ -242,7 +242,7 @@ class Loop:
         self._is_over |= self.source.desert()
 
     def _answer_flushes(self) -> None:
-        """Answer the flushes before which everything is written and delivered."""
+        """Answer the flushes for which everything is written and delivered."""
         for flush in self._flushes:
             if flush.marks is None and self._is_written(flush):
                 flush.marks = self.dispatcher.send_now()
@@ -259,8 +259,8 @@ class Loop:
         return False
 
     def _answer_delivered(self) -> None:
-        """Answer the flushes for which functions have taken everything that is written, in their order."""
-        # Not in the middle of a batch that waits for its file: what is noted would not be what is written.
+        """Answer, in order, the flushes for which functions have taken all that is written."""
+        # Not in the middle of a batch that waits for its file: the commit would not match what is written.
         while self._flushes and not self.dispatcher.stuck:
             flush = self._flushes[0]
             if flush.marks is None or not self.dispatcher.is_delivered(flush.marks):

@@ -36,11 +36,11 @@ from mplog.sinks.sink import to_formatter
 if sys.platform != "win32":
     from mplog.logging_process.recovery import recover
 
-#: The exit status of a process that could not open its sinks, and has said why.
+#: The exit status of a logging process that could not open its sinks, and has said why.
 NOT_STARTED = 3
 
-#: After how many new objects the garbage collector looks for cycles. A batch makes two for each record, which go with
-#: it; to look through them as often as usual takes an eighth of the whole time.
+#: New objects after which the garbage collector looks for cycles. A batch makes two for each record, and frees them;
+#: with the usual threshold, the collector would take an eighth of the whole time.
 _COLLECTED_AT = 100_000
 
 
@@ -79,7 +79,7 @@ def _plain_loop(dispatcher: Dispatcher, places: Places) -> Loop:
 
 
 def ignore_signals() -> None:
-    """Leave it to the program when to end: Ctrl-C and a closed terminal reach the whole group of processes."""
+    """Let the program decide when to end: Ctrl-C and a closed terminal reach the whole group of processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -99,7 +99,7 @@ def _load(blob: bytes) -> Configuration:
 def _open_sinks(configuration: Configuration, *, restarted: bool) -> list[logging.Handler]:
     for name, value in configuration.formatter_defaults.items():
         setattr(logging.Formatter, name, value)
-    constant_fields.update(configuration.fields)  # first: what formatters compile depends on it
+    constant_fields.update(configuration.fields)  # first: formatters compile them in
     default = to_formatter(configuration.format)
     handlers: list[logging.Handler] = []
     for sink in configuration.sinks:

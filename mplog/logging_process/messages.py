@@ -41,16 +41,16 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Patience:
-    """How a supervisor answers logging processes that die one after the other, with nothing written in between."""
+    """How a supervisor treats logging processes that die one after the other, with nothing written in between."""
 
-    #: So many are replaced at once. Each further one is replaced after a pause.
+    #: How many are replaced at once. Each further one is replaced after a pause.
     at_once: int = 5
     #: The first pause, in seconds; each is twice as long as the one before, up to the longest.
     first_pause: float = 0.1
     longest_pause: float = 5.0
-    #: The supervisor gives up after so many restarts without success,
+    #: The supervisor gives up after this many restarts without success,
     restarts: int = 12
-    #: if nothing has been written for so many seconds: the cause of the deaths may pass.
+    #: if nothing has been written for this many seconds: the cause of the deaths may pass.
     seconds: float = 60.0
 
 

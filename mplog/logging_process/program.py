@@ -14,7 +14,7 @@ from mplog.monitoring.statistics import Stats
 class Places:
     """What a logging process is given. For a plain queue, `directory` is None, and `fd` and `memory` are -1.
 
-    `stories` tell how the logging processes before this one have ended, if none has noted it.
+    `stories` tell how earlier logging processes have ended, unless one of them has noted it.
     """
 
     control: Connection
@@ -29,12 +29,12 @@ class Places:
 
 class Program:
     def __init__(self, control: Connection, supervisor: Connection | None) -> None:
-        #: None after the program has gone.
+        #: None once the program has gone.
         self.control: Connection | None = control
         self._supervisor = supervisor
 
     def receive(self) -> Records | ChildEnded | Question | None:
-        """Return the next message; None where the program has gone."""
+        """Return the next message; None if the program has gone."""
         assert self.control is not None
         try:
             message: Records | ChildEnded | Question = self.control.recv()
@@ -51,7 +51,7 @@ class Program:
                 self.control = None
 
     def release(self) -> None:
-        """Have the supervisor close the reading end of the FIFO, so that writers learn that nobody reads."""
+        """Have the supervisor close the reading end of the FIFO, so that writers learn that no process reads."""
         if self._supervisor is not None:
             with contextlib.suppress(EOFError, OSError):  # it has been killed
                 self._supervisor.send(Report.RELEASE)

@@ -53,8 +53,8 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
 
 
 def _take_back(announcements: Announcements, dispatcher: Dispatcher) -> None:
-    """Take back what the process before this one has written and not committed."""
-    # The last first: a file may have been written several times, in turn with others.
+    """Take back what the previous logging process has written and not committed."""
+    # The last announcement first: a file may have several, with those of other files in between.
     for announced in reversed(list(announcements.before())):
         output = dispatcher.outputs[announced.file]
         start = Position(announced.device, announced.inode, announced.start)

@@ -7,8 +7,8 @@ import signal
 import socket
 import time
 
-#: After SIGTERM, the log is quiet for so many seconds before the logging process ends: SIGTERM to a group of processes
-#: ends the workers at the same moment, and they log about that.
+#: After SIGTERM, the logging process ends once no record has come for this many seconds: SIGTERM to a group of
+#: processes ends the workers at the same moment, and they log about that.
 QUIET_SECONDS = 0.5
 #: But no later than this after SIGTERM, in seconds.
 _TERMINATION_SECONDS = 5.0
@@ -39,7 +39,7 @@ class Wakeup:
 
 
 class Signals(Wakeup):
-    """SIGTERM, `wake`, and SIGHUP, which says, as to other daemons, that files have been moved and are to be opened."""
+    """SIGTERM, `wake`, and SIGHUP, which tells a daemon that files have been moved and must be reopened."""
 
     def __init__(self) -> None:
         self.terminated_at: float | None = None

@@ -15,8 +15,8 @@ from mplog.record.layout import Entry
 class Batch:
     """What is handled and committed at once: `taken` bytes of the buffers, or `rescued` ones of the emergency file.
 
-    `pieces` are names of sinks, and bytes for them. `are_numbered` says that the records come in the order of their
-    numbers, or nearly so; `is_awaited`, that a worker waits until they are on disk.
+    `pieces` are names of sinks, and bytes for them. `are_numbered`: the records come nearly in the order of their
+    numbers. `is_awaited`: a worker waits until they are on disk.
     """
 
     entries: Sequence[Entry] = ()
@@ -28,7 +28,7 @@ class Batch:
 
 
 class Source:
-    """Where batches come from. The defaults fit a source in which nothing outlives the logging process."""
+    """Where batches come from. The defaults fit a source of which nothing outlives the logging process."""
 
     def start(self) -> None:
         """Begin to take in."""
@@ -46,11 +46,11 @@ class Source:
         """Note that a batch is committed, and tell the workers that wait for it."""
 
     def is_over(self) -> bool:
-        """Whether nothing is left, and nobody can send more."""
+        """Whether nothing is left, and no process can send more."""
         return False
 
     def due(self) -> int:
-        """Return how high `done` will be when everything is written that has been logged by now."""
+        """Return the value of `done` at which everything is written that has been logged before this call."""
         return 0
 
     def done(self) -> int:
@@ -58,27 +58,27 @@ class Source:
         return 0
 
     def files_due(self) -> int:
-        """Return how many emergency files are written when everything is that has been logged by now."""
+        """Return the number of emergency files that hold records logged before this call, counted from the start."""
         return 0
 
     def check(self) -> None:
-        """Do what has no record to wait for."""
+        """Do what is due even when no record comes."""
 
     def timeout(self) -> float | None:
-        """Return after how many seconds `check` has something to do; None for nothing."""
+        """Return the seconds until `check` has something to do; None for nothing."""
 
     def desert(self) -> bool:
         """Go on without the program; return whether that is the end."""
         return True
 
     def end(self, work: Callable[[], bool], release: Callable[[], None]) -> None:
-        """Let nobody send any more, and have `work` handle what is left; `release` closes the supervisor's end."""
+        """Let no process send any more, and have `work` handle what is left; `release` closes the supervisor's end."""
 
     def remove(self) -> None:
-        """Remove what nobody needs any more."""
+        """Remove what the queue has on disk."""
 
     def let_go(self) -> None:
-        """Runs in a process that a handler has forked: close what tells others that this one has ended."""
+        """Runs in a process that a handler has forked: close what tells others that the logging process lives."""
 
 
 class PlainSource(Source):

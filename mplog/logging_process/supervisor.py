@@ -44,10 +44,10 @@ if sys.platform != "win32":
 
 
 def main(link: Connection) -> int:
-    """Run a logging process, and others after it, to the end of the last one; return the exit status."""
+    """Run a logging process, and another one after each death; return the exit status of the last."""
     logging_process.ignore_signals()
-    # All that is imported stays. The garbage collector need not look at it, here nor in the logging process: it writes
-    # into what it looks at, so the kernel would have to copy that for each.
+    # All that is imported stays, so the garbage collector need not look at it, here nor in the logging process. It
+    # would write into what it looks at, and the kernel would have to copy those pages for each process.
     gc.freeze()
     gc.enable()
     launch: Launch = link.recv()
@@ -65,7 +65,7 @@ def main(link: Connection) -> int:
 
 
 def _make_memory(size: int, fifo_size: int) -> int:
-    """Return the memory of the buffers. The limit on the size of files, which it counts as one of, is for logs."""
+    """Return the memory of the buffers. The limit on the size of files applies to it, too, but is meant for logs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     try:
@@ -75,7 +75,7 @@ def _make_memory(size: int, fifo_size: int) -> int:
 
 
 class _Attempts:
-    """Counts logging processes that die one after the other with nothing written, and says when to give up."""
+    """Counts the deaths since something was last written, and says when to give up."""
 
     def __init__(self, memory: int, patience: Patience) -> None:
         self._memory = memory
@@ -85,7 +85,7 @@ class _Attempts:
         self._written_at = time.monotonic()
 
     def pause(self, *, is_terminated: bool) -> float | None:
-        """Return after how many seconds to start another logging process; None to give up."""
+        """Return the seconds until another logging process is to start; None to give up."""
         now = time.monotonic()
         try:
             written = buffer_memory.read_state(self._memory).committed
@@ -120,9 +120,9 @@ class _Supervisor:
         self._was_ready = False
         self._is_done = False
         self._is_terminated = False
-        #: The ends of logging processes that no other has come to tell in the log.
+        #: How logging processes have ended, as long as no later one has noted it for the log.
         self._stories: list[str] = []
-        # The end of its connection is not enough to tell that a logging process has died: its children may hold that.
+        # The end of its connection does not tell that a logging process has died: its children may hold it open.
         self.wakeup = Wakeup()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that a poll wakes up
         signal.signal(signal.SIGTERM, self._on_sigterm)
@@ -132,7 +132,7 @@ class _Supervisor:
         self._pass_on_sigterm()
 
     def _pass_on_sigterm(self) -> None:
-        """Tell the logging process to end when everything is written, as soon as it is ready."""
+        """Once the logging process is ready, tell it to end when everything is written."""
         if self._is_terminated and self._ready_pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._ready_pid, signal.SIGTERM)
@@ -208,7 +208,7 @@ class _Supervisor:
         """Do what the logging process asks for, until it has ended; return its exit status, negative for a signal.
 
         The program gets its end of the control connection when the link has room: a program that never asks anything
-        takes none of them, and must not hold up the restarts to come.
+        never takes one out of the link, and must not hold up later restarts.
         """
         waiting = select.poll()
         waiting.register(self.wakeup.awake, select.POLLIN)
@@ -233,7 +233,7 @@ class _Supervisor:
         return os.waitstatus_to_exitcode(status)
 
     def _answer(self, pid: int, requests: Connection) -> None:
-        """Do what the logging process asks for; raises EOFError or OSError if it has ended."""
+        """Do what the logging process asks for; raise EOFError or OSError if it has ended."""
         report: Report = requests.recv()
         if report is Report.RELEASE:
             if self._fd >= 0:
@@ -250,7 +250,7 @@ class _Supervisor:
         """Save what is in the buffers and in the FIFO; return whether there was room."""
         pair = buffers.BufferPair(self._memory)
         if self._fd < 0:
-            # The last logging process was about to end, and had this closed. Workers may have written since.
+            # The last logging process was about to end, and had the FIFO closed. Workers may have written since.
             with contextlib.suppress(OSError):
                 self._fd = fifo.open_reader(fifo_path(self._directory))
         while _save(pair, emergency):
@@ -262,7 +262,7 @@ class _Supervisor:
         return False
 
     def _give_up(self, story: str) -> int:
-        """End loudly, with what is left in the emergency file, into which workers write from now on."""
+        """Save what is left in the emergency file, into which workers write from now on, and say so loudly."""
         emergency = self._launch.emergency
         assert emergency is not None
         with contextlib.suppress(OSError), open(given_up_path(self._directory), "w", encoding="ascii"):
@@ -273,10 +273,10 @@ class _Supervisor:
         except (OSError, ValueError) as error:
             where = f"what is left could not be saved: {error}"
         with contextlib.suppress(OSError):
-            # Other sinks have written them, so they are not for the next server.
+            # Other sinks have written these records, so the next server must not.
             undelivered = count_undelivered(self._directory)
             where += f"; {undelivered} records that waited for a function are lost to it" if undelivered else ""
-        with contextlib.suppress(OSError):  # stderr is a pipe that nobody reads any more
+        with contextlib.suppress(OSError):  # stderr is a pipe without a reader
             print(f"mplog: {story}; {where}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):
             self._link.send(GivenUp(story))

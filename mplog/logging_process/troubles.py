@@ -1,4 +1,4 @@
-"""What goes wrong in the logging process, said in the log once in a while."""
+"""What goes wrong in the logging process, said in the log at intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mplog.record.plain import safe_str
 #: Seconds between two lines about the same trouble.
 REPORT_INTERVAL = 10.0
 
-# What went wrong may quote names and errors off the wire, so there is a bound to what is kept of them.
+# Errors may quote names and texts off the wire, so both are bounded.
 _MOST = 1000
 _LONGEST_ERROR = 1000
 
@@ -47,7 +47,7 @@ class Troubles:
         count: int = 1,
         shunned: Output | None = None,
     ) -> None:
-        """Have "1 {noun} {what}: {error}" said in the log, but the same thing once an interval only.
+        """Have "1 {noun} {what}: {error}" said in the log, each kind at most once an interval.
 
         `shunned`, an output that is the cause, does not get the line.
         """

@@ -12,7 +12,7 @@ from mplog.monitoring.deaths import Watch
 from mplog.monitoring.tallies import Tallies
 from mplog.record.layout import Origin
 
-#: A process closes the FIFO an instant before it is dead. So many seconds are waited for the deaths of the last ones.
+#: Seconds to wait at the end for the last deaths: a process closes the FIFO an instant before it is dead.
 _LAST_DEATHS_SECONDS = 0.5
 
 #: Processes of which the time of the last record is kept. Pids come off the wire.
@@ -23,7 +23,7 @@ _LONGEST_NAME = 100
 
 
 class Workers:
-    """Watches the processes that log, and says which have died. The tallies keep for the next process what it needs."""
+    """Watches the processes that log, and says which died. The tallies keep what the next logging process needs."""
 
     def __init__(self, watch: Watch, tallies: Tallies, say: Callable[[str, int], object]) -> None:
         self._watch = watch
@@ -31,7 +31,7 @@ class Workers:
         self._say = say
         self._heard_from: dict[int, float] = {}
         self._unsaid: list[tuple[int, Death]] = []
-        #: By pid, the keys in the tallies.
+        #: The keys in the tallies, by pid.
         self._watched: dict[int, Key] = {}
 
     def resume(self) -> None:
@@ -74,14 +74,14 @@ class Workers:
         return self._watch.fileno()
 
     def look(self, due: Callable[[], int]) -> list[int]:
-        """Note the deaths that there have been; return the pids of all that have ended, however they did.
+        """Note the deaths since the last call; return the pids of all processes that have ended, in whatever way.
 
-        A death is said when the log has come as far as `due` returns.
+        A death is said once the log has reached `due()`: after all that the process has logged.
         """
         return self._note(self._watch.deaths(), due)
 
     def told(self, pid: int, name: str, exitcode: int, due: Callable[[], int]) -> list[int]:
-        """Note how a process has ended, which the program knows; return as `look` does."""
+        """Note how a process has ended, as the program reports it; return as `look` does."""
         death = self._watch.told(pid, name, exitcode)
         return self._note([] if death is None else [death], due)
 
@@ -93,19 +93,19 @@ class Workers:
         return ended
 
     def say_deaths(self, done: int) -> None:
-        """Say the deaths before which everything is written, as the log has come so far."""
+        """Say the deaths that are due now that the log is at `done`."""
         while self._unsaid and self._unsaid[0][0] <= done:
             _, death = self._unsaid.pop(0)
             counts = self._tallies.of("received")
             received = sum(count for (_, _, pid, _), count in counts.items() if pid == death.pid)
-            # Of very many processes, some are counted together with others; but numbers are followed by pid.
+            # With very many processes, some are counted as others; but their numbers are still followed by pid.
             received = received or self._tallies.values["through", death.pid]
             level = logging.ERROR if death.exitcode < 0 else logging.WARNING
             self._say(describe(death, received, self._heard_from.pop(death.pid, None)), level)
             self._forget(death.pid)
 
     def say_last_deaths(self, *, waits: bool) -> None:
-        """Say all deaths, as everything is written. `waits`: those that still live are just ending."""
+        """Say all deaths: the whole log is written. `waits`: give processes that are ending a moment to die."""
         deaths = self._watch.rest(_LAST_DEATHS_SECONDS) if waits else self._watch.deaths()
         self._unsaid = [(0, death) for death in [*(death for _, death in self._unsaid), *deaths]]
         self.say_deaths(0)

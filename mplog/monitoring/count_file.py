@@ -4,9 +4,10 @@
 
     row:  length | number of a write, its count | number of a write, its count | key
 
-The rule of this file: **a kill never leaves half a change.** A write fills the place of each row that does not count,
-and gives it the number of the write, the higher one. The commit of the buffers names that number, so that all new
-counts become valid at one instant. After a kill, counts with a higher number are discarded: their records come again.
+The rule of this file: **a kill never leaves half a change.** Each row has two places. A write fills the one that does
+not count, and gives it the number of the write, which is higher. The commit of the buffers names that number, so that
+all new counts become valid at one instant. After a kill, the next process discards counts with a higher number: it will
+read their records again.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ import msgspec
 
 from mplog.queue.shared_file import map_fd
 
-#: What is counted: the kind, and what tells this count from others of the kind.
+#: The name of a count: its kind, and what tells it from others of the kind.
 Key = tuple[Any, ...]
 
 _NAME = "statistics"
 _MAGIC = int.from_bytes(b"mplogst1", "little")
-# Everything is in words of 8 bytes. The first word of a row has the length of the row, and the size of the key in its
-# upper half: 0 for a row that is free. Rows begin at multiples of 8, so that the index of a place tells its row.
+# Everything is in words of 8 bytes. The first word of a row has the length of the row, and in its upper half the size
+# of the key, 0 for a free row. Rows begin at multiples of 8, so that the index of a place tells its row.
 _WORD = 8
 _ALIGN = 8
 _HALF = 32
 _FIRST, _SECOND, _KEY = 1, 3, 5
-# In the header, after the magic: the number of the last change of the rows, written when it begins and again when it
-# ends, so that a reader notices that it has read in the middle of a change.
+# In the header, after the magic: the number of the last change of the rows, stored when it begins and again when it
+# ends, so that a reader can tell that it has read in the middle of a change.
 _BEGUN, _ENDED = 1, 2
 _HEADER_SIZE = 3 * _WORD
 _CHUNK = 2**16
@@ -81,10 +82,10 @@ class CountFile:
         return {key: self.words[place + 1] for key, place in self._places.items()}
 
     def write(self, changed: Mapping[Key, int], serial: int) -> list[Key]:
-        """Write counts, which the commit that names `serial` makes valid; return the keys without a row from now on.
+        """Write counts, to be valid after the commit that names `serial`; return the keys whose rows are now free.
 
-        A count of 0 keeps its row until the next write, because only then this one is known to be committed. A count
-        for which there is no room is left out.
+        A count of 0 keeps its row until the next write: only then is this one known to be committed. A count without
+        room for a row is left out.
         """
         gone = [key for key in self._emptied if not changed.get(key)]
         self._emptied.clear()
@@ -121,7 +122,7 @@ class CountFile:
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
-        """Tell readers that rows are being changed. If this raises, they go on being told."""
+        """Tell readers that rows are being changed. After an error in between, readers still take it so."""
         self.words[_BEGUN] = (self.words[_ENDED] + 1) & _MOST
         yield
         self.words[_ENDED] = self.words[_BEGUN]
@@ -184,7 +185,7 @@ def read_rows(directory: str) -> dict[Key, int]:
 
 
 def _read(directory: str) -> bytes:
-    """Return the file, and not as it is in the middle of a change, if possible."""
+    """Return the content of the file, if possible not in the middle of a change."""
     try:
         with open(os.path.join(directory, _NAME), "rb", buffering=0) as file:
             for attempt in range(_READ_ATTEMPTS):

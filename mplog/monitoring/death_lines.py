@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mplog.record.plain import printable
 
-#: Nobody needs a line about these: users, pools, terminals and supervisors end processes that work well in these ways.
+#: No line is needed about these: users, pools, terminals and supervisors end processes in these ways.
 #: Leaving ``with Pool()`` sends SIGTERM to each of its workers.
 _ROUTINE_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if sys.platform != "win32" else []))
 #: With the same signals as a shell gives them (128 + n), for programs that handle them and exit with that code.
@@ -34,12 +34,12 @@ class Death(NamedTuple):
 
     @property
     def is_routine(self) -> bool:
-        """Whether it ended as processes are meant to end: with exit code 0, or by SIGTERM, SIGINT or SIGHUP."""
+        """Whether the process ended as meant: with exit code 0, or by SIGTERM, SIGINT or SIGHUP."""
         return self.exitcode in _ROUTINE_EXITS
 
 
 def describe(death: Death, received: int, last_record_at: float | None) -> str:
-    """Return the line about a process from which so many records have come, the last one at a time since the epoch."""
+    """Return the line about a process: how it died, how many records were received, and when the last one came."""
     name = f"mplog: {printable(death.name[:100])} (pid {death.pid})"
     records = f"after {received:,} record{'' if received == 1 else 's'}"
     last = "" if last_record_at is None else f"; the last one at {_time_of_day(last_record_at)}"

@@ -1,9 +1,9 @@
 """Watching the processes that send records, to tell which of them died. Runs in the logging process, on Linux only.
 
-The rule of this file: **no line about a process that did not send, or that ended as it was meant to; and an idle
-process wakes nobody.** A pid alone proves nothing: it may be that of a new process tomorrow, and in another container
-it is that of another process today. So a process is held by a pidfd, and only if it has our FIFO open at that moment.
-What a dead process had written is in the FIFO when its pidfd says so: read that first, then report.
+The rule of this file: **no line about a process that did not send, or that ended as it was meant to; and nothing polls
+an idle process.** A pid alone proves nothing: a new process may have it tomorrow, and in another container it belongs
+to another process today. So a process is held by a pidfd, and only if it has our FIFO open at that moment. When the
+pidfd tells of a death, all that the process wrote is in the FIFO: read that first, then report.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mplog.monitoring.process import Stat, exit_status, memory_kills, memory_kil
 if sys.platform != "win32":
     import resource
 
-#: Processes watched at a time, each with one descriptor; half of what RLIMIT_NOFILE allows, where that is less. The log
-#: does not tell of the death of others.
+#: Processes watched at a time, each with one descriptor; at most half of what RLIMIT_NOFILE allows. The log does not
+#: tell of the deaths of others.
 MAX_WATCHED = 500
-#: Seconds until a process that could not be watched is tried again: a new process may have its pid by then.
+#: Seconds until a process that could not be watched is tried again: by then, a new process may have its pid.
 _RETRY_SECONDS = 10.0
-#: How many processes are remembered that cannot be watched, or have died; pids come off the wire.
+#: How many processes that cannot be watched, or have died, are remembered; pids come off the wire.
 _REMEMBERED = 1000
 #: Generations between a worker and the owner, at most.
 _MAX_DEPTH = 100
@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class _Process:
-    """A process that is watched, or has died without telling how. `started` is that of its `Stat`, empty if unknown."""
+    """A process that is watched, or died in an unknown way. `started`: as in its `Stat`, empty if unknown."""
 
     pid: int
     name: str
@@ -48,14 +48,14 @@ class _Process:
 
 
 class Senders:
-    """Finds the processes that can send: those with the FIFO open, or of a plain queue, its owner and descendants."""
+    """Finds the processes that can send: those with the FIFO open, or, of a plain queue, its owner and descendants."""
 
     def __init__(self, path: str | None, owner: int) -> None:
         self._fifo = None if path is None else (os.path.basename(path), os.stat(path))
         self._owner = owner
 
     def stat(self, pid: int) -> Stat | None:
-        """Return what /proc says of a process, if it can be a sender, else None."""
+        """Return what /proc says of a process; None if it cannot be a sender."""
         try:
             stat = Stat.read(pid)
             if self._fifo is not None:
@@ -97,8 +97,8 @@ class Senders:
 class Watch:
     """Watches the processes that send records, and tells which of them die. The arguments are those of `Senders`.
 
-    Where that is not possible (before Linux 5.3, or elsewhere), `fileno` is None, and only `told` finds deaths. The
-    caller takes the pids of those that have ended, in whatever way, from `ended`.
+    Where that is not possible (before Linux 5.3, or elsewhere), `fileno` is None, and only `told` finds deaths. `ended`
+    has the pids of processes that have ended, in whatever way, until the caller takes them.
     """
 
     def __init__(self, path: str | None, owner: int) -> None:
@@ -135,7 +135,7 @@ class Watch:
             self._epoll = None
 
     def watch(self, pid: int, name: str) -> bytes | None:
-        """Watch a sender, if possible; return what tells it from another process with its pid, for `resume`, or None.
+        """Watch a sender; return a mark for `resume` that tells it from others with its pid, or None if not possible.
 
         Cheap to call again, once a batch for each sender, so that a pid that is used again is noticed.
         """
@@ -156,7 +156,7 @@ class Watch:
         return self._epoll is not None and pid not in self._processes and self._open(_Process(pid, name), started)
 
     def _open(self, process: _Process, started: bytes | None = None) -> bool:
-        """Watch a process, if that works: a sender, or the one that started then."""
+        """Watch a process if possible: a sender, or the one that `started` at that time."""
         process.memory_kills = self._memory_kills
         try:
             process.fd = os.pidfd_open(process.pid)

@@ -21,7 +21,7 @@ from mplog.monitoring.process import has_ended
 from mplog.monitoring.tallies import Tallies, tell_apart
 from mplog.queue.losses import Reason, pid_of
 
-#: How many unwatched processes are looked at each time; half of them, where that is more.
+#: How many unwatched processes are looked at each time, or half of them if that is more.
 _LOOKED_AT = 1000
 
 _GAPS = ("missing of ended", "unexplained of ended")
@@ -42,16 +42,16 @@ class EndedProcesses:
 
     @property
     def is_pending(self) -> bool:
-        """Whether there are processes to fold that were not tried yet."""
+        """Whether there are processes that `fold` has not tried yet."""
         return bool(self._seen or self._pending.keys() - self._tried)
 
     def see(self, pids: Iterable[int]) -> None:
         self._seen.update(pids)
 
     def look(self, watched: Container[int], due: Callable[[], int]) -> None:
-        """Find processes that have ended, except watched ones, of which `see` is told.
+        """Find processes that have ended, except `watched` ones: `see` is told of these.
 
-        `due` returns the position of the log at which everything is written that is logged by now.
+        `due` returns the position of the log at which everything logged before the call is written.
         """
         others = [pid for pid in self.followed if pid not in watched]
         others = random.sample(others, min(len(others), max(_LOOKED_AT, len(others) // 2)))
@@ -64,7 +64,7 @@ class EndedProcesses:
 
     @property
     def followed(self) -> set[int]:
-        """The pids for which there are counts of processes that have not been folded."""
+        """The pids of processes that have counts of their own: they are not folded."""
         return {*self._numbers.pids, *(key[-4] for key in self._losses_of_followed())}
 
     def _losses_of_followed(self) -> list[Key]:
@@ -102,7 +102,7 @@ class EndedProcesses:
         for kind, count in zip(_GAPS, (missing, max(0, missing - gap))):
             if count:
                 sums[kind, tell_apart(self._with_gaps[kind], pid, limits.COUNTED_ENDED, 0)] += count
-        if not all(map(tallies.reserve, sums)):  # what has no room in the file would be gone with this process
+        if not all(map(tallies.reserve, sums)):  # a sum without room in the file would not survive this process
             return False
         for key, count in sums.items():
             tallies.add(key, count)

@@ -1,4 +1,4 @@
-"""What processes have lost that the log has not said. Runs in the logging process.
+"""The losses of processes, as the log must say them. Runs in the logging process.
 
 The rule of this file: **a loss is in its file, or in a committed count that survives this process.** So the file of a
 process that has ended is removed only after the commit that keeps all of it. From then on, "said" counts for `Stats`.
@@ -28,7 +28,7 @@ class LossReader:
     """Reads the files of losses of a queue.
 
     Attributes:
-        ended: files that are not needed after the next commit, by name, with the counts that keep them.
+        ended: files that are not needed after the next commit, by name, with the counts that replace them.
         in_use: the pids of all files at the last look; not known if it found no free descriptor (`is_blind`).
     """
 
@@ -44,9 +44,9 @@ class LossReader:
         self.is_blind = False
 
     def new(self, *, of_all: bool = False) -> list[ProcessLosses]:
-        """Return what is to be said now, and count it as said: the caller writes the lines before the next commit.
+        """Return the losses to say now, and count them as said: the caller writes the lines before the next commit.
 
-        One look reads some of very many files, unless `of_all`, and then sets `has_more`.
+        If there are very many files, one look reads some of them and sets `has_more`, unless `of_all`.
         """
         found = self._new_of_buffers()
         try:
@@ -80,7 +80,7 @@ class LossReader:
 
     def _new_of_file(self, name: str) -> ProcessLosses | None:
         pid = pid_of(name)
-        # Asked before the file is read, which then has all that there will ever be.
+        # Asked before the file is read: a process that has ended adds nothing to it.
         is_over = pid > 0 and self._has_ended(pid)
         try:
             losses, namespace = read_file(os.path.join(self._directory, name))

@@ -1,4 +1,4 @@
-"""The numbers of records, by process: which have come through the queue, and so how many are missing.
+"""The numbers of records, by process: how many have come through the queue, and so how many are missing.
 
 Each process numbers its records from 1. The logging process keeps the highest number of each, and how many have come.
 The order tells nothing: threads of a process may overtake each other.
@@ -50,23 +50,23 @@ class Numbers:
                 self._tallies.set(("last", pid), number)
 
     def _take_up(self, pid: int, batch: Sequence[Entry]) -> None:
-        """Begin to follow a process that may have been followed before, or passed over."""
+        """Begin to follow a process, which may have been followed before, or left out."""
         first = min(values[SEQUENCE] for values, origin in batch if (origin.process or 0) == pid)
         before = self._ended.pop(pid, None)
         if before is None:
-            # While there were too many other processes, its numbers were not counted.
+            # It was left out while there were too many other processes.
             self._tallies.add(("through", pid), max(0, first - 1))
             return
         self._tallies.set(("ended", pid), 0)
         if first > before:
-            # It was taken for dead, since in another container its pid is that of another process; but it goes on.
+            # It was taken for dead, since in another container its pid belongs to another process; but it goes on.
             self._tallies.add(("through", pid), before)
 
     def missing(self, pid: int) -> int:
         return max(0, self._tallies.values["last", pid] - self._tallies.values["through", pid])
 
     def forget(self, pid: int) -> None:
-        """Stop following a process that has ended, except that its last number is kept."""
+        """Stop following a process that has ended, but keep its last number."""
         last = self._last.pop(pid, 0)
         self._tallies.set(("last", pid), 0)
         self._tallies.set(("through", pid), 0)

@@ -73,7 +73,7 @@ def _output(handler: logging.Handler) -> Output:
         described = type(handler).__name__
     path = getattr(handler, "path", None) or getattr(handler, "baseFilename", None)
     pattern = getattr(handler, "glob", None) or (glob.escape(path) if isinstance(path, str) else "")
-    # JSON takes no lone surrogates, and a path may have them.
+    # A path may have lone surrogates, which JSON does not take.
     return Output(*(text.encode("utf-8", "replace").decode() for text in (described, str(pattern))))
 
 
@@ -88,7 +88,7 @@ def _command(pid: int) -> str:
 
 
 def this_world() -> str:
-    """Return what differs where a pid is that of another process: in a container, on another machine, after a boot."""
+    """Return what names the space of pids: it differs in another container, on another machine, and after a boot."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     return ""

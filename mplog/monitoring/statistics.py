@@ -1,6 +1,6 @@
-"""`Stats`: what has been counted since the server started, as a program sees it; and an account of that in words.
+"""`Stats`: what has been counted since the server started, as a program sees it, and in words.
 
-Anybody may read it, at any time: the counts are in files of the queue's directory (see tallies.py).
+Any process may read it at any time: the counts are in files of the queue's directory (see tallies.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mplog.queue.losses import ProcessLosses, Reason, read_files, totals
 class Stats:
     """What has been counted since the server was started, over all its logging processes.
 
-    Of the processes that have ended, 1,000 are told apart in `lost`, `missing` and `unexplained`. The others are
+    In `lost`, `missing` and `unexplained`, 1,000 processes that have ended keep entries of their own. The others are
     counted together, under the pid 0, and in `lost` with the name "others".
 
     Attributes:
@@ -31,8 +31,8 @@ class Stats:
         incomplete: long records whose writer died, or gave up, before their last part.
         objects: objects in the queue that are not records; the logging process does not unpickle.
         peak_fill: how full the buffers have been at most, from 0 to 1.
-        lost: what each process has lost, by level and reason. With ``drop_oldest``, what was dropped out of the buffers
-            has entries of its own.
+        lost: what each process has lost, by level and reason. With ``drop_oldest``, records dropped from the buffers
+            have entries of their own.
         missing: by pid, how many record numbers have not come through the queue. Each process numbers its records, so
             this equals what the process has `lost`, unless something is unexplained.
         unexplained: by pid, how many numbers are missing without a known reason. A call in progress leaves such a gap
@@ -95,7 +95,7 @@ class Stats:
 
     @property
     def rejected(self) -> int:
-        """Records that were logged when nobody read the queue any more; they are among the `dropped`."""
+        """Records that were logged when no process read the queue any more; they are among the `dropped`."""
         return totals(self.lost).get(Reason.REJECTED, 0)
 
 
@@ -119,7 +119,7 @@ def to_stats(counts: Mapping[Key, int], files: Mapping[str, ProcessLosses]) -> S
     for losses in living:
         gaps[losses.pid] += losses.gap
     for (pid,), last in kinds["last"].items():
-        # More numbers than the highest one have come when two processes had the same pid.
+        # If two processes had the same pid, more numbers have come than the highest one.
         missing[pid] = max(0, last - kinds["through"].get((pid,), 0))
         unexplained[pid] = max(0, missing[pid] - gaps[pid])
     for kind, sums in (("missing of ended", missing), ("unexplained of ended", unexplained)):
@@ -151,7 +151,7 @@ def read_counts(directory: str) -> tuple[dict[Key, int], dict[str, ProcessLosses
     while True:
         files = read_files(directory)
         counts = read_rows(directory)
-        # The logging process may have removed a file in between, and moved its counts to those of ended processes.
+        # In between, the logging process may have moved the counts of a file to the totals, and removed it.
         said = {key[1] for key in counts if key[0] == "said"}
         if all(os.path.lexists(os.path.join(directory, name)) for name in files.keys() - said):
             return counts, files

@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 def tell_apart(known: set[_T], key: _T, most: int, others: _T) -> _T:
-    """Return what to count something as: itself, or `others` if so many are told apart already."""
+    """Return the key to count under: `key` itself, or `others` if `most` keys are told apart already."""
     if key not in known:
         if len(known) >= most:
             return others
@@ -37,11 +37,11 @@ def tell_apart(known: set[_T], key: _T, most: int, others: _T) -> _T:
 class Tallies:
     """Counts by kind and key. A commit makes those of the last `write` valid.
 
-    Without room for the file, or for a row in it, or without a directory, they count in this process alone. Counts of
-    writes after `serial`, the last that was committed, are discarded.
+    Without a directory, or without room for the file or for a row in it, counts live in this process alone. At the
+    start, counts of writes after `serial`, the last committed one, are discarded.
     """
 
-    #: The kind of those that tell which processes are watched, for the next logging process.
+    #: The kind that tells the next logging process which processes are watched.
     WATCHED = "watched"
 
     def __init__(self, directory: str | None, serial: int = 0) -> None:
@@ -88,7 +88,7 @@ class Tallies:
         return bool(self._changed)
 
     def write(self) -> None:
-        """Write what has changed since the last write, which is committed; the next commit must name `serial`."""
+        """Write the changes since the last write, which is committed by now; the next commit must name `serial`."""
         if self._changed:
             self.serial += 1
             if self._file is not None:
@@ -111,11 +111,11 @@ class Tallies:
             self.add(("received", *sender, self.level(origin.levelno)), count)
 
     def level(self, level: int) -> int:
-        """Return the level that one is counted as."""
+        """Return the level to count a level as: 0 if too many are told apart already."""
         return level if level in self._levels else tell_apart(self._levels, level, COUNTED_LEVELS, 0)
 
     def count_lost(self, losses: ProcessLosses) -> None:
-        """Count what was dropped out of the buffers."""
+        """Count records dropped from the buffers."""
         loser = losses.pid, losses.name[:_LONGEST_NAME]
         pid, name = tell_apart(self._losers, loser, COUNTED_PROCESSES, (0, "others"))
         for (level, reason), count in losses.counts.items():

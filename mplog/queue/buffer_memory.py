@@ -25,7 +25,7 @@ from mplog.queue.shared_file import lengthen
 FIFO_SIZE = 2**20
 
 #: The size of each buffer unless told otherwise, in bytes: several times the FIFO, so that the intake seldom has to
-#: stop for a swap, and small beside what a program takes; what is never filled takes no memory at all.
+#: stop for a swap, and small beside the memory of a program; pages that are never filled take none.
 DEFAULT_SIZE = 8 * 2**20
 
 #: The longest note, in bytes.
@@ -43,7 +43,7 @@ _HEAD = 512  # up to the end of the slots
 _START = 16384
 _WORD = 8
 PLACES = 3
-# What stands in the place of a read until it is made. No frame begins with it, and no worker knows it.
+# Size of the random mark that stands in the place of a read until it is made. No frame begins with it.
 MARK_SIZE = 8
 
 
@@ -55,17 +55,17 @@ class State:
         size: of each buffer.
         fifo_size: of the largest FIFO that is read.
         intake: which of the three places is the intake buffer, 0 to 2.
-        fill: what the intake buffer holds.
-        announced: what is just being read into it.
-        length: what the writing buffer holds.
+        fill: how much the intake buffer holds.
+        announced: how much is being read into it.
+        length: how much the writing buffer holds.
         done: how much of that is written.
-        taken: what was ever taken in.
+        taken: how much was ever taken in.
         note_slot: which of two places the note is in.
         note_length: its length.
         note_checksum: its CRC-32.
         writing: which place is the writing buffer.
-        dropped: what was dropped out of the intake buffer (`BufferPair.replace`).
-        dropped_before: the same of the writing buffer, from the time when it took in.
+        dropped: how much was dropped from the intake buffer (`BufferPair.replace`).
+        dropped_before: the same for the writing buffer, from the time when it was the intake buffer.
     """
 
     size: int
@@ -95,17 +95,17 @@ class State:
 
     @property
     def committed(self) -> int:
-        """Bytes ever written, or dropped with everything before them written.
+        """Bytes ever written, and bytes dropped before them.
 
-        What was dropped counts when all of its buffer is written: there may be others among it that stay.
+        Dropped bytes count once all of their buffer is written: records that stay may stand between them.
         """
         return self.base + self.done + (self.dropped_before if self.done == self.length else 0)
 
     @property
     def fraction(self) -> float:
-        """How full the intake buffer is, from 0 to 1, where what a full FIFO holds would not fit any more.
+        """How full the intake buffer is, from 0 to 1. At 1, it has no room for a full FIFO.
 
-        The intake stops there, and the FIFO fills, however little is left in the writing buffer.
+        There the intake stops and the FIFO fills, however little is left in the writing buffer.
         """
         return min(1.0, self.fill / (self.size - self.fifo_size))
 
@@ -192,7 +192,7 @@ class Memory:
         self._sequence += 1
         slot = _encode(self._sequence, self.state)
         start = _SLOTS[self._sequence % 2]
-        # It keeps its old number, the lower of the two, while it changes.
+        # While the slot changes, it keeps its old number, the lower of the two.
         self.view[start + _WORD : start + len(slot)] = slot[_WORD:]
         reach("in state")
         self._words[start // _WORD] = self._sequence
@@ -207,7 +207,7 @@ class Memory:
     def note(self, note: bytes) -> None:
         if len(note) > NOTE_SIZE:
             raise ValueError(f"a note of {len(note)} bytes is longer than {NOTE_SIZE}.")
-        slot = 1 - self.state.note_slot  # the state in memory means the other until it is replaced
+        slot = 1 - self.state.note_slot  # the state in memory names the other one until it is replaced
         start = _NOTES[slot]
         self.view[start : start + len(note)] = note
         self.state.note_slot, self.state.note_length, self.state.note_checksum = slot, len(note), zlib.crc32(note)
@@ -215,8 +215,8 @@ class Memory:
 
 def read_state(fd: int) -> State:
     """Return the state of a pair of buffers that another process uses; raise ValueError if this is not its memory."""
-    # A state that is being written does not count, and the other does. Both have changed meanwhile only if this process
-    # was held up in the middle of its read.
+    # The other slot counts while one is being written. Both are invalid only if this process was held up in the middle
+    # of its read.
     for _ in range(10):
         found = _newest(_check(fd)[0])
         if found is not None:
@@ -225,7 +225,6 @@ def read_state(fd: int) -> State:
 
 
 def _damaged(why: str) -> ValueError:
-    """Return the error for memory that makes no sense."""
     return ValueError(f"the memory of the buffers is damaged: {why}.")
 
 

@@ -12,8 +12,8 @@ between any two instructions; the next one maps the same memory, loses nothing a
 Two buffers of a fixed size change roles: one takes in what comes while the other is written out. Each is filled from
 its start, so that under a light load the same few pages are used over and over, and most of the memory never is.
 
-A third place of the same size is only used where a policy drops records out of the intake buffer: what stays is written
-there, and that becomes the intake buffer (`BufferPair.replace`).
+A third place of the same size is used only by a policy that drops records: what stays of the intake buffer is written
+there, and that place becomes the intake buffer (`BufferPair.replace`).
 
 What makes it hold:
 
@@ -26,8 +26,8 @@ What makes it hold:
 - **Frames are never cut**: writes into the FIFO are atomic, so what is pending is whole frames, and it all goes into
   one buffer or, until the next swap, stays where it is.
 
-The order matters for one process alone: it is dead, with all its threads, before another is started, and what a
-thread has stored before it dies is in memory in the order of the program.
+The order of stores matters to no other process: the next one starts only after this one is dead with all its threads,
+and what a thread has stored before it dies is in memory, in the order of the program.
 """
 
 from __future__ import annotations
@@ -46,16 +46,15 @@ from mplog.queue.kill_points import reach
 NOTHING = 0
 #: `BufferPair.intake`: nothing is in the FIFO, and the last writer has closed it.
 END = -1
-#: `BufferPair.intake`: what is in the FIFO does not fit after what the intake buffer holds; it does after a swap.
+#: `BufferPair.intake`: the intake buffer has no room for what is in the FIFO; after a swap, the other has.
 NO_ROOM = -2
 
 
 class BufferPair:
     """The two buffers, as the logging process uses them: one thread takes in, another writes.
 
-    Opening them after a kill finds out whether a read that had been announced was made. What is left to do is then
-    where it always is: the rest of the writing buffer in `unwritten`, the note in `note`, the other buffer after a
-    `swap`.
+    Opening them after a kill finds out whether an announced read was made. Then `unwritten` has the rest of the writing
+    buffer, `note` the note, and a `swap` brings the other buffer, as always.
 
     Only one process at a time may have a pair, and only it may read the FIFO.
 
@@ -74,7 +73,7 @@ class BufferPair:
         self._recover()
 
     def close(self) -> None:
-        """Let go of the memory, which stays as it is; raise BufferError if a view of it is still in use."""
+        """Unmap the memory, which stays as it is; raise BufferError if a view of it is still in use."""
         self.memory.close()
 
     # --- the thread that takes in ---
@@ -86,8 +85,8 @@ class BufferPair:
             read_fd: the reading end, which does not block.
 
         Returns:
-            How many bytes; `NOTHING`, `END` or `NO_ROOM` where none, which are not above 0. A FIFO that no writer has
-            opened since its reading end was opened has not come to its end.
+            How many bytes; without any, `NOTHING`, `END` or `NO_ROOM`, which are not above 0. `END` comes only after a
+            writer has opened the FIFO.
 
         Raises:
             OSError: it cannot be read.
@@ -122,7 +121,7 @@ class BufferPair:
             return count
 
     def replace(self, choose: Callable[[memoryview], bytes | None]) -> int:
-        """Put something shorter in the place of what the intake buffer holds, at one instant.
+        """Replace the content of the intake buffer with something shorter, at one instant.
 
         No swap and no commit can come in between.
 
@@ -158,9 +157,9 @@ class BufferPair:
             return freed
 
     def due(self, read_fd: int) -> int:
-        """Return how many bytes will ever have been taken in with the last that is in the FIFO now.
+        """Return how many bytes will have been taken in, in all, after the last byte that is now in the FIFO.
 
-        Once `committed` is as high, all that was logged before this call is written, or dropped.
+        Once `committed` has reached that, all that was logged before this call is written or dropped.
         """
         with self._lock:
             return self._state.taken + fifo.pending(read_fd)
@@ -180,13 +179,13 @@ class BufferPair:
     # --- the thread that writes ---
 
     def unwritten(self) -> memoryview:
-        """Return what of the writing buffer is not yet written, to be read in place; valid until the next `swap`."""
+        """Return the unwritten rest of the writing buffer, to be read in place; valid until the next `swap`."""
         state = self._state
         start = self.memory.start(state.writing)
         return self.memory.view[start + state.done : start + state.length].toreadonly()
 
     def written(self) -> memoryview:
-        """Return what of the writing buffer is written; valid until the next `swap`."""
+        """Return the written part of the writing buffer; valid until the next `swap`."""
         state = self._state
         start = self.memory.start(state.writing)
         return self.memory.view[start : start + state.done].toreadonly()
@@ -206,7 +205,7 @@ class BufferPair:
             return True
 
     def commit(self, count: int, note: bytes | None = None) -> None:
-        """Say that more of the writing buffer is written, and replace the note, in one step.
+        """Count more of the writing buffer as written, and replace the note, at one instant.
 
         Args:
             count: how many bytes of `unwritten`; with 0 only the note changes.

@@ -41,7 +41,7 @@ def remove(directory: str) -> None:
 
 
 def remove_if_unused(directory: str) -> None:
-    """Remove the directory if its FIFO is gone: a file of this process was in the way of the one that removed it."""
+    """Remove the directory if its FIFO is gone: a new file of this process has kept it from being removed."""
     if not os.path.exists(fifo_path(directory)):
         with contextlib.suppress(OSError):
             os.rmdir(directory)

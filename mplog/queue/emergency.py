@@ -1,12 +1,12 @@
-"""The emergency file: where records go that must be kept and for which the queue has no room. POSIX only.
+"""The emergency file: for records that must be kept when the queue has no room. POSIX only.
 
 ::
 
     workers: EmergencyFile.append() --- under a lock ---> file --- EmergencyReader.read() ---> logging process
 
 The rule of this file: **what the header does not count is not there.** A worker that appends takes the lock, cuts off
-what a worker before it had begun to write when it died, writes, and then moves the end in the header. So the file holds
-whole messages at any time, also on a disk that was full in the middle of one.
+what a dead worker has left half written, writes, and then moves the end in the header. So the file holds whole messages
+at any time, even if the disk was full in the middle of one.
 
 The file lies next to the log, one for each log. There it survives a reboot, unlike the directory of the queue, and the
 next server of that log finds it by its name.
@@ -34,13 +34,13 @@ HEADER = struct.Struct("=8s8sQQ")  # magic, id, end, read
 _END_AT = 16
 WORD = struct.Struct("=Q")
 
-#: Seconds that a worker waits for the lock, which another holds for as long as a write takes; but one that is stopped
-#: holds it until it goes on.
+#: Seconds that a worker waits for the lock. Another worker holds it for one write; but if it is stopped (SIGSTOP), it
+#: holds the lock until it goes on.
 LOCK_TIMEOUT = 1.0
 
 
 class EmergencyRefusedError(OSError):
-    """What lies at the path of the emergency file is not one that this user has made."""
+    """The file at the path of the emergency file is not one that this user has made."""
 
 
 class EmergencyFile:
@@ -55,8 +55,8 @@ class EmergencyFile:
     ) -> bool | None:
         """Append whole frames.
 
-        A signal handler may have interrupted this very method. Then the interrupted call takes the frames over, and
-        appends them after its own.
+        If a signal handler has interrupted this very method, the interrupted call takes over the frames, and appends
+        them after its own.
 
         Args:
             frames: those of one or more whole messages.
@@ -64,12 +64,12 @@ class EmergencyFile:
             later: called by the interrupted call, with whether it has appended the frames.
 
         Returns:
-            Whether they are there; None where the interrupted call takes them over.
+            Whether they are in the file; None if the interrupted call takes them over.
 
         Raises:
             OSError: the file cannot be opened, or written, or it is not one of this user's own.
         """
-        # A process that a handler forks is another one, which must not count on the call that it has interrupted.
+        # The pid, since a signal handler may fork: in the child, the interrupted call may never go on.
         key = os.getpid(), threading.get_ident(), self.path
         held = _waiting.get(key)
         if held is not None:
@@ -92,7 +92,7 @@ class EmergencyFile:
         return mine.is_there
 
     def _work_off(self, key: _Key, waiting: list[_Piece]) -> None:
-        """Append what is in the list, also what comes into it meanwhile."""
+        """Append the pieces in the list, including those that are added meanwhile."""
         while waiting:
             _waiting[key] = waiting
             try:
@@ -101,7 +101,7 @@ class EmergencyFile:
                 del _waiting[key]  # only then is the list looked at again: a handler may have come in between
 
     def _append_all(self, waiting: list[_Piece]) -> None:
-        """Append what is in the list, and take it out."""
+        """Append the pieces in the list, and take them out."""
         fd = open_locked(self.path, os.O_CREAT, time.monotonic() + LOCK_TIMEOUT)
         if fd is None:
             while waiting:
@@ -122,7 +122,7 @@ class EmergencyFile:
 
 
 class _Piece:
-    """What is to be appended, and later whether it is there; see `EmergencyFile.append`."""
+    """Frames to append, and, later, whether they are in the file; see `EmergencyFile.append`."""
 
     def __init__(self, frames: bytes, sync: bool, later: Callable[[bool], object] | None = None) -> None:
         self.frames = frames
@@ -131,7 +131,7 @@ class _Piece:
         self._later = later
 
     def settle(self, is_there: bool) -> None:
-        """Say whether it is there."""
+        """Note whether the frames are in the file."""
         self.is_there = is_there
         if self._later is not None:
             self._later(is_there)
@@ -139,7 +139,7 @@ class _Piece:
 
 _Key = tuple[int, int, str]
 
-#: By process, thread and path: what is being appended, and what signal handlers have added to that.
+#: What is being appended, and what signal handlers have added to it, by process, thread and path.
 _waiting: dict[_Key, list[_Piece]] = {}
 
 
@@ -184,7 +184,7 @@ def open_own(path: str, flags: int) -> int:
 
 
 def open_locked(path: str, flags: int, deadline: float) -> int | None:
-    """Open and lock the file that the path names; return None where another process has held the lock for too long."""
+    """Open and lock the file that the path names; return None if another process holds the lock past the deadline."""
     while True:
         fd = open_own(path, flags)
         is_ours = False
@@ -204,7 +204,7 @@ def open_locked(path: str, flags: int, deadline: float) -> int | None:
 
 
 def find_end(fd: int, path: str) -> int:
-    """Return where to append; write the header of a file that is new, or was cut short when it was."""
+    """Return where to append; write the header first if the file is new, or its header was never finished."""
     header = os.pread(fd, HEADER.size, 0)
     length = os.fstat(fd).st_size
     if len(header) < HEADER.size:

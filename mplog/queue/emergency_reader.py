@@ -1,9 +1,9 @@
-"""`EmergencyReader`: what the logging process reads of the emergency file, and takes away. POSIX only.
+"""`EmergencyReader`: reads the emergency file for the logging process, and removes it. POSIX only.
 
-Reading begins with taking the file: it gets another name, and workers that append make a new one. How far it is read is
-noted in its header by `EmergencyReader.commit`, and in `EmergencyReader.note`, which the caller puts where it changes
-in the same instant as the end of the log does. With the note, a kill neither loses nor doubles anything; with the
-header alone, what was read between two commits comes again.
+The reader first takes the file: it renames it, and workers that append make a new one. `EmergencyReader.commit` notes
+in the header how far it is read. `EmergencyReader.note` says the same; the caller stores that note so that it changes
+at one instant with the end of the log. With the note, a kill neither loses nor doubles anything; with the header alone,
+what was read between two commits comes again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EmergencyReader:
 
     Args:
         path: of the emergency file.
-        note: what `note` was when the log was last committed.
+        note: the value of `note` at the last commit of the log.
 
     Attributes:
         path: of the emergency file.
@@ -80,16 +80,16 @@ class EmergencyReader:
         return b""
 
     def note(self, count: int = 0) -> bytes:
-        """Return what says that so many more bytes are read: 16 bytes, for the constructor.
+        """Return 16 bytes for the next constructor, which say that `count` more bytes are read.
 
-        Before anything was read, what the constructor was given still holds.
+        Before anything was read, they are those that this constructor was given.
         """
         if self._id is None:
             return self._given_note
         return self._id + WORD.pack(self._position + count)
 
     def commit(self, count: int) -> None:
-        """Say that so many bytes of what `read` has returned are in the log. With the last, the file is removed."""
+        """Note that `count` bytes that `read` has returned are in the log. With the last, remove the file."""
         self._position += count
         os.pwrite(self._fd, WORD.pack(self._position), _READ_AT)
         if self._position >= self._end:
@@ -116,7 +116,7 @@ class EmergencyReader:
         return self.path + _TAKEN
 
     def _take(self, patience: float) -> bool:
-        """Open what was taken and not read to its end, or take what is there; return whether there is something."""
+        """Open a file that was taken and not read to its end, or take the next one; return False if there is none."""
         try:
             fd = open_own(self._taken_path, 0)
         except FileNotFoundError:
@@ -154,7 +154,7 @@ class EmergencyReader:
 
 
 def _whole(data: bytes) -> int:
-    """Return the length of the whole messages at the beginning of the data, of which the end may be cut off."""
+    """Return the length of the whole messages at the beginning of the data; its end may be cut off."""
     whole = 0
     for found in frame.walk(data):
         if found.kind is None:

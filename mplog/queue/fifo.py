@@ -28,8 +28,8 @@ from typing import Any
 _F_SETPIPE_SZ = 1031
 _F_GETPIPE_SZ = 1032
 
-# Descriptors are numbered from below. When a program closes them all, as daemons do, low numbers soon come into use
-# again for other files, and a write to such a number would end in one of these. High numbers do not.
+# The lowest free number becomes the next descriptor. When a program closes all descriptors, as daemons do, other files
+# soon get the low numbers, and a write to such a number would end in one of these. High numbers stay unused.
 _LOWEST_FD = 512
 
 # poll() counts milliseconds in a C int; a longer wait is several of them.
@@ -84,9 +84,9 @@ holders: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def forget_closed() -> None:
-    """Look which ends the program has closed: some programs close all descriptors, as daemons do.
+    """Note which ends the program has closed: some programs close all descriptors, as daemons do.
 
-    All at once, before one of the numbers comes into use again for another end.
+    All holders at once, before one of the numbers is used again for another end.
     """
     for holder in list(holders):
         holder.forget_closed()

@@ -1,4 +1,4 @@
-"""How full the buffers are, told by the logging process, and what `drop_below` does with it in a worker."""
+"""How full the buffers are, as the logging process tells workers, and how `drop_below` uses it there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FULL = 255
 
 
 class Fill:
-    """How full the buffers are, in one byte of shared memory: neither end makes a system call to write or to look.
+    """How full the buffers are, in one byte of shared memory: no system call is needed to write or to read it.
 
     The logging process makes the file (`writable`); a worker only looks, and gets an OSError while there is none.
     """

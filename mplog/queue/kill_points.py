@@ -28,10 +28,10 @@ POINTS = (
     "before commit",
     "after commit",
     "in state",  # a new state of the buffers is written, and does not count yet
-    "before write",  # what goes into a file next is announced, and not written
+    "before write",  # the next portion of a file is announced, and not written
     "after write",  # a batch is written, and not noted down
     "after say",  # the same for lines of our own
-    "before remove",  # files of losses of processes that have ended are counted elsewhere, and not removed
+    "before remove",  # the losses of ended processes are in the totals, and their files not removed
     "in recovery",  # it is known whether the announced read was made, and not noted down
 )
 
@@ -56,7 +56,7 @@ def arm(point: str) -> None:
 
 
 def reach(point: str) -> None:
-    """Die here, if this is what was armed."""
+    """Die here if this point is armed."""
     if point == _armed and next(_moments):
         os.kill(os.getpid(), signal.SIGKILL)
 

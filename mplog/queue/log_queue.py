@@ -51,7 +51,7 @@ def _of_sender(name: str) -> Any:
 
 
 class _LazyReader:
-    """The `Reader` of a queue, which is loaded and made where it is used first: no worker reads."""
+    """The `Reader` of a queue, loaded and made at its first use: no worker reads."""
 
     def __get__(self, queue: LogQueue, owner: object = None) -> Reader:
         from mplog.queue.reader import Reader
@@ -184,7 +184,7 @@ class LogQueue(_Base):
 
     @property
     def record_putter(self) -> Callable[[bytes], None]:
-        """What puts encoded records: `Sender.put_record`, or what drops some before the queue is full."""
+        """The function that puts encoded records; with `drop_below`, it drops some before the queue is full."""
         if self.overflow.policy == "drop_below":
             from mplog.queue.fill import Shedding
 
@@ -345,8 +345,8 @@ if hasattr(os, "register_at_fork"):
 def _finalizers(owner: LogQueue, directory: str) -> list[Any]:
     """Have the directory removed when the queue is collected, and at the end of the process.
 
-    A child of multiprocessing or multiprocess runs no atexit functions, but those of its library. At the end, since
-    those children that this process waits for may not have opened the queue yet.
+    With ``Finalize``, since a child of multiprocessing or multiprocess runs no atexit functions. At the end, since
+    children for which this process still waits may not have opened the queue yet.
     """
     libraries = [multiprocessing.util, sys.modules.get("multiprocess.util")]
     return [

@@ -27,7 +27,7 @@ from mplog.queue.shared_file import map_fd
 
 
 class Reason(enum.IntEnum):
-    """Why a record is not, or not as it should be, in the queue."""
+    """Why a record is not in the queue, or not as it should be."""
 
     #: The queue was full, and the policy drops at once.
     QUEUE_FULL = 1
@@ -37,7 +37,7 @@ class Reason(enum.IntEnum):
     SHED = 3
     #: It was among the oldest in full buffers.
     OLDEST = 4
-    #: Nobody reads the queue any more.
+    #: No process reads the queue any more.
     REJECTED = 5
     #: The call raised, because of Ctrl-C while it waited, a closed queue, or no descriptor left to open the queue.
     INTERRUPTED = 6
@@ -45,7 +45,7 @@ class Reason(enum.IntEnum):
     NO_EMERGENCY = 7
     #: It is in the emergency file, and the logging process takes it from there later.
     EMERGENCY = 8
-    #: No record has this number, since the call was encoded once more, or ``put()`` has raised ``queue.Full``.
+    #: No record has this number: the call was encoded again, or ``put()`` has raised ``queue.Full``.
     UNUSED = 9
     #: Its long texts were cut.
     TRUNCATED = 10
@@ -152,7 +152,7 @@ _WORD = 8
 _ROW = 4
 _COUNT = 2
 _ROWS = (_SIZE - _FIRST_ROW) // (_ROW * _WORD)
-# The first rows, by reason, are those of level 0. They take the rest, too, where there are more levels than rows.
+# The first rows, by reason, are those of level 0, and of all levels for which no row is left.
 _FIRST_OWN_ROW = len(Reason) + 1
 _rows = struct.Struct(f"={_ROWS * _ROW}q").unpack_from
 

@@ -1,4 +1,4 @@
-"""`Reader`: what a process does that takes objects out of a queue.
+"""`Reader`: takes objects out of a queue.
 
 The logging process does not use it: it reads in bulk (`mplog.queue.buffers`).
 """
@@ -33,7 +33,7 @@ if sys.platform != "win32":
 _DECODE: dict[int, Callable[[bytes], Any]] = {
     frame.RECORD: decode,
     frame.OBJECT: PickledObject,
-    # Nothing here writes records through: the process that waits for one waits until its time is over.
+    # No reader but the logging process writes records through: a worker that waits for that waits in full.
     frame.SYNC: lambda payload: decode(payload[TOKEN_SIZE:]),
     frame.BYTES: lambda payload: decode_bytes(payload)[1],
 }

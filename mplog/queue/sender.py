@@ -1,4 +1,4 @@
-"""`Sender`: what a process does that puts into a queue.
+"""`Sender`: puts records and objects into a queue.
 
 ::
 
@@ -216,7 +216,7 @@ class Sender:
             ValueError: the queue is closed in this process.
             NoReaderError: no process reads the queue any more.
         """
-        # The way of nearly every record: one frame, room for it, nothing to catch up on. All else is below.
+        # The path of nearly every record: one frame, for which there is room, and nothing left over. All else is below.
         if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned:
             try:
                 _write(self.write_fd, _headers[len(payload)] + payload)
@@ -346,5 +346,4 @@ def level_of(payload: bytes) -> int:
 
 
 def _reason(error: BaseException) -> Reason:
-    """Return why a record is lost that was not put into the queue."""
     return Reason.REJECTED if isinstance(error, NoReaderError) else Reason.INTERRUPTED

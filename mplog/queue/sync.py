@@ -95,7 +95,7 @@ class Acknowledger(Generic[T]):
         self._tokens: list[bytes] = []
 
     def decode(self, payload: bytes) -> T:
-        """Decode a frame of kind `frame.SYNC`, and remember the worker that waits; raise ValueError if it is broken."""
+        """Decode a frame of kind `frame.SYNC`, and remember its waiting worker; raise ValueError if it is broken."""
         if len(payload) <= TOKEN_SIZE:
             raise ValueError("a record to be written through, without its record")
         decoded = self._decode(payload[TOKEN_SIZE:])
