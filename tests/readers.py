@@ -20,13 +20,18 @@ import mplog
 from mplog.logging_process.drop_oldest import decode_losses
 from mplog.queue import fifo
 from mplog.queue.emergency_reader import EmergencyReader
-from mplog.queue.losses import ProcessLosses
+from mplog.queue.losses import ProcessLosses, read_files
 from mplog.queue.sync import Acknowledger
 from mplog.record import frame
 from mplog.record.decoding import Decoder, decode
 from mplog.record.frame_reader import FrameReader
 from mplog.record.layout import MSG, SEQUENCE, Entry
 from mplog.worker.initializer import install
+
+
+def read_losses(directory: str) -> list[ProcessLosses]:
+    """Return what is in the files of losses of a queue, the oldest first."""
+    return sorted(read_files(directory).values(), key=lambda losses: losses.began)
 
 
 class Reader:

@@ -20,16 +20,7 @@ from mplog.cli.terminal import has_terminal
 #: The exit statuses of shells.
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 
-_PASSED_ON = {
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGTSTP,
-    signal.SIGCONT,
-}
+_PASSED_ON = {signal.Signals[f"SIG{name}"] for name in ("INT", "QUIT", "TERM", "HUP", "USR1", "USR2", "TSTP", "CONT")}
 _WAITED_FOR = _PASSED_ON | {signal.SIGCHLD}
 
 

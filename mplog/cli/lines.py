@@ -55,19 +55,8 @@ class Parsed:
     @property
     def level(self) -> int | None:
         """The number of its level; None if it is unknown."""
-        number = self.values.get("levelno")
-        if number is not None:
-            try:
-                return int(number)
-            except (TypeError, ValueError):
-                return None
-        name = self.values.get("levelname")
-        if isinstance(name, int):
-            return name
-        if not isinstance(name, str):
-            return None
         try:
-            return read_level(name.removeprefix("Level "))
+            return read_level(str(self.values.get("levelno", self.values.get("levelname"))).removeprefix("Level "))
         except ValueError:
             return None
 

@@ -76,28 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what becomes records")
     group.add_argument("--python", action="store_true", help="have Python programs join the server by themselves")
     group.add_argument("--capture", action="store_true", help="make a record of each line that is printed")
-    group.add_argument(
-        "--stdout-level",
-        type=to_level,
-        default=logging.INFO,
-        metavar="LEVEL",
-        help="of captured standard output (default: INFO)",
-    )
-    group.add_argument(
-        "--stderr-level",
-        type=to_level,
-        default=logging.WARNING,
-        metavar="LEVEL",
-        help="of captured standard error (default: WARNING)",
-    )
+    for option, what, level in (("stdout", "standard output", "INFO"), ("stderr", "standard error", "WARNING")):
+        text = f"of captured {what} (default: {level})"
+        group.add_argument(f"--{option}-level", type=to_level, default=level, metavar="LEVEL", help=text)
     group.add_argument("--name", help="of COMMAND in the log (default: its file name); loggers are NAME.stdout, ...")
-    group.add_argument(
-        "--linger",
-        metavar="SECONDS",
-        type=to_seconds,
-        default=_LINGER,
-        help=f"wait this long for processes that COMMAND has left, and that are captured (default: {_LINGER:g})",
-    )
+    text = f"wait this long for processes that COMMAND has left, and that are captured (default: {_LINGER:g})"
+    group.add_argument("--linger", metavar="SECONDS", type=to_seconds, default=_LINGER, help=text)
     parser.add_argument(
         "--queue", metavar="PATH", help=f"the server to join, by its queue or log (default: {MPLOG_QUEUE})"
     )

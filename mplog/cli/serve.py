@@ -78,13 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a link to the queue's directory, to be created; for stop, that link or the log (default: MPLOG_QUEUE)",
     )
     parser.add_argument("--ready-fd", metavar="N", type=int, help="write the directory to this descriptor when ready")
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=to_seconds,
-        default=STOP_TIMEOUT,
-        help=f"at the end, wait this long for records to be written (default: {STOP_TIMEOUT:g})",
-    )
+    text = f"at the end, wait this long for records to be written (default: {STOP_TIMEOUT:g})"
+    parser.add_argument("--timeout", metavar="SECONDS", type=to_seconds, default=STOP_TIMEOUT, help=text)
     add_server_arguments(parser)
 
 
@@ -117,8 +112,8 @@ def _stop(directory: str, timeout: float) -> int:
     answer = ask_to_end(directory, timeout)
     if answer.said:
         print(f"mplog serve stop: the server had said:\n{answer.said.rstrip()}", file=sys.stderr)
-    for line in answer.lost:
-        print(f"mplog serve stop: {line}", file=sys.stderr)
+    if answer.lost:
+        print(f"mplog serve stop: {answer.lost}", file=sys.stderr)
     if answer.account:
         print(answer.account)
     return 1 if answer.lost else 0
@@ -161,8 +156,8 @@ def _serve(server: LogServer, arguments: argparse.Namespace, starter: socket.soc
             answer.said = "" if starter is None else read_errors()
             answer_all(asking, listener, answer)
             return 0
-    for line in answer.lost:
-        print(f"mplog serve: {line}", file=sys.stderr)
+    if answer.lost:
+        print(f"mplog serve: {answer.lost}", file=sys.stderr)
     return 1 if answer.lost else 0
 
 
@@ -190,9 +185,8 @@ def _end(server: LogServer, timeout: float) -> Answer:
     try:
         stats = server.stop(timeout)
     except MplogError as error:
-        return Answer("", [str(error)])
-    lost = missing(stats)
-    return Answer(written(stats), [lost] if lost else [])
+        return Answer("", str(error))
+    return Answer(written(stats), missing(stats))
 
 
 def _say_ready(queue: str, ready_fd: int | None) -> None:

@@ -24,10 +24,10 @@ _GRACE = 30.0
 
 
 class Answer(msgspec.Struct):
-    """What a server that was asked to end has written and lost, in lines, and what it printed in the background."""
+    """What a server that was asked to end has written and lost, and what it printed in the background."""
 
     account: str
-    lost: list[str]
+    lost: str
     said: str = ""
 
 

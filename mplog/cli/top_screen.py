@@ -21,6 +21,7 @@ from rich.text import Text
 from mplog.cli.terminal import keyboard, noted_signals
 from mplog.cli.top_text import dropped_text, server_cells, size, troubles_text, worker_cells
 from mplog.cli.watcher import SORTS, Look, Watcher, Worker
+from mplog.queue.buffer_memory import State
 from mplog.record.plain import printable
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -111,7 +112,7 @@ class Screen:
             stats = look.snapshot.stats
             styles = {
                 "STATE": _STATE_STYLES.get(look.snapshot.state, "red"),
-                "FILL": _fill_style(look.snapshot.fill),
+                "FILL": _fill_style(look.snapshot.buffers),
                 "DROPPED": "bold red" if stats.dropped else "",
                 "RESTARTS": "yellow" if stats.restarts else "",
             }
@@ -147,23 +148,22 @@ class Screen:
         return Panel(body, title=title, title_align="left", border_style="dim", height=max(3, height))
 
     def _facts(self, look: Look, width: int) -> list[RenderableType]:
-        snapshot, stats = look.snapshot, look.snapshot.stats
+        buffers, stats = look.snapshot.buffers, look.snapshot.stats
         history = list(self._watcher.history.get(look.server.directory, ()))
         rate = f"{look.records_per_second:>9,.0f} records/s  "
         bars = _bars(history[1:], max(0, width - 9 - len(rate)))
         peak = f"at most {stats.peak_fill:.0%}"
-        if snapshot.has_buffers:
+        fill = _line(("buffers  ", "dim"), peak)
+        if buffers:
             length = max(5, min(20, width - 50))
-            full = round(snapshot.fill * length)
+            full = round(buffers.fraction * length)
             fill = _line(
                 ("buffers  ", "dim"),
-                ("█" * full, _fill_style(snapshot.fill) or "green"),
+                ("█" * full, _fill_style(buffers) or "green"),
                 ("░" * (length - full), "dim"),
-                f" {snapshot.fill:.0%}, {peak}, {size(snapshot.waiting)} waiting",
+                f" {buffers.fraction:.0%}, {peak}, {size(buffers.unwritten)} waiting",
             )
-        else:
-            fill = _line(("buffers  ", "dim"), peak)
-        if snapshot.fill >= 1:
+        if buffers and buffers.fraction >= 1:
             waits = look.server.notice.overflow == "block"
             fill.append("; the queue fills, too: " + ("calls wait" if waits else "records are dropped"), style="red")
         dropped = _line(("dropped  ", "dim"), (dropped_text(look), "bold red" if stats.dropped else ""))
@@ -220,7 +220,8 @@ def _add_row(table: Table, cells: dict[str, str], styles: dict[str, str], style:
     table.add_row(*(Text(cells[name], style=styles.get(name, "")) for name in names), style=style)
 
 
-def _fill_style(fill: float) -> str:
+def _fill_style(buffers: State | None) -> str:
+    fill = buffers.fraction if buffers else 0.0
     return "bold red" if fill >= _FULLER else "yellow" if fill >= _FULL else ""
 
 

@@ -39,14 +39,15 @@ def size(count: float) -> str:
 def server_cells(look: Look) -> dict[str, str]:
     """Return the cells of a server's row, under the names of their columns."""
     snapshot, stats, notice = look.snapshot, look.snapshot.stats, look.server.notice
+    buffers = snapshot.buffers
     return {
         "SERVER": str(snapshot.pid),
         "STATE": snapshot.state,
         "UPTIME": duration(look.uptime),
         "RECORDS/S": f"{look.records_per_second:,.0f}",
-        "BYTES/S": size(look.bytes_per_second) if snapshot.has_buffers else "?",
+        "BYTES/S": size(look.bytes_per_second) if buffers else "?",
         "RECORDS": f"{stats.received:,}",
-        "FILL": f"{snapshot.fill:.0%}" if snapshot.has_buffers else "?",
+        "FILL": f"{buffers.fraction:.0%}" if buffers else "?",
         "PEAK": f"{stats.peak_fill:.0%}",
         "DROPPED": f"{stats.dropped:,}",
         "WORKERS": str(sum(worker.is_alive for worker in look.workers)),
@@ -146,6 +147,7 @@ def _as_json_text(path: str) -> str:
 
 def _as_data(look: Look) -> dict[str, Any]:
     notice, snapshot, stats = look.server.notice, look.snapshot, look.snapshot.stats
+    buffers = snapshot.buffers
     return {
         "directory": _as_json_text(look.server.directory),
         "pid": snapshot.pid,
@@ -157,12 +159,12 @@ def _as_data(look: Look) -> dict[str, Any]:
         "restarts": stats.restarts,
         "records": stats.received,
         "records_per_second": round(look.records_per_second, 1),
-        "bytes": snapshot.taken,
+        "bytes": buffers.taken if buffers else 0,
         "bytes_per_second": round(look.bytes_per_second, 1),
         "overflow": notice.overflow,
-        "fill": round(snapshot.fill, 6) if snapshot.has_buffers else None,
+        "fill": round(buffers.fraction, 6) if buffers else None,
         "peak_fill": round(stats.peak_fill, 6),
-        "waiting_bytes": snapshot.waiting if snapshot.has_buffers else None,
+        "waiting_bytes": buffers.unwritten if buffers else None,
         "dropped": stats.dropped,
         "dropped_by_reason": {reason.name.lower(): count for reason, count in stats.dropped_by_reason.items()},
         "failed": stats.failed,

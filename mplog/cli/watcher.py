@@ -93,7 +93,7 @@ def _compare(server: RunningServer, before: Snapshot | None, now: Snapshot, sort
         server,
         now,
         rate(now.stats.received, before_stats.received),
-        rate(now.taken, 0 if before is None else before.taken),
+        rate(*(each.buffers.taken if each and each.buffers else 0 for each in (now, before))),
         _sorted(workers, sort),
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import logging
 import logging.handlers
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -316,24 +315,6 @@ class _Check:
 def _name(factory: Any) -> str:
     module = getattr(factory, "__module__", "")
     return f"{'mplog' if module.startswith('mplog.') else module}.{getattr(factory, '__qualname__', factory)}"
-
-
-def check_writable(place: str, path: str) -> None:
-    """Raise `ConfigurationError` if a file can be neither written nor made."""
-    directory = os.path.dirname(path)
-    remedy = "Correct the path or its permissions"
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # what follows says more of these
-    except OSError as error:
-        raise wrong(place, f"{path} cannot be written: {error.strerror}", remedy) from None
-    if not os.path.isdir(directory):
-        raise wrong(place, f"{path} cannot be written: there is no directory {directory}", "Create it first")
-    if os.path.isdir(path):
-        raise wrong(place, f"{path} is a directory", "Name a file in it")
-    if not os.access(path if os.path.exists(path) else directory, os.W_OK):
-        raise wrong(place, f"{path} cannot be written: permission denied", remedy)
 
 
 def check_pickles(config: dict[str, Any]) -> None:

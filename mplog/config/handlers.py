@@ -164,9 +164,3 @@ class _SameFileHandler(TextHandler):
         except Exception:
             self.written = self._owner.written
             raise
-
-    def close(self) -> None:
-        try:
-            self.flush()
-        finally:
-            super().close()

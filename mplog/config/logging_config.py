@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mplog.config.check import check_config, check_pickles, check_writable
+from mplog.config.check import check_config, check_pickles
 from mplog.config.configurator import ConfigSink, Configurator, find_of_main, kind_of
 from mplog.config.handlers import FILE_HANDLERS, SERVED, SINKS
 from mplog.config.mistakes import cause_of, wrong
@@ -82,7 +82,10 @@ class LoggingConfig:
             key = "path" if name in self._sinks else "filename"
             if key in config["handlers"][name]:  # a sink of the program's own may know it by itself
                 config["handlers"][name][key] = file.path
-            check_writable(f"handlers.{name}.{key}", file.path)
+            try:
+                file.check_path()
+            except OSError as error:
+                raise wrong(f"handlers.{name}.{key}", f"{file.path} cannot be written: {error.strerror}", "") from None
         config["loggers"] = {
             name: {"handlers": self._handlers_of(name), "propagate": self._propagates(name)}
             for name in self._loggers

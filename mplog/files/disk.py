@@ -6,7 +6,8 @@ import os
 from typing import Literal
 
 from mplog.files import regular
-from mplog.files.notices import Clock, Notices, describe
+from mplog.files.notices import Clock, Notices
+from mplog.record.encoding import describe
 
 #: "never", after each "batch", or at the latest after this many seconds.
 Fsync = Literal["never", "batch"] | float

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import sys
 import time
 from collections.abc import Iterable
 from typing import Protocol
-
-from mplog.record.plain import safe_str
 
 #: Seconds before a notice of the same kind is given again.
 _INTERVAL = 600.0
@@ -49,15 +48,11 @@ class Notices:
         return [self._waiting.popleft() for _ in range(len(self._waiting))]
 
 
-def print_notices(notices: Iterable[str]) -> None:
-    """Print notices to stderr that came too late for the log."""
-    for notice in notices:
-        if sys.stderr is not None:
-            print(notice, file=sys.stderr, flush=True)
-
-
-def describe(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {safe_str(error)}"
+def say_on_stderr(message: str) -> None:
+    """Print a line that cannot be in the log."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+            print(f"mplog: {message.removeprefix('mplog: ')}", file=sys.stderr, flush=True)
 
 
 def changed_meanwhile(path: str) -> str:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from mplog.files import regular
 from mplog.files.disk import Disk, Fsync
-from mplog.files.notices import Clock, Notices, describe
+from mplog.files.notices import Clock, Notices
 from mplog.files.portion import Encoder, Portion, Position
+from mplog.record.encoding import describe
 
 #: Seconds between two looks whether the path still leads to the open file.
 _LOOK_SECONDS = 1.0
@@ -124,8 +125,7 @@ class OpenFile:
             status = os.fstat(self._fd)
         elif status.st_size < self._length:
             self.notices.say(
-                "truncated",
-                f"{self.path} was truncated from {self._length} bytes to {status.st_size}; the log goes on",
+                "truncated", f"{self.path} was truncated from {self._length} bytes to {status.st_size}; the log goes on"
             )
             self.encoder.continue_at(status.st_size)
         now = self.clock.monotonic()

@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable
 
 from mplog.files.archives import Archives
-from mplog.files.notices import describe
 from mplog.files.open_file import OpenFile
 from mplog.files.portion import Portion, Position
 from mplog.files.rotation_rules import Rotation, Timer
+from mplog.record.encoding import describe
 
 #: Seconds after which a rotation that has failed is tried again.
 _RETRY_SECONDS = 5.0

@@ -26,16 +26,13 @@ _STANDARD = _VARYING | _DETAILS | frozenset(ORIGIN)
 
 @dataclass(frozen=True)
 class Renderer:
-    """A way to format a batch: returns a text with its terminator for each record, "" for one that cannot be formatted.
+    """A way to format a batch: `render` returns a text with its terminator for each record, "" if that is impossible.
 
     `needs_details` tells whether it uses attributes that workers send on request only.
     """
 
     render: Callable[[Sequence[Entry], OnError], list[str]]
     needs_details: bool = True
-
-    def __call__(self, batch: Sequence[Entry], on_error: OnError) -> list[str]:
-        return self.render(batch, on_error)
 
 
 class BatchFormatter(logging.Formatter):
@@ -173,7 +170,7 @@ def compile_loop(
         "standard": _STANDARD | constant_fields.keys(),
         "constant_fields": constant_fields,
         "terminator": terminator,
-        "interpret": interpreted(formatter, terminator),
+        "interpret": interpreted(formatter, terminator).render,
         "decode_rest": decode_rest,
     }
     exec(source, namespace)

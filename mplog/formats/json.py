@@ -17,7 +17,7 @@ from mplog.formats.batch import BatchFormatter, Piece, Renderer, compile_loop, e
 from mplog.record.decoding import constant_fields, decode
 from mplog.record.encoding import encode
 from mplog.record.layout import Record
-from mplog.record.plain import safe_str
+from mplog.record.plain import readable, safe_str
 
 #: What is written by default, in this order: names in the output, and attributes of the record.
 DEFAULT_FIELDS = {
@@ -109,7 +109,7 @@ class JSONFormatter(BatchFormatter):
         pieces = [Piece("{")]
         for name, attribute in self.fields.items():
             separator = "," if len(pieces) > 1 else ""
-            pieces.append(Piece(f"{separator}{_encode(_readable(name)).decode()}:"))
+            pieces.append(Piece(f"{separator}{_encode(readable(name)).decode()}:"))
             pieces += self._pieces(attribute)
         line = dict.fromkeys(self.fields)
         _add(line, constant_fields.items(), _STANDARD.union(self.fields.values()))
@@ -174,19 +174,15 @@ def _to_json(line: dict[str, Any]) -> str:
         return _encode(line).decode()
     except Exception:
         # A text that UTF-8 does not take, a key that is no text, an endless nesting, or an object with its own code.
-        return _encode({_readable(name): _plain(value) for name, value in line.items()}).decode()
+        return _encode({readable(name): _plain(value) for name, value in line.items()}).decode()
 
 
 def _plain(value: Any) -> Any:
     try:
         _encode(value)
     except Exception:
-        return _readable(safe_str(value))
+        return readable(safe_str(value))
     return value
-
-
-def _readable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _encode = msgspec.json.Encoder(enc_hook=safe_str).encode

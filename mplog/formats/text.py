@@ -217,4 +217,4 @@ def _agree(render: Renderer, reference: Renderer) -> bool:
         sample.created, sample.msecs = 1234567890.5, 500.0
         batch.append(decode_entry(encode(sample)))
 
-    return render(batch, lambda *_: None) == reference(batch, lambda *_: None)
+    return render.render(batch, lambda *_: None) == reference.render(batch, lambda *_: None)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from mplog.files import lock as file_lock
 from mplog.files import regular
-from mplog.files.notices import Clock, Notices, changed_meanwhile, print_notices
+from mplog.files.notices import Clock, Notices, changed_meanwhile, say_on_stderr
 from mplog.files.open_file import FileOptions, OpenFile
 from mplog.files.portion import Portion, Position
 from mplog.files.rotation import Rotator
@@ -157,17 +157,11 @@ class LogFileHandler(TextHandler):
     def take_notices(self) -> list[str]:
         return self._file.notices.take()
 
-    def close(self) -> None:
-        try:
-            self.flush()
-        finally:
-            self._release()
-            super().close()
-            print_notices(self.take_notices())
-
     def _release(self) -> None:
         try:
             self._rotator.close()
         finally:
             self._file.close(remove_empty=self._removes_empty)
             self._lock.close()
+            for notice in self.take_notices():
+                say_on_stderr(notice)

@@ -71,11 +71,7 @@ class WriterHandler(TextHandler):
             except Exception:
                 self.fail([_RECORD] * len(batch))
 
-    def close(self) -> None:
-        try:
-            self.flush()
-        finally:
-            super().close()
-            if not self._is_closed:  # logging.shutdown() comes once more
-                self._is_closed = True
-                self._writer.close()
+    def _release(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._writer.close()

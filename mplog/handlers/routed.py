@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from mplog.files import lock as file_lock
 from mplog.files import regular
 from mplog.files.names import FileNames
-from mplog.files.notices import changed_meanwhile, print_notices
+from mplog.files.notices import changed_meanwhile, say_on_stderr
 from mplog.files.portion import Position
 from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.open_files import OpenFiles
@@ -74,7 +74,7 @@ class RoutedFileHandler(TextHandler):
 
     def handle_entries(self, batch: Sequence[Entry]) -> None:
         by_origin, name_with = self._routes.by_origin, self._routes.name_with
-        texts = self._renderer(batch, self._fail)
+        texts = self._renderer.render(batch, self._fail)
         with self._adding:
             waiting = self._waiting
             for entry, text in zip(batch, texts):
@@ -159,13 +159,10 @@ class RoutedFileHandler(TextHandler):
     def take_notices(self) -> list[str]:
         return self._files.take_notices()
 
-    def close(self) -> None:
-        try:
-            self.flush()
-        finally:
-            for name in list(self._files):
-                with contextlib.suppress(OSError):
-                    self._files.close(name)
-            self._lock.close()
-            super().close()
-            print_notices(self.take_notices())
+    def _release(self) -> None:
+        for name in list(self._files):
+            with contextlib.suppress(OSError):
+                self._files.close(name)
+        self._lock.close()
+        for notice in self.take_notices():
+            say_on_stderr(notice)

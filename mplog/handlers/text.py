@@ -65,7 +65,7 @@ class TextHandler(LocklessHandler):
                 self._sources.append(record)
 
     def handle_entries(self, batch: Sequence[Entry]) -> None:
-        texts = self._renderer(batch, self._fail)
+        texts = self._renderer.render(batch, self._fail)
         with self._adding:
             self._texts += texts
             self._sources += batch
@@ -108,6 +108,18 @@ class TextHandler(LocklessHandler):
         """Report records that could not be written. Runs in an except clause."""
         for source in sources:
             self.handleError(_to_record(source) if isinstance(source, tuple) else source)
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            try:
+                self._release()
+            finally:
+                super().close()
+
+    def _release(self) -> None:
+        """Release what the handler holds, once everything is written; `logging.shutdown` may come once more."""
 
     def write(self, texts: list[str]) -> None:
         """Write the texts; on an error, set ``written`` to the number of texts that are written, and raise."""

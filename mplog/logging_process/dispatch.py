@@ -7,7 +7,6 @@ and said in the log at intervals.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -18,14 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mplog.files.notices import describe
+from mplog.files.notices import say_on_stderr
 from mplog.formats.text import DatedFormatter
 from mplog.handlers.backlog import UNDELIVERED
 from mplog.handlers.output import Output, output_of
 from mplog.logging_process.troubles import REPORT_INTERVAL, Troubles
 from mplog.record.cache import Cache
 from mplog.record.decoding import decode_entry, to_record
-from mplog.record.encoding import encode
+from mplog.record.encoding import describe, encode
 from mplog.record.layout import Entry, Origin, Record
 
 #: At the end, seconds of waiting for a function before the log says why.
@@ -232,7 +231,7 @@ class Dispatcher:
             if self._clock() >= self._stuck_due:
                 self._stuck_due = self._clock() + REPORT_INTERVAL
                 what = f"{_describe(output)} cannot be written at the moment, and is tried again"
-                _say_on_stderr(f"mplog: {what}: {describe(output.stuck_by)}")
+                say_on_stderr(f"{what}: {describe(output.stuck_by)}")
 
     def say_unstuck(self, seconds: float) -> None:
         """Say for how many seconds files could not be written; give up what still cannot be written."""
@@ -325,7 +324,7 @@ class Dispatcher:
         finally:
             self._line = None
         if line.unheard >= len(set(self._routes["mplog"]).intersection(self.outputs) - {shunned}):
-            _say_on_stderr(message)
+            say_on_stderr(message)
 
 
 @dataclass
@@ -334,12 +333,6 @@ class _Line:
 
     shunned: Output | None
     unheard: int = 0
-
-
-def _say_on_stderr(message: str) -> None:
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
-            print(message, file=sys.stderr, flush=True)
 
 
 def _chosen(batch: Sequence[Entry], reaching: Mapping[Origin, int]) -> Iterator[Entry]:

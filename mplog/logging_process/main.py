@@ -18,7 +18,7 @@ import sys
 import traceback
 
 from mplog.errors import MplogError, SinkError, StartError
-from mplog.files.notices import describe
+from mplog.files.notices import say_on_stderr
 from mplog.logging_process.accounts import Accounts
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.loop import Loop
@@ -31,6 +31,7 @@ from mplog.monitoring.deaths import Watch
 from mplog.monitoring.server_notice import publish
 from mplog.monitoring.tallies import Tallies
 from mplog.record.decoding import constant_fields
+from mplog.record.encoding import describe
 from mplog.sinks.sink import to_formatter
 
 if sys.platform != "win32":
@@ -58,7 +59,7 @@ def main(places: Places) -> int:
             places.control.send(error if isinstance(error, MplogError) else StartError(describe(error)))
         if not places.stories:
             return NOT_STARTED
-        print(f"mplog: {places.stories[-1]}; it cannot be restarted: {describe(error)}", file=sys.stderr, flush=True)
+        say_on_stderr(f"{places.stories[-1]}; it cannot be restarted: {describe(error)}")
         return 1
     if places.directory is not None:
         publish(places.directory, places.owner, places.memory, configuration.overflow.policy, handlers)

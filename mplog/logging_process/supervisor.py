@@ -27,6 +27,7 @@ from multiprocessing import Pipe, connection
 from multiprocessing.connection import Connection
 
 from mplog.errors import MplogError
+from mplog.files.notices import say_on_stderr
 from mplog.logging_process import main as logging_process
 from mplog.logging_process.messages import GivenUp, Launch, NewProcess, Patience, Report
 from mplog.logging_process.program import Places
@@ -90,7 +91,7 @@ class _Attempts:
         try:
             written = buffer_memory.read_state(self._memory).committed
         except ValueError as error:
-            print(f"mplog: {error}", file=sys.stderr, flush=True)
+            say_on_stderr(str(error))
             return None
         if written > self._written:
             self._written, self._written_at, self.failed = written, now, 0
@@ -276,8 +277,7 @@ class _Supervisor:
             # Other sinks have written these records, so the next server must not.
             undelivered = count_undelivered(self._directory)
             where += f"; {undelivered} records that waited for a function are lost to it" if undelivered else ""
-        with contextlib.suppress(OSError):  # stderr is a pipe without a reader
-            print(f"mplog: {story}; {where}", file=sys.stderr, flush=True)
+        say_on_stderr(f"{story}; {where}")
         with contextlib.suppress(OSError):
             self._link.send(GivenUp(story))
         return 1
@@ -299,7 +299,7 @@ def run(link: Connection) -> None:
     try:
         status = main(link)
     except MplogError as error:
-        print(f"mplog: {error}", file=sys.stderr, flush=True)
+        say_on_stderr(str(error))
         status = 1
     if status < 0:
         # End as the logging process has ended.

@@ -40,12 +40,7 @@ class Troubles:
         return len(self._kinds)
 
     def warn(
-        self,
-        noun: str,
-        what: str,
-        error: BaseException | None = None,
-        count: int = 1,
-        shunned: Output | None = None,
+        self, noun: str, what: str, error: BaseException | None = None, count: int = 1, shunned: Output | None = None
     ) -> None:
         """Have "1 {noun} {what}: {error}" said in the log, each kind at most once an interval.
 

@@ -14,6 +14,7 @@ import select
 import sys
 import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 from mplog.monitoring.death_lines import Death
@@ -219,7 +220,7 @@ class Watch:
         also knows of processes that died before their first record was read.
         """
         process = self._processes.get(pid)
-        if process is not None and _is_over(process.fd):
+        if process is not None and wait([process.fd], 0):
             self._forget(process.fd)
             os.close(process.fd)
         elif pid in self._reported:
@@ -252,9 +253,3 @@ def _remember(what: dict[int, _T], pid: int, value: _T) -> None:
     if len(what) >= _REMEMBERED:
         del what[next(iter(what))]  # the oldest
     what[pid] = value
-
-
-def _is_over(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from mplog.errors import QueueNotFoundError
 from mplog.monitoring.process import has_ended, is_held, start_mark
-from mplog.monitoring.server_notice import Notice, Output, read_notice, this_world
+from mplog.monitoring.server_notice import Notice, read_notice, this_world
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.directory import fifo_path, given_up_path
 
@@ -38,10 +38,7 @@ class Snapshot:
         state: ``"running"``, ``"suspended"`` (the logging process is stopped by SIGSTOP), ``"restarting"``,
             ``"draining"`` (the program has ended, but workers still log, or records are left to write), ``"given up"``
             or ``"ended"``.
-        has_buffers: whether the state of the buffers is known; False where there is no /proc.
-        fill: how full the buffers are, from 0 to 1. Until they are full, the queue is empty most of the time.
-        waiting: bytes of records in the buffers that are not written yet.
-        taken: bytes of records that have come so far.
+        buffers: their state; None where there is no /proc. Until they are full, the queue is empty most of the time.
         files: their paths and sizes in bytes; -1 for a file that is not there.
         living: the pids of its workers that run.
     """
@@ -50,10 +47,7 @@ class Snapshot:
     state: str
     pid: int
     stats: Stats
-    has_buffers: bool = False
-    fill: float = 0.0
-    waiting: int = 0
-    taken: int = 0
+    buffers: buffer_memory.State | None = None
     files: list[tuple[str, int]] = field(default_factory=list)
     more_files: int = 0
     living: frozenset[int] = frozenset()
@@ -87,20 +81,16 @@ class RunningServer:
         notice = read_notice(self.directory) or self.notice
         now = time.monotonic()
         stats = to_stats(*read_counts(self.directory))
-        state = self._buffers(notice)
-        files, more_files = _files(notice.outputs)
+        files, more_files = _files(notice.files)
         return Snapshot(
             now,
             self._state(notice),
             notice.pid,
             stats,
-            has_buffers=state is not None,
-            fill=0.0 if state is None else state.fraction,
-            waiting=0 if state is None else state.unwritten,
-            taken=0 if state is None else state.taken,
-            files=files,
-            more_files=more_files,
-            living=frozenset(pid for _, pid in stats.by_process if pid and not has_ended(pid)),
+            self._buffers(notice),
+            files,
+            more_files,
+            frozenset(pid for _, pid in stats.by_process if pid and not has_ended(pid)),
         )
 
     def _buffers(self, notice: Notice) -> buffer_memory.State | None:
@@ -127,15 +117,13 @@ class RunningServer:
         return "running"
 
 
-def _files(outputs: Sequence[Output]) -> tuple[list[tuple[str, int]], int]:
+def _files(patterns: Sequence[str]) -> tuple[list[tuple[str, int]], int]:
     found: list[tuple[str, int]] = []
     more = 0
-    for output in outputs:
-        if not output.glob:
-            continue
-        paths = sorted(glob.glob(output.glob)) if glob.has_magic(output.glob) else []
+    for pattern in patterns:
+        paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
         more += max(0, len(paths) - MOST_FILES)
-        for path in paths[:MOST_FILES] or [output.glob]:
+        for path in paths[:MOST_FILES] or [pattern]:
             try:
                 found.append((path, os.stat(path).st_size))
             except OSError:
@@ -180,7 +168,7 @@ def find_servers(directories: Sequence[str] = ()) -> Found:
 def find_writer(log: str) -> str:
     """Return the directory of the queue of the server that writes this log; raise `QueueNotFoundError` if none does."""
     for server in find_servers().servers:
-        for path, _ in _files(server.notice.outputs)[0]:
+        for path, _ in _files(server.notice.files)[0]:
             with contextlib.suppress(OSError):
                 if os.path.samefile(path, log):
                     return server.directory

@@ -19,18 +19,12 @@ _NAME = "server"
 _LONGEST_COMMAND = 300
 
 
-class Output(msgspec.Struct, frozen=True):
-    """Where a handler of the logging process writes: its ``repr``, and a pattern that finds its files."""
-
-    handler: str
-    glob: str = ""
-
-
 class Notice(msgspec.Struct, frozen=True):
     """What a logging process tells of itself, its server and the program that has started the server.
 
     A mark tells a process from a later one with its pid. `started` is in seconds since the epoch; `memory` is the
-    number of the descriptor of the buffers, in the supervisor and in the logging process.
+    number of the descriptor of the buffers, in the supervisor and in the logging process; `files` are patterns that
+    find the files of handlers.
     """
 
     program: int
@@ -43,7 +37,7 @@ class Notice(msgspec.Struct, frozen=True):
     started: float
     memory: int
     overflow: str
-    outputs: list[Output]
+    files: list[str]
 
 
 def publish(directory: str, program: int, memory: int, overflow: str, handlers: Iterable[logging.Handler]) -> None:
@@ -60,21 +54,18 @@ def publish(directory: str, program: int, memory: int, overflow: str, handlers: 
         time.time() if before is None else before.started,
         memory,
         overflow,
-        [_output(handler) for handler in handlers],
+        list(filter(None, map(_pattern, handlers))),
     )
     with contextlib.suppress(OSError):  # the server is not found from outside then; the log does not depend on it
         replace_file(os.path.join(directory, _NAME), msgspec.json.encode(notice))
 
 
-def _output(handler: logging.Handler) -> Output:
-    try:
-        described = repr(handler)
-    except Exception:
-        described = type(handler).__name__
+def _pattern(handler: logging.Handler) -> str:
+    """Return a pattern that finds the files of a handler; "" for none."""
     path = getattr(handler, "path", None) or getattr(handler, "baseFilename", None)
     pattern = getattr(handler, "glob", None) or (glob.escape(path) if isinstance(path, str) else "")
     # A path may have lone surrogates, which JSON does not take.
-    return Output(*(text.encode("utf-8", "replace").decode() for text in (described, str(pattern))))
+    return str(pattern).encode("utf-8", "replace").decode()
 
 
 def _command(pid: int) -> str:

@@ -241,12 +241,9 @@ def _check(fd: int) -> tuple[bytes, int, bytes]:
     return head, size, mark
 
 
-def _encode(sequence: int, s: State) -> bytes:
+def _encode(sequence: int, state: State) -> bytes:
     """Return the state as it stands in a slot."""
-    body = _BODY.pack(
-        sequence, s.size, s.fifo_size, s.intake, s.fill, s.announced, s.length, s.done, s.taken,
-        s.note_slot, s.note_length, s.note_checksum, s.writing, s.dropped, s.dropped_before,
-    )  # fmt: skip
+    body = _BODY.pack(sequence, *vars(state).values())
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 

@@ -13,15 +13,7 @@ import errno
 import os
 import time
 
-from mplog.queue.emergency import (
-    HEADER,
-    MAGIC,
-    WORD,
-    EmergencyRefusedError,
-    find_end,
-    open_locked,
-    open_own,
-)
+from mplog.queue.emergency import HEADER, MAGIC, WORD, EmergencyRefusedError, find_end, open_locked, open_own
 from mplog.queue.locks import unlock_file
 from mplog.record import frame
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from mplog.queue.losses import Reason
 from mplog.queue.sender import Sender, level_of
 from mplog.queue.shared_file import map_file
 
@@ -51,6 +52,6 @@ class Shedding:
                 self._fill = Fill(self._sender.directory)
         overflow = self._sender.overflow
         if self._fill is not None and self._fill.fraction >= overflow.at and overflow.sheds(level_of(payload)):
-            self._sender.count_shed(payload)
+            self._sender.count(payload, Reason.SHED)
         else:
             self._sender.put_record(payload)

@@ -276,14 +276,6 @@ class LogQueue(_Base):
             finalizer.cancel()
         return fd
 
-    def connect(self) -> None:
-        """Open the writing end: the reader then waits for this process, also before its first record.
-
-        Raises:
-            NoReaderError: no process reads the queue any more.
-        """
-        self.sender.open()
-
     def remove(self) -> None:
         """Remove the directory of the queue; processes that have it open keep it."""
         queue_directory.remove(self.directory)

@@ -250,16 +250,11 @@ def read_file(path: str) -> tuple[ProcessLosses, int]:
     return ProcessLosses(pid, name.rstrip(b"\0").decode("utf-8", "replace"), dict(counts), began), namespace
 
 
-def read_all(directory: str) -> list[ProcessLosses]:
-    """Return what is in the files of a queue, the oldest first.
+def read_files(directory: str) -> dict[str, ProcessLosses]:
+    """Return what is in the files of a queue, by their names.
 
     The logging process removes the files of processes that have ended (`mplog.monitoring.loss_reader`).
     """
-    return sorted(read_files(directory).values(), key=lambda losses: losses.began)
-
-
-def read_files(directory: str) -> dict[str, ProcessLosses]:
-    """Return what is in the files of a queue, by their names."""
     found: dict[str, ProcessLosses] = {}
     with contextlib.suppress(OSError):  # no descriptor is left to look
         for name in names_of_files(directory):

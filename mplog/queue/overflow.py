@@ -161,7 +161,7 @@ class Overflow(msgspec.Struct, frozen=True):
             level: of the record.
             is_impatient: whether a wait of this process has failed within the last `PATIENCE` seconds.
         """
-        if self.policy == "drop_below" and level < min(self.level, KEPT_LEVEL):
+        if self.sheds(level):
             return 0.0
         timeout = self.timeout
         if self.policy in ("drop_newest", "drop_oldest"):

@@ -186,7 +186,7 @@ class Sender:
             self.send(frame.RECORD, payload, block, timeout)
         except BaseException as error:
             # The caller knows that the queue is full, and may try again.
-            self._count(payload, Reason.UNUSED if isinstance(error, queue.Full) else _reason(error))
+            self.count(payload, Reason.UNUSED if isinstance(error, queue.Full) else _reason(error))
             raise
 
     def write(self, data: bytes | bytearray | memoryview, to: str, timeout: float | None) -> None:
@@ -249,7 +249,7 @@ class Sender:
                 waiter.close()
                 remove_if_unused(self.directory)
         if is_sent and not is_there:
-            self._count(payload, Reason.UNSYNCED)
+            self.count(payload, Reason.UNSYNCED)
         return is_there or is_sent is None
 
     def _put_slowly(self, payload: bytes, *, token: bytes = b"", limit: float | None = None) -> bool | None:
@@ -276,17 +276,17 @@ class Sender:
             return self._put_elsewhere(payload, Reason.TIMEOUT if timeout else Reason.QUEUE_FULL, limit is not None)
         except NoReaderError as error:
             if not is_given_up(self.directory):
-                self._count(payload, _reason(error))
+                self.count(payload, _reason(error))
                 raise
             is_kept = self._put_elsewhere(payload, Reason.REJECTED, is_synced=True)
             if is_kept is False:
                 raise  # there is no room for it anywhere, and no logging process left that would say so
             return is_kept
         except BaseException as error:
-            self._count(payload, _reason(error))
+            self.count(payload, _reason(error))
             raise
         if type(payload) is Cut:
-            self._count(payload, Reason.TRUNCATED)
+            self.count(payload, Reason.TRUNCATED)
         return True
 
     def _put_elsewhere(self, payload: bytes, reason: Reason, is_synced: bool) -> bool | None:
@@ -294,7 +294,7 @@ class Sender:
         if is_synced or self.overflow.keeps(level_of(payload)):
 
             def count(is_there: bool) -> None:
-                self._count(payload, Reason.EMERGENCY if is_there else Reason.NO_EMERGENCY)
+                self.count(payload, Reason.EMERGENCY if is_there else Reason.NO_EMERGENCY)
 
             try:
                 whole = frame.whole(frame.RECORD, payload)
@@ -306,10 +306,10 @@ class Sender:
             except OSError:
                 pass
             except BaseException as error:
-                self._count(payload, _reason(error))
+                self.count(payload, _reason(error))
                 raise
             reason = Reason.NO_EMERGENCY
-        self._count(payload, reason)
+        self.count(payload, reason)
         return False
 
     def _emergency_file(self) -> EmergencyFile:
@@ -318,15 +318,12 @@ class Sender:
 
     # --- counting ---
 
-    def count_shed(self, payload: bytes) -> None:
-        """Count a record that is dropped because of its level."""
-        self._count(payload, Reason.SHED)
-
     def count_unused(self) -> None:
         """Count a number of `sequence` that no record carries."""
         self.losses.count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
 
-    def _count(self, payload: bytes, reason: Reason) -> None:
+    def count(self, payload: bytes, reason: Reason) -> None:
+        """Count a record."""
         try:
             origin = origin_of(payload)
         except (ValueError, RecursionError):

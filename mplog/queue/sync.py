@@ -17,11 +17,14 @@ import errno
 import os
 import select
 import stat
-import time
+import sys
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import msgspec
+
+if sys.platform != "win32":
+    from mplog.queue import fifo
 
 T = TypeVar("T")
 
@@ -66,15 +69,10 @@ class Waiter:
 
     def wait(self, deadline: float) -> bool:
         """Wait until the record is on disk, or until a time of ``time.monotonic()``; return whether it is."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            if poll.poll(min(left, 3600.0) * 1000):
-                with contextlib.suppress(BlockingIOError):
-                    return os.read(self._fd, 1) == _ON_DISK
-            if not left:
-                return False
+        while fifo.wait(self._fd, select.POLLIN, deadline):
+            with contextlib.suppress(BlockingIOError):
+                return os.read(self._fd, 1) == _ON_DISK
+        return False
 
     def close(self) -> None:
         """Remove the FIFO."""

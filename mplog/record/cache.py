@@ -32,10 +32,7 @@ class Bounded(dict[K, V]):
 class Cache(Bounded[K, V]):
     """What a function returns, by its argument. A hit is a plain subscript, without a call in Python.
 
-    Args:
-        make: called with a key that is missing.
-        most: the number of entries.
-        keeps: called with a new key and its value; where it returns False they are too large to keep, say.
+    `keeps` tells, given a new key and its value, whether they are kept: they may be too large.
     """
 
     __slots__ = ("_keeps", "_make")

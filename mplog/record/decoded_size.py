@@ -73,15 +73,7 @@ _VALUES = _table()
 
 
 def estimate(data: bytes, enough: int, most: int = sys.maxsize) -> tuple[int, bool]:
-    """Estimate the memory that values take.
-
-    Args:
-        data: the values, one after the other.
-        enough: an estimate above this may stop.
-        most: how many values to look at.
-
-    Returns:
-        The estimate, and whether it includes all values.
+    """Estimate the memory that the `most` first values take, or until it is `enough`; return also whether that is all.
 
     Malformed data are left to the decoder: it stops there, and has made no more than what came before.
     """

@@ -43,15 +43,7 @@ _UNCHECKED_SIZE = 2**20
 
 # The types of `Wire`.
 _Wire: Any = tuple[
-    int,
-    str | None,
-    dict[str, Any] | None,
-    str | None,
-    float | None,
-    float | None,
-    str | None,
-    msgspec.Raw,
-    bytes,
+    int, str | None, dict[str, Any] | None, str | None, float | None, float | None, str | None, msgspec.Raw, bytes
 ]
 _WireException = tuple[str, str, list[tuple[str, int, str]]]
 _WireRest: Any = tuple[float | None, _WireException | None] | None
@@ -73,11 +65,7 @@ class Decoder:
         self._origins = Cache(_checked_origin, KEPT_ORIGINS, lambda raw, _: len(raw) <= KEPT_ORIGIN_SIZE)
 
     def decode(self, payload: bytes) -> Entry:
-        """Return what `encode` made, ``rest`` still encoded.
-
-        Raises:
-            ValueError: the payload is not a record (msgspec's errors are ValueErrors).
-        """
+        """Return what `encode` made, ``rest`` still encoded; raise ValueError if the payload is not a record."""
         if len(payload) > _UNCHECKED_SIZE:
             _check_long(payload)
         try:
@@ -92,8 +80,7 @@ class Decoder:
     def decode_framed(self, frames: Sequence[bytes]) -> list[Entry]:
         """Return the records in many frames, ``[length, payload]`` each.
 
-        Raises:
-            ValueError, RecursionError: one of them does not decode so; `decode` may still decode it.
+        Where one raises ValueError or RecursionError, `decode` may still decode it.
         """
         framed = list(map(_decode_framed, frames))
         # A hostile writer may send what merely decodes: a frame ends where its own length says.

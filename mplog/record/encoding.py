@@ -36,17 +36,7 @@ from mplog.record.layout import (
     Record,
     Wire,
 )
-from mplog.record.plain import (
-    CAUGHT,
-    caught,
-    of_kind,
-    pack,
-    plain_fields,
-    readable,
-    safe_repr,
-    safe_str,
-    text_or_ext,
-)
+from mplog.record.plain import CAUGHT, caught, of_kind, pack, plain_fields, readable, safe_repr, safe_str, text_or_ext
 
 #: Characters that are kept of a text that is too long, and attributes in `extra` of such a record.
 _CUT_TEXT = 2**20
@@ -58,11 +48,8 @@ _KEPT_FRAMES = 50
 def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *, with_args: bool = False) -> bytes:
     """Return the record as plain data, whatever its arguments and attributes are. The record is not changed.
 
-    Args:
-        record: any record.
-        sequence: its number among those of its process, from 1; 0 for none.
-        details: whether to send what only some sinks look at.
-        with_args: ``args`` travels, too, beside the finished message.
+    `sequence` is its number among those of its process, 0 for none. `details` are what only some sinks look at. With
+    `with_args`, ``args`` travels, too, beside the finished message.
     """
     if with_args:
         return _encode_carefully(record, sequence, details, with_args=True)
@@ -205,12 +192,12 @@ def _message(record: logging.LogRecord, error: BaseException | None) -> str:
 def unformattable(msg: object, args: object, error: BaseException) -> str:
     """Return what stands in the place of a message that could not be formatted."""
     return (
-        f"<mplog: this message could not be formatted ({_describe(error)}): "
+        f"<mplog: this message could not be formatted ({describe(error)}): "
         f"msg={safe_repr(msg)}, args={safe_repr(args)}>"
     )
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {safe_str(error)}"
 
 
@@ -257,7 +244,7 @@ def _exception(record: logging.LogRecord) -> tuple[str | None, _Exception | None
         try:
             text = _formatter.formatException(info)
         except CAUGHT as error:
-            text = f"<mplog: this traceback could not be formatted: {_describe(caught(error))}>"
+            text = f"<mplog: this traceback could not be formatted: {describe(caught(error))}>"
     kind, value, trace = info
     if kind is None:
         return text, None
@@ -277,11 +264,7 @@ _formatter = logging.Formatter()
 
 
 def _repaired(
-    record: logging.LogRecord,
-    sequence: int,
-    message: object,
-    exc_text: object,
-    exception: _Exception | None,
+    record: logging.LogRecord, sequence: int, message: object, exc_text: object, exception: _Exception | None
 ) -> Wire:
     """Return a record with every attribute of the type that it must have, its origin not encoded yet.
 

@@ -135,32 +135,20 @@ else:
         return seconds, int((seconds - int(seconds)) * 1000) + 0.0, (seconds - _STARTED) * 1000
 
 
-if sys.version_info >= (3, 12):
-
-    def task_name() -> str | None:
-        """Return the name of asyncio's task that is running; None where there is none."""
-        asyncio = sys.modules.get("asyncio")
-        if asyncio is None or not getattr(logging, "logAsyncioTasks", True):
-            return None
-        try:
-            if asyncio._get_running_loop() is None:
-                return None
-            name: str = asyncio.current_task().get_name()
-        except Exception:
-            return None
-        return name
-
-else:
-
-    def task_name() -> str | None:
-        """Return None: records of this Python have no name of a task."""
+def task_name() -> str | None:
+    """Return the name of asyncio's task that is running; None where there is none, and before Python 3.12."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or not getattr(logging, "logAsyncioTasks", False):
         return None
-
-
-def _attributes(made: logging.LogRecord) -> list[str]:
-    return list(made.__dict__)
+    try:
+        if asyncio._get_running_loop() is None:
+            return None
+        name: str = asyncio.current_task().get_name()
+    except Exception:
+        return None
+    return name
 
 
 _nothing = "", 0, "", 0, "", None, None
 #: Whether a LogRecord of this Python has the attributes that are known here.
-_is_known = _attributes(make_record(*_nothing)) == _attributes(_LogRecord(*_nothing))
+_is_known = [*make_record(*_nothing).__dict__] == [*_LogRecord(*_nothing).__dict__]

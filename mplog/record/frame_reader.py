@@ -216,8 +216,7 @@ class FrameReader(Generic[T]):
     def unfinished_frames(self, limit: int) -> bytes:
         """Return frames that, when fed, bring another reader to the long messages that are not complete here.
 
-        Args:
-            limit: bytes at most, or b"".
+        Return b"" if that is more than `limit` bytes.
         """
         if not self._incomplete or self.incomplete_size > limit:
             return b""

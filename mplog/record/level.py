@@ -23,13 +23,9 @@ _NAMES = {
 
 
 def read_level(text: str) -> int:
-    """Return the number of a level.
+    """Return the number of a level, given as that or by its name in any case; raise ValueError if it is neither.
 
-    Args:
-        text: a name in upper or lower case, or a number. Names from ``logging.addLevelName()`` count, too.
-
-    Raises:
-        ValueError: it is neither.
+    Names from ``logging.addLevelName()`` count, too.
     """
     added = getattr(sys.modules.get("logging"), "_nameToLevel", {})
     name = text.upper()

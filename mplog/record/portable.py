@@ -35,7 +35,9 @@ class Portable:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if self._function is None:
-            self._function = _load(self._data)
+            # One that went by value is one function in its worker, however often it is called. One by reference is
+            # loaded each time, as the stdlib does: an object's state must not go from one task to the next.
+            self._function = (_load_once if self._data.startswith(_BY_VALUE) else load)(self._data)
         return self._function(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
@@ -74,6 +76,7 @@ def load(data: bytes) -> Any:
     return pickle.loads(memoryview(data)[1:])
 
 
+_load_once = functools.lru_cache(maxsize=64)(load)
 _BY_VALUE = b"V"
 _BY_REFERENCE = b"R"
 
@@ -141,18 +144,3 @@ def _names_under_guard(path: str | None) -> frozenset[str]:
     guarded = [node for node in tree.body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return frozenset(node.name for block in guarded for node in ast.walk(block) if isinstance(node, definitions))
-
-
-def _load(data: bytes) -> Callable[..., Any]:
-    if data.startswith(_BY_VALUE):
-        return _load_once(data)
-    # Loaded each time, as the stdlib does: an object's state must not go from one task to the next.
-    function: Callable[..., Any] = pickle.loads(memoryview(data)[1:])
-    return function
-
-
-@functools.lru_cache(maxsize=64)
-def _load_once(data: bytes) -> Callable[..., Any]:
-    # So that a function that went by value is one function in its worker, however often it is called.
-    function: Callable[..., Any] = pickle.loads(memoryview(data)[1:])
-    return function

@@ -17,14 +17,13 @@ import contextlib
 import logging
 import multiprocessing.util
 import os
-import sys
 import threading
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, ServerStateError
+from mplog.files.notices import say_on_stderr
 from mplog.logging_process.messages import ChildEnded, Patience
 from mplog.monitoring.statistics import Stats
 from mplog.queue.log_queue import LogQueue
@@ -187,9 +186,7 @@ class LogServer:
     def __enter__(self) -> LogServer:
         return self.start() if self._started is None else self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     @property
@@ -365,6 +362,5 @@ class LogServer:
         except KeyboardInterrupt:
             pass  # a user who presses Ctrl-C once more does not want to wait; the logging process goes on alone
         except MplogError as error:
-            if sys.stderr is not None:
-                print(f"mplog: at the end of the program, {error}", file=sys.stderr)
+            say_on_stderr(f"at the end of the program, {error}")
         started.control.leave()

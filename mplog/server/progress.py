@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TextIO
 
 from mplog.monitoring.find_servers import RunningServer, Snapshot, find_servers
@@ -58,14 +57,14 @@ class Backlog:
                 self._server = next(iter(find_servers([queue.directory]).servers), None)
             if self._server is not None:
                 snapshot = self._server.look()
-                left = snapshot.waiting
+                left = snapshot.buffers.unwritten if snapshot.buffers else 0
             with contextlib.suppress(Exception):  # the queue is being closed
                 left += queue.pending()
         return snapshot, left
 
 
 class Progress:
-    """Shows what is left while a server writes it. A context manager, which wipes the display at its end."""
+    """Shows what is left while a server writes it."""
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
@@ -79,12 +78,8 @@ class Progress:
         """What to call every `TICK_SECONDS`; None if nobody watches."""
         return self.tick if is_wanted(self._stream) else None
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Wipe the display."""
         if self._display is not None:
             with contextlib.suppress(Exception):
                 self._display.close()

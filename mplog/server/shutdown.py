@@ -23,8 +23,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from mplog.errors import MplogError, ServerStateError
+from mplog.files.notices import say_on_stderr
 from mplog.monitoring.death_lines import signal_name
 from mplog.monitoring.statistics import missing
+from mplog.record.encoding import describe
 from mplog.server.log_server import LogServer
 
 #: Seconds in all. Docker kills ten seconds after its SIGTERM, and others wait for longer.
@@ -176,7 +178,7 @@ class GracefulShutdown:
         except MplogError as error:
             lost = str(error)
         if lost:
-            _say(f"at {name}, {lost}")
+            say_on_stderr(f"at {name}, {lost}")
 
 
 #: Those that are in use in this process, the innermost last.
@@ -242,7 +244,7 @@ def _stop_one(producer: Any) -> None:
         else:
             producer.shutdown(wait=False, cancel_futures=True)  # its processes are children, and terminated as those
     except Exception as error:
-        _say(f"{producer!r} could not be stopped: {type(error).__name__}: {error}")
+        say_on_stderr(f"{producer!r} could not be stopped: {describe(error)}")
 
 
 def _children() -> list[Any]:
@@ -270,9 +272,3 @@ def _remove_semaphores() -> None:
             for finalizer in list(util._finalizer_registry.values()):
                 if finalizer._callback == synchronize.SemLock._cleanup:
                     finalizer()
-
-
-def _say(message: str) -> None:
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            print(f"mplog: {message}", file=sys.stderr, flush=True)

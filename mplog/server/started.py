@@ -100,7 +100,7 @@ class Started:
         if self.pump is not None and not self.pump.stop(max(0.0, deadline - time.monotonic())):
             raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
         try:
-            with Progress(self._backlog) as progress:
+            with contextlib.closing(Progress(self._backlog)) as progress:
                 stats = self.ask("stop", max(0.0, deadline - time.monotonic()), progress.ticker)
         except LoggingProcessDiedError:
             if self.control.parting_words is None:
@@ -112,7 +112,7 @@ class Started:
 
     def drain_at_exit(self, timeout: float, *, is_stopping: bool) -> None:
         """Wait until all that was logged so far is written: by a flush, or by a stop that was asked for before."""
-        with Progress(self._backlog) as progress:
+        with contextlib.closing(Progress(self._backlog)) as progress:
             if is_stopping:
                 self.control.wait(timeout, progress.ticker)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import logging
@@ -15,11 +16,11 @@ from mplog.errors import SinkError
 from mplog.files import lock as file_lock
 from mplog.files import regular
 from mplog.files.disk import Fsync
-from mplog.files.notices import describe
 from mplog.files.open_file import FileOptions
 from mplog.files.rotation import rotator_of
 from mplog.files.rotation_rules import make_rotation
 from mplog.handlers.log_file import LogFileHandler
+from mplog.record.encoding import describe
 from mplog.sinks.sink import Sink
 
 
@@ -93,17 +94,20 @@ class FileSink(Sink):
     def check(self) -> None:
         """Raise a SinkError if it can be seen, without opening the file, that it could not be written."""
         try:
-            self._check_path()
+            self.check_path()
         except OSError as error:
             reason = describe(error)
             raise SinkError(f"{self} could not be opened: {reason}", sink=repr(self), reason=reason) from None
 
-    def _check_path(self) -> None:
+    def check_path(self) -> None:
+        """Raise an OSError, as `check` does."""
         directory = os.path.dirname(self.path)
         if not os.path.isdir(directory):
             raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
         if os.path.isdir(self.path):
             raise IsADirectoryError(errno.EISDIR, "Is a directory. Name a file in it")
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # what follows says more of these
+            os.lstat(self.path)
         place = self.path if os.path.exists(self.path) else directory
         if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, f"{place} may not be written. Correct its permissions, or the path")

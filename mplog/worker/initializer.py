@@ -88,7 +88,7 @@ def install(queue: Any, state: LoggingState | None = None, layout: Layout | None
     layout = layout or Layout()
     if isinstance(queue, LogQueue):
         with contextlib.suppress(OSError):  # the first record reports it
-            queue.connect()
+            queue.sender.open()  # the reader then waits for this process, also before its first record
     senders = [logging.getLogger(name) for name in layout.senders]
     there = [handler for logger in senders for handler in logger.handlers]
     present = [handler for handler in there if isinstance(handler, QueueHandler) and _sends_to(handler, queue)]

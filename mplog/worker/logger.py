@@ -100,22 +100,7 @@ class Logger(logging.Logger):
             if left is None:
                 return
             msg, args = left
-        self._log_record(level, msg, args, exc_info, extra, stack_info, stacklevel + _FRAMES_COUNTED, **fields)
-
-    def _log_record(
-        self,
-        level: int,
-        msg: object,
-        args: Any,
-        exc_info: Any = None,
-        extra: Mapping[str, object] | None = None,
-        stack_info: bool = False,
-        stacklevel: int = 1,
-        **fields: Any,
-    ) -> None:
-        """Log the stdlib's way, with the fields among the extra attributes."""
-        if fields:
-            extra = {**(extra or {}), **dict(named(fields.items()))}
+        extra = _with_fields(extra, fields)
         super()._log(level, msg, args, exc_info, extra, stack_info, stacklevel + _FRAMES_COUNTED)
 
     def __reduce__(self) -> Any:
@@ -123,7 +108,11 @@ class Logger(logging.Logger):
         return getLogger, super().__reduce__()[1]
 
 
-# Python 3.10 goes up a number of frames from logging's _log(), of whatever file; each of our methods adds one.
+def _with_fields(extra: Mapping[str, object] | None, fields: dict[str, Any]) -> Mapping[str, object] | None:
+    return {**(extra or {}), **dict(named(fields.items()))} if fields else extra
+
+
+# Python 3.10 goes up a number of frames from logging's _log(), of whatever file; ours adds one.
 _FRAMES_COUNTED = 1 if sys.version_info < (3, 11) else 0
 
 # --- the methods for the levels ---
@@ -156,7 +145,7 @@ def _method(name: str, level: int) -> Any:
                     return
                 left = _send(self, level, msg, args, kwargs)
                 if left is not None:
-                    self._log_record(level, *left, **kwargs)
+                    _Logger._log(self, level, *left, extra=_with_fields(None, kwargs))
             return
         if isinstance(self, Logger):
             # A program may have patched the method, or put a class in between.
@@ -174,8 +163,7 @@ def _method(name: str, level: int) -> Any:
 
 for _name in ("debug", "info", "warning", "error", "critical"):
     setattr(Logger, _name, _method(_name, getattr(logging, _name.upper())))
-for _function in (Logger._log, Logger._log_record):
-    _function.__code__ = _function.__code__.replace(co_filename=LOGGING_FILE)
+Logger._log.__code__ = Logger._log.__code__.replace(co_filename=LOGGING_FILE)
 
 #: What ``info()`` takes beside fields, and names that cannot be fields because `Logger._log` has them as arguments.
 _OPTIONS = frozenset({"exc_info", "extra", "stack_info", "stacklevel", "level", "args"})

@@ -55,6 +55,11 @@ def look(server: mplog.LogServer) -> Any:
     return found.look()
 
 
+def filled(server: mplog.LogServer) -> float:
+    """Return how full the buffers of a server are."""
+    return float(look(server).buffers.fraction)
+
+
 def log_and_wait(initializer: Any, gate: Gate) -> None:
     """Runs in a worker: log two records, and stay."""
     initializer()
@@ -161,7 +166,7 @@ def test_top_shows_full_buffers_and_a_suspended_server(tmp_path: Path, log: Path
         gate.wait_until_reached()
         for _ in range(2000):
             logging.info("x" * 1000)
-        wait_until(lambda: look(server).fill > 0.2, "the buffers fill")
+        wait_until(lambda: filled(server) > 0.2, "the buffers fill")
         (found,) = servers()
         assert found["fill"] > 0.2
         assert found["waiting_bytes"] > 1_500_000

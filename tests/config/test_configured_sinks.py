@@ -316,7 +316,10 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     "mode": ({"class": SINK, "path": "a", "mode": "rw"}, r"x\.mode: mode='rw' is no permissions.*'640'"),
     "encoding": ({"class": SINK, "path": "a", "encoding": "utf9"}, r"x\.encoding: unknown encoding: utf9"),
     "fsync": ({"class": SINK, "path": "a", "fsync": "always"}, r"x\.fsync: fsync is 'never', 'batch'"),
-    "directory": ({"class": SINK, "path": "missing/a"}, r"x\.path: .*there is no directory .*missing. Create it first"),
+    "directory": (
+        {"class": SINK, "path": "missing/a"},
+        r"x\.path: .*its directory .*missing does not exist. Create it first",
+    ),
     "level": ({"class": SINK, "path": "a", "level": "LOUD"}, r"x\.level: 'LOUD' is not a level"),
     "formatter": ({"class": SINK, "path": "a", "formatter": "shrt"}, r"x\.formatter: there is no 'shrt' in formatters"),
     "format": ({"class": SINK, "path": "a", "format": "%(message)s"}, r"x\.format: .*Name one of the formatters"),

@@ -405,7 +405,7 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     ),
     "rotating directory": (
         handlers(x={"class": ROTATING, "filename": "missing/a.log", "maxBytes": 9}),
-        "handlers.x.filename: .*there is no directory .*missing. Create it first",
+        "handlers.x.filename: .*its directory .*missing does not exist. Create it first",
     ),
     "attribute": (
         handlers(x={"class": FILE, "filename": "a", ".": {None: 1}}),
@@ -449,9 +449,12 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     ),
     "directory": (
         handlers(x={"class": FILE, "filename": "missing/a.log"}),
-        "handlers.x.filename: .*there is no directory .*missing. Create it first",
+        "handlers.x.filename: .*its directory .*missing does not exist. Create it first",
     ),
-    "is a directory": (handlers(x={"class": FILE, "filename": "."}), "handlers.x.filename: .* is a directory"),
+    "is a directory": (
+        handlers(x={"class": FILE, "filename": "."}),
+        "handlers.x.filename: .* Is a directory. Name a file in it",
+    ),
     "reference": (
         handlers(x={"class": FILE, "filename": "cfg://paths.log"}),
         "handlers.x.filename: 'cfg://paths.log' leads nowhere: KeyError: 'paths'",
@@ -581,4 +584,4 @@ def test_missing_permission_is_named(tmp_path: Path) -> None:
     """
     done = run_script(tmp_path, program, preexec_fn=drop_privileges)
     assert done.stdout.startswith("handlers.file.filename: ")
-    assert "permission denied. Correct the path or its permissions." in done.stdout
+    assert "may not be written. Correct its permissions, or the path." in done.stdout

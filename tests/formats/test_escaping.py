@@ -194,7 +194,7 @@ def rendered(formatter: logging.Formatter, batch: Sequence[Entry], terminator: s
     def fail(entry: Entry, error: Exception) -> None:
         raise error
 
-    return renderer(formatter, terminator)(batch, fail)
+    return renderer(formatter, terminator).render(batch, fail)
 
 
 @pytest.mark.parametrize(("style", "format"), FORMATS)
@@ -287,7 +287,7 @@ def test_record_that_does_not_fit_is_reported_as_it_was() -> None:
     records[1].__dict__["user"] = "x"
     batch = [decode_entry(encode(record)) for record in records]
     failed: list[Entry] = []
-    render = renderer(escaped_formatter(logging.Formatter("%(message)s %(user)s")), "\n")
+    render = renderer(escaped_formatter(logging.Formatter("%(message)s %(user)s")), "\n").render
     assert render(batch, lambda entry, error: failed.append(entry)) == ["", "2\\n x\n", ""]
     assert [id(entry) for entry in failed] == [id(batch[0]), id(batch[2])]
 

@@ -45,7 +45,7 @@ def write(formatter: logging.Formatter, batch: Sequence[Entry]) -> list[str]:
             expected.append("")
             expected_failures.append(id(values))
     failures: list[int] = []
-    texts = renderer(formatter, "\n")(batch, lambda values, error: failures.append(id(values)))
+    texts = renderer(formatter, "\n").render(batch, lambda values, error: failures.append(id(values)))
     assert texts == expected
     assert failures == expected_failures
     return texts

@@ -39,7 +39,7 @@ def compare(formatter: logging.Formatter, batch: Sequence[Entry], terminator: st
         else:
             assert dated.format(to_record(*values)) + terminator == expected[-1]
     failures: list[tuple[Entry, type[Exception]]] = []
-    render = renderer(formatter, terminator)
+    render = renderer(formatter, terminator).render
     for _ in range(2):  # nothing stays from batch to batch
         failures.clear()
         texts = render(batch, lambda values, error: failures.append((values, type(error))))
@@ -275,7 +275,7 @@ def test_hidden_part_that_does_not_decode(text: str) -> None:
     """Garbage in the part that is decoded late costs that record at most, and only where it is looked at."""
     values, origin = make("broken")
     broken = ((*values[:REST], msgspec.Raw(b"\xc1"), values[-1]), origin)
-    render, failures = renderer(logging.Formatter(text), "\n"), []
+    render, failures = renderer(logging.Formatter(text), "\n").render, []
     written = render([make("1"), broken, make("2")], lambda values, error: failures.append(values))
     assert [line.split()[-1] for line in written if line] == (["1", "broken", "2"] if not failures else ["1", "2"])
     assert failures == ([broken] if "relativeCreated" in text else [])
@@ -325,7 +325,7 @@ def test_seconds_that_come_in_any_order(seconds: list[float], text: str) -> None
 
 def test_change_of_the_zone_between_batches() -> None:
     """A date of a batch is never one of the batch before."""
-    render = renderer(logging.Formatter("%(asctime)s"), "")
+    render = renderer(logging.Formatter("%(asctime)s"), "").render
     before = os.environ.get("TZ")
     written = []
     try:

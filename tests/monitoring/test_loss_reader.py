@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from readers import read_losses
 
 from mplog.monitoring.loss_reader import LossReader
 from mplog.monitoring.tallies import Tallies
-from mplog.queue import losses
 from mplog.queue.losses import Losses, Reason
 
 INFO, ERROR = logging.INFO, logging.ERROR
@@ -74,7 +74,7 @@ def test_what_is_new_is_said_once(directory: str, reader: Reader) -> None:
     reader.commit()
     reader = Reader(directory, reader)
     assert reader.new() == []
-    assert losses.read_all(directory)[0].lost == 5
+    assert read_losses(directory)[0].lost == 5
     reader.tallies.close()
 
 

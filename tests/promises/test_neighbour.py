@@ -426,8 +426,8 @@ def test_huge_decimal_is_not_written_out() -> None:
         entry = decode_entry(encode(record))
         for format in ("%(n)d", "{n:f}"):
             style: Any = format[0]
-            assert renderer(logging.Formatter(format, style=style), "")([entry], fail) == [""]
-        assert renderer(logging.Formatter("%(n)s"), "")([entry], lambda *about: None) == [str(number)]
+            assert renderer(logging.Formatter(format, style=style), "").render([entry], fail) == [""]
+        assert renderer(logging.Formatter("%(n)s"), "").render([entry], lambda *about: None) == [str(number)]
     assert len(failed) == 4
     record.__dict__["n"] = decimal.Decimal("1E+6144")
     assert decode_entry(encode(record))[0][2] == {"n": decimal.Decimal("1E+6144")}

@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 from oracle import Counter as SharedCounter
 from oracle import wait_until
-from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_handler, log_anything
+from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_handler, log_anything, read_losses
 
 import mplog
 from mplog import Overflow, Reason
-from mplog.queue import losses
 from mplog.queue.directory import emergency_path
 from mplog.queue.losses import Losses, ProcessLosses
 from mplog.worker.initializer import install
@@ -50,13 +49,13 @@ def queue() -> Iterator[mplog.LogQueue]:
 def test_nothing_is_there_before_the_first_loss(directory: str) -> None:
     """The file is made with the first loss, readable by its owner alone, and tells which process, what and why."""
     mine = Losses(directory)
-    assert losses.read_all(directory) == []
+    assert read_losses(directory) == []
     before = time.time()
     mine.count(INFO, Reason.QUEUE_FULL, "wörker")
     mine.count(ERROR, Reason.EMERGENCY, "another name")
     for _ in range(300):
         mine.count(INFO, Reason.QUEUE_FULL, "wörker")
-    (counted,) = losses.read_all(directory)
+    (counted,) = read_losses(directory)
     assert (counted.pid, counted.name) == (os.getpid(), "wörker")
     assert counted.counts == {(INFO, Reason.QUEUE_FULL): 301, (ERROR, Reason.EMERGENCY): 1} == mine.counts
     assert (counted.lost, counted.gap) == (301, 302)
@@ -70,7 +69,7 @@ def test_more_levels_than_rows_are_counted_together(directory: str) -> None:
     mine = Losses(directory)
     for level in [*range(1, 400), -5, 2**63, 2**100, -(2**100)]:
         mine.count(level, Reason.TIMEOUT, "w")
-    (counted,) = losses.read_all(directory)
+    (counted,) = read_losses(directory)
     assert counted.by_reason() == {Reason.TIMEOUT: 403}
     assert counted.counts[1, Reason.TIMEOUT] == 1
     assert counted.counts[0, Reason.TIMEOUT] > 100
@@ -89,7 +88,7 @@ def test_threads_and_signal_handlers_count_exactly(directory: str) -> None:
         calls = in_threads_and_handler(count_many, lambda: mine.count(INFO, Reason.QUEUE_FULL, "w"), 0.0005)
     finally:
         sys.setswitchinterval(interval)
-    (counted,) = losses.read_all(directory)
+    (counted,) = read_losses(directory)
     assert counted.lost == 40_000 + calls
 
 
@@ -99,7 +98,7 @@ def test_a_fork_counts_for_itself(queue: mplog.LogQueue) -> None:
     queue.losses.count(INFO, Reason.SHED, "parent")
     pid = in_fork(lambda: [queue.losses.count(INFO, Reason.SHED, "child") for _ in range(3)])
     queue.losses.count(INFO, Reason.SHED, "parent")
-    assert [(each.pid, each.name, each.lost) for each in losses.read_all(queue.directory)] == [
+    assert [(each.pid, each.name, each.lost) for each in read_losses(queue.directory)] == [
         (os.getpid(), "parent", 2),
         (pid, "child", 3),
     ]
@@ -114,7 +113,7 @@ def test_counts_survive_sigkill(queue: mplog.LogQueue) -> None:
             queue.losses.count(INFO, Reason.TIMEOUT, "victim")
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
-    (counted,) = losses.read_all(queue.directory)
+    (counted,) = read_losses(queue.directory)
     assert (counted.pid, counted.name, counted.lost) == (pid, "victim", 5)
 
 
@@ -125,14 +124,14 @@ def test_a_removed_directory_is_not_in_the_way(tmp_path: Path) -> None:
         mine.count(INFO, Reason.REJECTED, "w")
         assert mine.counts == {(INFO, Reason.REJECTED): 1}
     assert list(tmp_path.iterdir()) == []
-    assert losses.read_all(str(tmp_path / "missing")) == []
+    assert read_losses(str(tmp_path / "missing")) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"mplogls1", bytes(4096), os.urandom(5000)])
 def test_what_is_no_file_of_losses_is_skipped(directory: str, content: bytes) -> None:
     """A file that is just being made, or is another's, is not read."""
     Path(directory, "losses-7-0").write_bytes(content)
-    assert losses.read_all(directory) == []
+    assert read_losses(directory) == []
 
 
 # --- telling ---
@@ -199,7 +198,7 @@ def test_what_is_missing_adds_up_to_what_is_counted(
         kill(workers)
     reader.read()
     arrived = reader.numbers()
-    counted = {each.pid: each for each in losses.read_all(queue.directory)}
+    counted = {each.pid: each for each in read_losses(queue.directory)}
     kept = emergency_messages(emergency_path(queue.directory))
     assert len(kept) - sum(each.by_reason().get(Reason.EMERGENCY, 0) for each in counted.values()) in range(7)
     for worker in workers:
@@ -237,7 +236,7 @@ def test_a_record_that_nobody_reads_is_counted_once(queue: mplog.LogQueue, capsy
     mplog.getLogger("fast").warning("one")
     logging.getLogger("plain").warning("two")
     mplog.getLogger("fast").info("three")
-    (counted,) = losses.read_all(queue.directory)
+    (counted,) = read_losses(queue.directory)
     assert counted.counts == {(30, Reason.REJECTED): 2, (20, Reason.REJECTED): 1}
     assert capsys.readouterr().err.splitlines()[1:] == ["one", "two"]
 
@@ -255,7 +254,7 @@ def test_a_record_that_is_cut_is_counted_as_truncated(queue: mplog.LogQueue, mon
     thread.join(10)
     assert "cut by mplog: 3145728 characters" in reader.messages()[0]
     assert queue.losses.counts == {(20, Reason.TRUNCATED): 1, (0, Reason.UNUSED): 1}
-    assert losses.read_all(queue.directory)[0].lost == 0
+    assert read_losses(queue.directory)[0].lost == 0
 
 
 def test_a_call_that_is_interrupted_is_counted(queue: mplog.LogQueue) -> None:

@@ -21,12 +21,12 @@ import msgspec
 import pytest
 from oracle import Counter as SharedCounter
 from oracle import wait_until
-from readers import Reader, emergency_messages, fill, flood, in_fork, in_threads_and_handler
+from readers import Reader, emergency_messages, fill, flood, in_fork, in_threads_and_handler, read_losses
 from scripts import elapsed
 
 import mplog
 from mplog import Overflow, Reason
-from mplog.queue import emergency, losses
+from mplog.queue import emergency
 from mplog.queue.directory import emergency_path
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import KEPT_TIMEOUT
@@ -66,7 +66,7 @@ def use(queue: mplog.LogQueue, policy: Overflow | str) -> None:
 def counts(queue: mplog.LogQueue) -> dict[Reason, int]:
     """Return what all processes have lost, by reason, without what `fill` has lost."""
     reasons: Counter[Reason] = Counter()
-    for process in losses.read_all(queue.directory):
+    for process in read_losses(queue.directory):
         for (level, reason), count in process.counts.items():
             reasons[reason] += count
             assert level or reason is Reason.UNUSED
@@ -162,7 +162,7 @@ def test_errors_are_kept_and_wait_only_once(queue: mplog.LogQueue, log_: logging
         log_.log(logging.ERROR if number % 3 == 0 else logging.INFO, "%d", number)
     assert KEPT_TIMEOUT <= elapsed(start) < KEPT_TIMEOUT + 3 * AT_ONCE
     assert counts(queue)[Reason.EMERGENCY] == 100
-    assert losses.read_all(queue.directory)[0].lost == 201  # one of `fill`
+    assert read_losses(queue.directory)[0].lost == 201  # one of `fill`
     assert emergency_messages(emergency_path(queue.directory)) == [str(number) for number in range(0, 300, 3)]
 
 
@@ -383,7 +383,7 @@ def test_signal_handlers_and_threads_are_counted_exactly(
             log_.info("thread %d", number)
 
     calls = in_threads_and_handler(log_many, lambda: log_.info("handler"), 0.001)
-    (counted,) = losses.read_all(queue.directory)
+    (counted,) = read_losses(queue.directory)
     reason = Reason.EMERGENCY if policy == "fallback" else Reason.QUEUE_FULL
     assert counted.gap == 8000 + calls + 1
     assert counted.by_reason()[reason] == 8000 + calls + (reason is Reason.QUEUE_FULL)
@@ -416,7 +416,7 @@ def test_without_descriptors_records_are_dropped_and_counted_all_the_same(queue:
     use(queue, "drop_newest")
     logging.getLogger().setLevel(logging.INFO)
     pid = in_fork(log_without_descriptors, queue)
-    (counted,) = losses.read_all(queue.directory)
+    (counted,) = read_losses(queue.directory)
     assert counted.pid == pid
     assert counted.by_reason() == {Reason.QUEUE_FULL: 2, Reason.NO_EMERGENCY: 1}
 
@@ -427,7 +427,7 @@ def test_put_tells_its_caller_and_counts_no_loss(queue: mplog.LogQueue) -> None:
     for block in (False, True):
         with pytest.raises(queue_module.Full):
             queue.put(logging.makeLogRecord({"msg": "x", "levelno": 20}), block, 0.01)
-    (counted,) = losses.read_all(queue.directory)
+    (counted,) = read_losses(queue.directory)
     assert counted.by_reason() == {Reason.QUEUE_FULL: 1, Reason.UNUSED: 2}
 
 

@@ -16,12 +16,11 @@ import jobs
 import msgspec
 import pytest
 from oracle import wait_until
-from readers import Reader, emergency_messages, fill, in_fork
+from readers import Reader, emergency_messages, fill, in_fork, read_losses
 from scripts import elapsed
 
 import mplog
 from mplog import Overflow, Reason
-from mplog.queue import losses
 from mplog.queue.directory import emergency_path
 from mplog.queue.sync import Acknowledger, Sync, Waiter
 from mplog.record import frame
@@ -123,7 +122,7 @@ def test_a_call_that_is_not_answered_returns_in_time(queue: mplog.LogQueue) -> N
     mplog.getLogger("sync").error("in time")
     assert 0.2 <= elapsed(start) < 0.2 + AT_ONCE
     assert queue.losses.counts == {(logging.ERROR, Reason.UNSYNCED): 1}
-    (counted,) = losses.read_all(queue.directory)
+    (counted,) = read_losses(queue.directory)
     assert (counted.lost, counted.gap) == (0, 0)
     late = Reader(queue)
     late.read()

@@ -96,9 +96,9 @@ def batch() -> list[Entry]:
 def test_constant_fields_are_formatted_as_attributes(constants: dict[str, Any], name: str) -> None:
     """A batch reads as if each record had come with them as `extra`, by the compiled way and by `format()`."""
     formatter = FORMATTERS[name]()
-    render = compiled(formatter, "\n")
-    assert render is not None
-    texts = render(batch(), lambda entry, error: pytest.fail(str(error)))
+    found = compiled(formatter, "\n")
+    assert found is not None
+    texts = found.render(batch(), lambda entry, error: pytest.fail(str(error)))
     assert texts == [formatter.format(to_record(*entry)) + "\n" for entry in batch()]
 
 
@@ -124,7 +124,7 @@ def test_compiled_formats_keep_them(constants: dict[str, Any], monkeypatch: pyte
     """A format with constant fields costs no LogRecord and no call of `format()`."""
     for name in ("percent", "brace", "dollar", "json", "json fields"):
         formatter = FORMATTERS[name]()
-        render = renderer(formatter, "\n")
+        render = renderer(formatter, "\n").render
         with monkeypatch.context() as patched:
             patched.setattr(type(formatter), "format", lambda *_: pytest.fail("format() was called"))
             assert len(render([decode_entry(encode(make()))] * 3, lambda entry, error: pytest.fail(str(error)))) == 3
@@ -134,7 +134,7 @@ def test_dangerous_constants_are_escaped(monkeypatch: pytest.MonkeyPatch) -> Non
     """With `escape=True`, a line break in a constant field is none in the file."""
     monkeypatch.setitem(constant_fields, "service", "a\nb")
     formatter = escaped_formatter(logging.Formatter("%(service)s|%(message)s"))
-    assert renderer(formatter, "\n")([decode_entry(encode(make()))], pytest.fail) == ["a\\nb|hello\n"]
+    assert renderer(formatter, "\n").render([decode_entry(encode(make()))], pytest.fail) == ["a\\nb|hello\n"]
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED) + ["getMessage", "exc_type"])

@@ -125,10 +125,10 @@ def test_a_logging_process_that_stands_still_is_named(tmp_path: Path) -> None:
 def test_progress_starts_no_thread(tmp_path: Path) -> None:
     """A fork meanwhile finds no thread and no lock that could hang the child."""
     program = """
-    import threading
+    import contextlib, threading
     from mplog.server import progress as module
     module.SHOWN_AFTER = -1
-    with module.Progress(module.Backlog(None)) as progress:
+    with contextlib.closing(module.Progress(module.Backlog(None))) as progress:
         progress.ticker()
         progress.ticker()
         assert threading.active_count() == 1, threading.enumerate()

@@ -20,36 +20,23 @@ if TYPE_CHECKING:
 _WAITED_FOR = ("logging", "logging.config")
 
 
-class _Loader:
-    """Loads a module with its own loader, and then tells mplog."""
-
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def create_module(self, spec: ModuleSpec) -> Any:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        assert module.__spec__ is not None
-        module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        _tell(module.__name__)
-
-
 class _Finder:
-    """Finds the modules whose import is awaited."""
+    """Finds the modules whose import is awaited, and has their loaders tell mplog."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in _WAITED_FOR:
             return None
         spec = PathFinder.find_spec(name, path)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+        loader: Any = None if spec is None else spec.loader
+
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module  # from here on, it is that of the loader's class again
+            loader.exec_module(module)
+            _tell(name)
+
+        if loader is not None:
+            loader.exec_module = exec_module
         return spec
 
 
