@@ -170,8 +170,8 @@ def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
         fifo = open_writer(os.path.join(where, "queue"))
     except OSError:
         return _through_attach(where, record)
-    state = _read_state(where)
-    if state is None or not _is_direct(state):
+    state = read_state(where)
+    if state is None or not is_direct(state):
         return _through_attach(where, record)
     if record.level < _effective_level(state, record.logger) or record.level <= state["disable"]:
         return lambda message: None
@@ -201,7 +201,7 @@ def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
     return send
 
 
-def _read_state(directory: str) -> dict[str, Any] | None:
+def read_state(directory: str) -> dict[str, Any] | None:
     """Return what the server has published of its levels and handlers; None if there is nothing."""
     try:
         with open(os.path.join(directory, "logging"), "rb") as file:
@@ -211,7 +211,7 @@ def _read_state(directory: str) -> dict[str, Any] | None:
     return state
 
 
-def _is_direct(state: dict[str, Any]) -> bool:
+def is_direct(state: dict[str, Any]) -> bool:
     """Return whether only levels decide what happens to a record before it is in the queue."""
     layout = state["layout"]
     special = (layout["filters"], layout["with_args"], layout["preparation"], layout["senders"] != [""])

@@ -20,7 +20,7 @@ from mplog.errors import MplogError
 from mplog.queue.log_queue import LogQueue
 
 #: Seconds that an answer may take in addition to the time for writing.
-_GRACE = 30.0
+GRACE = 30.0
 
 
 class Answer(msgspec.Struct):
@@ -74,13 +74,13 @@ def ask_to_end(directory: str, timeout: float) -> Answer:
                 f"there is no server in {directory}: {error.strerror}. It has ended, or is ending"
             ) from None
         connection.sendall(f"{timeout}\n".encode())
-        connection.settimeout(timeout + _GRACE)
+        connection.settimeout(timeout + GRACE)
         try:
             with connection.makefile("rb") as stream:
                 return msgspec.json.decode(stream.read(), type=Answer)
         except TimeoutError:
             raise MplogError(
-                f"the server of {directory} still runs, but has not answered for {timeout + _GRACE:g} seconds: it is "
+                f"the server of {directory} still runs, but has not answered for {timeout + GRACE:g} seconds: it is "
                 "suspended, or the machine is very busy. It will write everything and end as soon as it can"
             ) from None
         except (OSError, msgspec.DecodeError):

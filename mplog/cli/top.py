@@ -47,7 +47,7 @@ exit status:
 #: Seconds between two looks of the screen: often enough to see a change, and a negligible load.
 _INTERVAL = 1.0
 #: Seconds between the two looks from which a single table takes its rates.
-_GAP = 0.5
+GAP = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,12 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             return show(watcher, arguments.sort, arguments.interval or _INTERVAL)
     while True:
-        time.sleep(_GAP)
+        time.sleep(GAP)
         looks = watcher.look(arguments.sort)
         print(as_json(watcher.found, looks) if arguments.json else as_text(watcher.found, looks), flush=True)
         if arguments.interval is None or arguments.once or arguments.json:
             return 0
-        time.sleep(max(0.0, arguments.interval - _GAP))
+        time.sleep(max(0.0, arguments.interval - GAP))
 
 
 def _nothing_found(found: Found, directories: Sequence[str]) -> str:

@@ -23,16 +23,16 @@ from mplog.files.notices import Clock, Notices
 from mplog.files.rotation_rules import Keep, Rotation
 
 #: Bytes that are compressed at a time, in some milliseconds. Between two such pieces, the thread can be stopped.
-_CHUNK = 2**18
+CHUNK = 2**18
 
 #: Seconds that the closing of a log waits for the compressor before it tells it to stop.
-_CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 2.0
 
 _PART = ".part"
 
 
 @dataclass(frozen=True)
-class _Archive:
+class Archive:
     """A rotated file, as it was when the directory was read."""
 
     name: str
@@ -85,14 +85,14 @@ class Archives:
             if found is not None:
                 yield name, *found
 
-    def _files(self) -> list[_Archive]:
+    def _files(self) -> list[Archive]:
         files = []
         for name, _, index in self._names():
             with contextlib.suppress(FileNotFoundError):
                 status = os.lstat(self._path(name))
                 # No log is rotated while it is empty: an empty file only reserves a name.
                 if stat.S_ISREG(status.st_mode) and status.st_size and name not in self._held:
-                    files.append(_Archive(name, index, status.st_size, status.st_mtime_ns))
+                    files.append(Archive(name, index, status.st_size, status.st_mtime_ns))
         return files
 
     # --- the thread ---
@@ -118,9 +118,9 @@ class Archives:
         if self._thread is None:
             return
         self._requests.put(False)
-        self._thread.join(_CLOSE_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
         self._abandoned.set()
-        self._thread.join(_CLOSE_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         while self._requests.get():
@@ -144,7 +144,7 @@ class Archives:
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     os.unlink(self._path(name))
 
-    def _compress(self, archive: _Archive) -> None:
+    def _compress(self, archive: Archive) -> None:
         try:
             self._compress_file(archive.name, str(self._rotation.compress))
         except OSError as error:
@@ -179,7 +179,7 @@ class Archives:
             with contextlib.suppress(OSError):
                 os.fchown(file.fileno(), status.st_uid, status.st_gid)
             with compress_into(file, how, status.st_mtime) as compressor:
-                while chunk := source.read(_CHUNK):
+                while chunk := source.read(CHUNK):
                     if self._abandoned.is_set():
                         return False
                     compressor.write(chunk)
@@ -202,7 +202,7 @@ class Archives:
             try:
                 with decompress(file, how) as decompressed:
                     while not self._abandoned.is_set():
-                        chunk = source.read(_CHUNK)
+                        chunk = source.read(CHUNK)
                         if chunk != decompressed.read(len(chunk) or 1):
                             return False
                         if not chunk:
@@ -212,7 +212,7 @@ class Archives:
         return False
 
     def _remove_old(self) -> None:
-        for archive in _expired(self._files(), self._rotation.keep, self._clock.time()):
+        for archive in expired(self._files(), self._rotation.keep, self._clock.time()):
             try:
                 os.unlink(self._path(archive.name))
             except FileNotFoundError:
@@ -221,7 +221,7 @@ class Archives:
                 self._notices.say("remove", f"{archive.name} is old, and could not be removed: {error}")
 
 
-def _expired(files: list[_Archive], keep: Keep, now: float) -> list[_Archive]:
+def expired(files: list[Archive], keep: Keep, now: float) -> list[Archive]:
     newest_first = sorted(files, key=lambda file: (file.written_at_ns, file.index), reverse=True)
     expired = []
     size = 0

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 #: Seconds before a notice of the same kind is given again.
-_INTERVAL = 600.0
+INTERVAL = 600.0
 
 
 class Clock(Protocol):
@@ -33,7 +33,7 @@ class Notices:
     def say(self, kind: str, notice: str) -> None:
         """Add a notice, unless there was one of this kind within the last ten minutes."""
         now = self._clock.monotonic()
-        if now - self._said_at.get(kind, -math.inf) >= _INTERVAL:
+        if now - self._said_at.get(kind, -math.inf) >= INTERVAL:
             self._said_at[kind] = now
             self.add(notice)
 

@@ -15,7 +15,7 @@ from mplog.files.rotation_rules import Rotation, Timer
 from mplog.record.encoding import describe
 
 #: Seconds after which a rotation that has failed is tried again.
-_RETRY_SECONDS = 5.0
+RETRY_SECONDS = 5.0
 
 
 class Rotator:
@@ -55,11 +55,11 @@ class Rotator:
                 return
             archive = self._swap()
         except (OSError, ValueError) as error:  # ValueError: a clock beyond what a date can say
-            self._retry_at = file.clock.monotonic() + _RETRY_SECONDS
+            self._retry_at = file.clock.monotonic() + RETRY_SECONDS
             file.notices.say(
                 "rotate",
                 f"{file.path} could not be rotated, so writing goes on in the same file; trying again every "
-                f"{_RETRY_SECONDS:g} seconds: {describe(error)}",
+                f"{RETRY_SECONDS:g} seconds: {describe(error)}",
             )
             return
         if file.notices.forget("rotate"):

@@ -240,11 +240,11 @@ class ArchiveName:
         self.pattern = pattern
         #: The texts and directives before the index, and those after it.
         self._parts: list[list[str]] = [[]]
-        self._width = 1
+        self.width = 1
         self._read()
         before, after = ("".join(map(_expression, part)) for part in self._parts)
         suffixes = "|".join(map(re.escape, SUFFIXES.values()))
-        self._name = re.compile(f"({before})([0-9]{{{self._width},}})({after})(?:{suffixes})?", re.DOTALL)
+        self._name = re.compile(f"({before})([0-9]{{{self.width},}})({after})(?:{suffixes})?", re.DOTALL)
         self._check(log)
 
     def _read(self) -> None:
@@ -259,7 +259,7 @@ class ArchiveName:
             width = re.fullmatch(r"(?:0([1-9]))?", spec or "")
             if name != "index" or conversion or width is None:
                 raise self._error("may have {index} or {index:03}, and no other {...}")
-            self._width = int(width[1] or 1)
+            self.width = int(width[1] or 1)
             self._parts.append([])
         if len(self._parts) != 2:
             raise self._error("needs {index}, once, by which the files of one date differ: 'app.%Y-%m-%d.{index}.log'")
@@ -288,7 +288,7 @@ class ArchiveName:
     def name(self, written_at: float, zone: datetime.tzinfo | None, index: int) -> str:
         """Return the name of a rotated file by its last write: after midnight, with the date of the day before."""
         before, after = self.around_index(written_at, zone)
-        return f"{before}{index:0{self._width}}{after}"
+        return f"{before}{index:0{self.width}}{after}"
 
     def around_index(self, written_at: float, zone: datetime.tzinfo | None) -> tuple[str, str]:
         time = datetime.datetime.fromtimestamp(written_at, zone)

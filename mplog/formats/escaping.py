@@ -113,7 +113,7 @@ def _escape_fields(fields: dict[str, Any]) -> dict[str, Any]:
     return {escape(name): _escape_value(name, value) for name, value in fields.items()}
 
 
-def _escape_origin(origin: Origin) -> Origin:
+def escape_origin(origin: Origin) -> Origin:
     """Return the origin escaped; the same object where there is nothing to escape."""
     values = msgspec.structs.asdict(origin)
     details = values.pop("details")
@@ -171,7 +171,7 @@ class EscapedText(BatchFormatter):
         # The pieces of the other formatter have the constant fields as they are.
         if inner is None or _escape_fields(dict(constant_fields)) != constant_fields:
             return None
-        origins = ByOrigin(_escape_origin)
+        origins = ByOrigin(escape_origin)
 
         def render(batch: Sequence[Entry], on_error: OnError) -> list[str]:
             escaped = []

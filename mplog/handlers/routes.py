@@ -25,7 +25,7 @@ class Routes:
         self._fields = names.fields
         self.by_origin = ByOrigin(self._file_name)
         #: Names by the values of all fields, as texts.
-        self._by_values = Cache(names.name, _KEPT_NAMES, _is_kept)
+        self.by_values = Cache(names.name, _KEPT_NAMES, _is_kept)
         #: If the only field is an extra attribute: that field, and names by its values that are texts or integers.
         self._field = names.fields[0] if names.fields[0] not in _STANDARD and len(names.fields) == 1 else None
         self._by_value: Cache[str | int, str] = Cache(lambda value: self._name([value]), _KEPT_NAMES, _is_kept)
@@ -64,9 +64,7 @@ class Routes:
 
     def _name(self, values: list[Any]) -> str:
         # 1, 1.0 and True are equal, and make other names.
-        return self._by_values[
-            tuple([value if type(value) is str or value is None else str(value) for value in values])
-        ]
+        return self.by_values[tuple([value if type(value) is str or value is None else str(value) for value in values])]
 
 
 def _is_kept(values: Any, name: str) -> bool:

@@ -49,7 +49,7 @@ _LONGEST_RETRY = 1.0
 #: Records of a plain queue that are taken meanwhile.
 _MOST_UNWRITTEN = 10_000
 #: Seconds for which the loop goes on trying when it is to end, as `DrainTimeoutError` says.
-_LAST_RETRIES_SECONDS = 60.0
+LAST_RETRIES_SECONDS = 60.0
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Loop:
             return
         self._unwritten = 0
         since, pause = time.monotonic(), _FIRST_RETRY
-        while self.dispatcher.stuck and (not self._is_over or time.monotonic() - since < _LAST_RETRIES_SECONDS):
+        while self.dispatcher.stuck and (not self._is_over or time.monotonic() - since < LAST_RETRIES_SECONDS):
             # Records of a plain queue come meanwhile. Once many wait, the loop leaves further ones in the queue.
             self._attend(pause, hears_program=self._unwritten < _MOST_UNWRITTEN)
             self._check_termination()

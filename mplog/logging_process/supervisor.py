@@ -60,7 +60,7 @@ def main(link: Connection) -> int:
     except (OSError, ValueError) as error:
         link.send(GivenUp(f"there is no memory for the buffers: {error}"))
         return logging_process.NOT_STARTED
-    supervisor = _Supervisor(link, launch, memory)
+    supervisor = Supervisor(link, launch, memory)
     with contextlib.closing(supervisor.wakeup):
         return supervisor.run()
 
@@ -105,7 +105,7 @@ class _Attempts:
         return min(patience.first_pause * 2 ** (pauses - 1), patience.longest_pause) if pauses > 0 else 0.0
 
 
-class _Supervisor:
+class Supervisor:
     """Runs one logging process after the other, all with the same memory of the buffers."""
 
     def __init__(self, link: Connection, launch: Launch, memory: int) -> None:
@@ -162,7 +162,7 @@ class _Supervisor:
                 return self._become_logging_process(theirs, asking)
             theirs.close()
             asking.close()
-            status = self._attend(pid, requests, control)
+            status = self.attend(pid, requests, control)
             requests.close()
             if self._is_done:
                 return 0  # however it has ended: a second SIGTERM may have come as the interpreter ended
@@ -205,7 +205,7 @@ class _Supervisor:
             with socket.socket(fileno=os.dup(self._link.fileno())) as carrier:
                 socket.send_fds(carrier, [b"\0"], [control.fileno()])
 
-    def _attend(self, pid: int, requests: Connection, control: Connection) -> int:
+    def attend(self, pid: int, requests: Connection, control: Connection) -> int:
         """Do what the logging process asks for, until it has ended; return its exit status, negative for a signal.
 
         The program gets its end of the control connection when the link has room: a program that never asks anything

@@ -36,7 +36,7 @@ _HALF = 32
 _FIRST, _SECOND, _KEY = 1, 3, 5
 # In the header, after the magic: the number of the last change of the rows, stored when it begins and again when it
 # ends, so that a reader can tell that it has read in the middle of a change.
-_BEGUN, _ENDED = 1, 2
+BEGUN, ENDED = 1, 2
 _HEADER_SIZE = 3 * _WORD
 _CHUNK = 2**16
 _LARGEST = 2**25  # some 300,000 rows; further counts do not survive a kill
@@ -123,9 +123,9 @@ class CountFile:
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
         """Tell readers that rows are being changed. After an error in between, readers still take it so."""
-        self.words[_BEGUN] = (self.words[_ENDED] + 1) & _MOST
+        self.words[BEGUN] = (self.words[ENDED] + 1) & _MOST
         yield
-        self.words[_ENDED] = self.words[_BEGUN]
+        self.words[ENDED] = self.words[BEGUN]
 
     def _take_back(self, serial: int) -> None:
         with self._change():
@@ -194,7 +194,7 @@ def _read(directory: str) -> bytes:
                 file.seek(0)
                 data = file.readall()
                 after = os.pread(file.fileno(), _HEADER_SIZE, 0)
-                if len(after) < _HEADER_SIZE or data[_ENDED * _WORD :][:_WORD] == after[_BEGUN * _WORD :][:_WORD]:
+                if len(after) < _HEADER_SIZE or data[ENDED * _WORD :][:_WORD] == after[BEGUN * _WORD :][:_WORD]:
                     break
             return data[: len(data) & -_WORD]
     except OSError:

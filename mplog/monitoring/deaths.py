@@ -27,9 +27,9 @@ if sys.platform != "win32":
 #: tell of the deaths of others.
 MAX_WATCHED = 500
 #: Seconds until a process that could not be watched is tried again: by then, a new process may have its pid.
-_RETRY_SECONDS = 10.0
+RETRY_SECONDS = 10.0
 #: How many processes that cannot be watched, or have died, are remembered; pids come off the wire.
-_REMEMBERED = 1000
+REMEMBERED = 1000
 #: Generations between a worker and the owner, at most.
 _MAX_DEPTH = 100
 
@@ -147,9 +147,9 @@ class Watch:
         if self._epoll is None or time.monotonic() < self._refused.get(pid, 0.0):
             return None
         self._refused.pop(pid, None)
-        if len(self._processes) < _limit() and self._open(_Process(pid, name)):
+        if len(self._processes) < most_watched() and self._open(_Process(pid, name)):
             return self._processes[pid].started
-        _remember(self._refused, pid, time.monotonic() + _RETRY_SECONDS)
+        _remember(self._refused, pid, time.monotonic() + RETRY_SECONDS)
         return None
 
     def resume(self, pid: int, name: str, started: bytes) -> bool:
@@ -244,12 +244,12 @@ class Watch:
         return None if death.is_routine else death
 
 
-def _limit() -> int:
+def most_watched() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_WATCHED if soft == resource.RLIM_INFINITY else min(MAX_WATCHED, soft // 2)
 
 
 def _remember(what: dict[int, _T], pid: int, value: _T) -> None:
-    if len(what) >= _REMEMBERED:
+    if len(what) >= REMEMBERED:
         del what[next(iter(what))]  # the oldest
     what[pid] = value

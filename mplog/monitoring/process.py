@@ -16,7 +16,7 @@ if sys.platform != "win32":
 
 # Linux 6.15 tells how a process ended by its pidfd, even after the parent has waited for it (linux/pidfd.h). The call
 # fails on older kernels, and on some rare architectures, where the request has another number.
-_PIDFD_GET_INFO = 3 << 30 | 64 << 16 | 0xFF << 8 | 11
+PIDFD_GET_INFO = 3 << 30 | 64 << 16 | 0xFF << 8 | 11
 _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_INFO = struct.Struct("=Q52xi")  # mask, other fields, exit_code
 
@@ -99,7 +99,7 @@ def noted_status(pidfd: int) -> int | None:
     info = bytearray(_PIDFD_INFO.size)
     _PIDFD_INFO.pack_into(info, 0, _PIDFD_INFO_EXIT, 0)
     try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, info)
     except OSError:
         return None
     mask, status = _PIDFD_INFO.unpack(info)

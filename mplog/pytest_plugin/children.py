@@ -53,9 +53,7 @@ class TestHandler(QueueHandler):
 
 def start_beside(server: LogServer) -> LogServer:
     """Start a server that leaves the loggers of this process, and its environment, as they are."""
-    server.start()
-    assert server._started is not None
-    server._started.takeover.undo()
+    server.start().release_loggers()
     return server
 
 

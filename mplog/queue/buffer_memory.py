@@ -35,12 +35,12 @@ NOTE_SIZE = 4096
 _MAGIC = b"mplogbuf"
 _VERSION = 2
 _HEADER = struct.Struct("=8sQQ8s")  # magic, version, size of a buffer, mark
-_SLOTS = (128, 320)
+SLOTS = (128, 320)
 _BODY = struct.Struct("=15Q")  # sequence number, fields of State
 _CHECKSUM = struct.Struct("=Q")
-_NOTES = (4096, 4096 + NOTE_SIZE)
+NOTES = (4096, 4096 + NOTE_SIZE)
 _HEAD = 512  # up to the end of the slots
-_START = 16384
+START = 16384
 _WORD = 8
 PLACES = 3
 # Size of the random mark that stands in the place of a read until it is made. No frame begins with it.
@@ -128,7 +128,7 @@ def create(size: int = DEFAULT_SIZE, fifo_size: int = FIFO_SIZE) -> int:
             f"buffers of {size} bytes: they must be of whole pages, and at least twice as large as a FIFO of "
             f"{max(fifo_size, FIFO_SIZE)} bytes, so that all that is in it always fits into one."
         )
-    total = _START + PLACES * size
+    total = START + PLACES * size
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("mplog-buffers")
     else:
@@ -141,7 +141,7 @@ def create(size: int = DEFAULT_SIZE, fifo_size: int = FIFO_SIZE) -> int:
             lengthen(fd, total)
         mark = b"\0" + os.urandom(MARK_SIZE - 1)
         os.pwrite(fd, _HEADER.pack(_MAGIC, _VERSION, size, mark), 0)
-        os.pwrite(fd, _encode(0, State(size, fifo_size)), _SLOTS[0])
+        os.pwrite(fd, _encode(0, State(size, fifo_size)), SLOTS[0])
     except BaseException:
         os.close(fd)
         raise
@@ -169,38 +169,38 @@ class Memory:
         found = _newest(head)
         if found is None or found[1].size != self.size:
             raise _damaged("neither of its two states is valid")
-        self._sequence, self.state = found
-        self._map = mmap.mmap(fd, _START + PLACES * self.size)
+        self.sequence, self.state = found
+        self._map = mmap.mmap(fd, START + PLACES * self.size)
         self.view = memoryview(self._map)
-        self._words = self.view[:_HEAD].cast("Q")
+        self.words = self.view[:_HEAD].cast("Q")
         if zlib.crc32(self.note) != self.state.note_checksum:
             self.close()
             raise _damaged("the note does not fit its checksum")
 
     def close(self) -> None:
         """Let go of the memory, which stays as it is; raise BufferError if a view of it is still in use."""
-        self._words.release()
+        self.words.release()
         self.view.release()
         self._map.close()
 
     def start(self, place: int) -> int:
         """Return where one of the three places begins."""
-        return _START + place * self.size
+        return START + place * self.size
 
     def save(self) -> None:
         """Make the state in the memory that of this object, at one instant."""
-        self._sequence += 1
-        slot = _encode(self._sequence, self.state)
-        start = _SLOTS[self._sequence % 2]
+        self.sequence += 1
+        slot = _encode(self.sequence, self.state)
+        start = SLOTS[self.sequence % 2]
         # While the slot changes, it keeps its old number, the lower of the two.
         self.view[start + _WORD : start + len(slot)] = slot[_WORD:]
         reach("in state")
-        self._words[start // _WORD] = self._sequence
+        self.words[start // _WORD] = self.sequence
 
     @property
     def note(self) -> bytes:
         """The note; empty before the first."""
-        start = _NOTES[self.state.note_slot]
+        start = NOTES[self.state.note_slot]
         return bytes(self.view[start : start + self.state.note_length])
 
     @note.setter
@@ -208,7 +208,7 @@ class Memory:
         if len(note) > NOTE_SIZE:
             raise ValueError(f"a note of {len(note)} bytes is longer than {NOTE_SIZE}.")
         slot = 1 - self.state.note_slot  # the state in memory names the other one until it is replaced
-        start = _NOTES[slot]
+        start = NOTES[slot]
         self.view[start : start + len(note)] = note
         self.state.note_slot, self.state.note_length, self.state.note_checksum = slot, len(note), zlib.crc32(note)
 
@@ -236,7 +236,7 @@ def _check(fd: int) -> tuple[bytes, int, bytes]:
     _, version, size, mark = _HEADER.unpack_from(head)
     if version != _VERSION:
         raise ValueError(f"buffers of version {version} were made by another release of mplog; this is {_VERSION}.")
-    if os.fstat(fd).st_size != _START + PLACES * size:
+    if os.fstat(fd).st_size != START + PLACES * size:
         raise _damaged(f"{os.fstat(fd).st_size} bytes for three of {size}")
     return head, size, mark
 
@@ -250,7 +250,7 @@ def _encode(sequence: int, state: State) -> bytes:
 def _newest(head: bytes | memoryview) -> tuple[int, State] | None:
     """Return the sequence number and the state that counts, None where neither slot is valid."""
     found = None
-    for parity, start in enumerate(_SLOTS):
+    for parity, start in enumerate(SLOTS):
         body = head[start : start + _BODY.size]
         (checksum,) = _CHECKSUM.unpack_from(head, start + _BODY.size)
         sequence, *fields = _BODY.unpack(body)

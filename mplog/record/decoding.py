@@ -39,7 +39,7 @@ from mplog.record.plain import from_ext, of_kind, pack, unpack, unpack_list
 
 #: Bytes of a record that cannot take much memory once it is decoded (`mplog.record.decoded_size`), whatever it is made
 #: of.
-_UNCHECKED_SIZE = 2**20
+UNCHECKED_SIZE = 2**20
 
 # The types of `Wire`.
 _Wire: Any = tuple[
@@ -66,7 +66,7 @@ class Decoder:
 
     def decode(self, payload: bytes) -> Entry:
         """Return what `encode` made, ``rest`` still encoded; raise ValueError if the payload is not a record."""
-        if len(payload) > _UNCHECKED_SIZE:
+        if len(payload) > UNCHECKED_SIZE:
             _check_long(payload)
         try:
             try:
@@ -99,7 +99,7 @@ def _check_long(payload: bytes) -> None:
 
 
 def _checked_origin(raw: bytes) -> Origin:
-    if len(raw) > _UNCHECKED_SIZE:
+    if len(raw) > UNCHECKED_SIZE:
         _check_long(raw)
     return _decode_origin(raw)
 

@@ -39,7 +39,7 @@ from mplog.record.layout import (
 from mplog.record.plain import CAUGHT, caught, of_kind, pack, plain_fields, readable, safe_repr, safe_str, text_or_ext
 
 #: Characters that are kept of a text that is too long, and attributes in `extra` of such a record.
-_CUT_TEXT = 2**20
+CUT_TEXT = 2**20
 _MAX_EXTRA = 1000
 
 _KEPT_FRAMES = 50
@@ -321,9 +321,9 @@ def _cut_extra(extra: dict[str, Any] | None) -> dict[str, Any] | None:
     if extra is None:
         return None
     sizes = {name: len(name) + len(pack(value)) for name, value in extra.items()}
-    if sum(sizes.values()) <= _CUT_TEXT:
+    if sum(sizes.values()) <= CUT_TEXT:
         return extra
-    room, kept = _CUT_TEXT, {}
+    room, kept = CUT_TEXT, {}
     for name in sorted(sizes, key=sizes.__getitem__):
         room -= sizes[name]
         kept[_cut_text(name)] = extra[name] if room >= 0 else f"[cut by mplog: {sizes[name]} bytes]"
@@ -334,9 +334,9 @@ def _cut_extra(extra: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _cut_text(value: Any) -> Any:
-    if type(value) is not str or len(value) <= _CUT_TEXT:
+    if type(value) is not str or len(value) <= CUT_TEXT:
         return value
-    return f"{value[:_CUT_TEXT]}... [cut by mplog: {len(value)} characters]"
+    return f"{value[:CUT_TEXT]}... [cut by mplog: {len(value)} characters]"
 
 
 def _length(value: Any) -> int:

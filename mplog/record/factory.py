@@ -48,7 +48,7 @@ def _names(path: str) -> tuple[str, str]:
 
 
 #: The file and the module of a path. A subclass of str could bring code along, and is not kept.
-_modules = Cache(_names, 2_000, lambda path, _: type(path) is str)
+modules = Cache(_names, 2_000, lambda path, _: type(path) is str)
 
 
 def make_record(
@@ -66,7 +66,7 @@ def make_record(
     """Return ``logging.LogRecord(...)`` of the same arguments."""
     try:
         levelname = _level_names[level]
-        filename, module = _modules[pathname]
+        filename, module = modules[pathname]
         process_name = _processes._current_process.name
     except Exception:
         return _LogRecord(name, level, pathname, lineno, msg, args, exc_info, func, sinfo, **kwargs)
@@ -111,7 +111,7 @@ def make_record(
 
 def install_factory() -> None:
     """Make `make_record` the factory of all records, unless the program has one of its own."""
-    if _is_known and logging.getLogRecordFactory() is _LogRecord:
+    if is_known and logging.getLogRecordFactory() is _LogRecord:
         logging.setLogRecordFactory(make_record)
 
 
@@ -151,4 +151,4 @@ def task_name() -> str | None:
 
 _nothing = "", 0, "", 0, "", None, None
 #: Whether a LogRecord of this Python has the attributes that are known here.
-_is_known = [*make_record(*_nothing).__dict__] == [*_LogRecord(*_nothing).__dict__]
+is_known = [*make_record(*_nothing).__dict__] == [*_LogRecord(*_nothing).__dict__]

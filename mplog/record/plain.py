@@ -165,7 +165,7 @@ _AS_TEXT: dict[int, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
 _AS_TEXT_BY_TYPE = {kind: (code, write) for code, (kind, write, _) in _AS_TEXT.items()}
 _CODES: dict[type, int] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
 _AS_IS = frozenset({bool, float, bytes, types.NoneType})
-_MAX_DEPTH = 32
+MAX_DEPTH = 32
 _Ext = msgspec.msgpack.Ext
 
 
@@ -186,7 +186,7 @@ def plain(value: Any, depth: int = 0) -> Any:
             return _Ext(code, write(value).encode())
         if kind is datetime.timedelta:
             return _Ext(_TIMEDELTA, pack([value.days, value.seconds, value.microseconds]))
-        if depth < _MAX_DEPTH:
+        if depth < MAX_DEPTH:
             # Copies, which are taken in one step: another thread, or a __repr__ in here, may change the original.
             if kind is list:
                 return [plain(item, depth + 1) for item in value[:]]

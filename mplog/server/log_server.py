@@ -39,6 +39,8 @@ from mplog.worker.initializer import Initializer
 START_TIMEOUT = 30.0
 #: Seconds that `LogServer.stop` and the end of a program wait for what is still to be written.
 STOP_TIMEOUT = 30.0
+#: With logging processes that die one after the other.
+PATIENCE = Patience()
 
 
 class LogServer:
@@ -115,9 +117,6 @@ class LogServer:
         self._finalizer: Any = None
         self._last_stats = Stats()
 
-    #: With logging processes that die one after the other.
-    _patience = Patience()
-
     def __repr__(self) -> str:
         state = f"pid {self._started.control.pid}" if self._started is not None else "not running"
         return f"<LogServer {self._arguments!r}: {state}>"
@@ -173,7 +172,7 @@ class LogServer:
                 raise ServerStateError(
                     f"{self!r} was started before, by pid {self._started.owner}. Make a LogServer for each use."
                 )
-            self._started = Started(self._arguments, START_TIMEOUT, self._patience)
+            self._started = Started(self._arguments, START_TIMEOUT, PATIENCE)
             try:
                 self._started.takeover.apply(self._arguments.level, self._arguments.logger_class)
             except BaseException:
@@ -232,6 +231,10 @@ class LogServer:
                 f"{self!r} belongs to pid {started.owner}, which started it; only that process can ask it."
             )
         return started
+
+    def release_loggers(self) -> None:
+        """Give the loggers of this process back what they had before the start; the server goes on."""
+        self._require_own().takeover.undo()
 
     def note_end(self, pid: int, name: str, exitcode: int) -> None:
         """Tell the logging process how a child of this process has ended, which no other process may know."""

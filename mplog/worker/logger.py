@@ -299,7 +299,7 @@ _ORIGINAL = (*_methods()[:3], *map(own, _methods()[3:]))
 
 
 #: Origins kept ready; more come from code that is made at run time, and from the names of asyncio's tasks.
-_KEPT = 2_000
+KEPT = 2_000
 
 
 def _encoded(key: tuple[str, int, str | None, str]) -> bytes:
@@ -308,7 +308,7 @@ def _encoded(key: tuple[str, int, str | None, str]) -> bytes:
 
 
 #: Origins without details, by the name of the logger, the level and its name, and the name of the process.
-_origins = Cache(_encoded, _KEPT)
+_origins = Cache(_encoded, KEPT)
 
 
 class _Here(threading.local):
@@ -345,7 +345,7 @@ def _place(logger: Logger, level: int, process_name: str | None, frame: Any) -> 
     code = frame.f_code
     names = threading.current_thread().name, process_name
     if here.names != names:
-        here.places, here.names = Bounded(_KEPT), names
+        here.places, here.names = Bounded(KEPT), names
     places = here.places
     place = (logger.name, level, _level_names.get(level), id(code), frame.f_lasti, task_name())
     known = places.get(place)

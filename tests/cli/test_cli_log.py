@@ -16,7 +16,7 @@ from oracle import wait_until
 from scripts import environment, lines
 
 import mplog as library
-from mplog.cli.log import _is_direct, _read_state
+from mplog.cli.log import is_direct, read_state
 from mplog.worker.state import all_loggers
 
 pytestmark = pytest.mark.processes
@@ -227,9 +227,9 @@ def test_directory_that_another_user_has_made_again(tmp_path: Path, server: libr
     planted.mkdir()
     with server:
         shutil.copy(Path(server.queue.directory, "logging"), planted)
-    state = _read_state(str(planted))
+    state = read_state(str(planted))
     assert state is not None
-    assert _is_direct(state), "it is the short way that is tested here"
+    assert is_direct(state), "it is the short way that is tested here"
     target.write_text("precious\n")
     (planted / "queue").symlink_to(target)
     status, _, err = log(level, "x", queue=str(planted), directory=tmp_path)

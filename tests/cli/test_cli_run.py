@@ -417,10 +417,10 @@ def test_lines_after_the_end_of_the_server_pass_through(tmp_path: Path) -> None:
 #: Runs mplog with a server that gives up soon, after failed restarts.
 IMPATIENT = """
     import sys
-    import mplog
     from mplog.cli.main import main
     from mplog.logging_process.messages import Patience
-    mplog.LogServer._patience = Patience(at_once=2, first_pause=0.01, longest_pause=0.02, restarts=4, seconds=0.2)
+    from mplog.server import log_server
+    log_server.PATIENCE = Patience(at_once=2, first_pause=0.01, longest_pause=0.02, restarts=4, seconds=0.2)
     sys.exit(main(sys.argv[1:]))
 """
 

@@ -303,7 +303,7 @@ def test_stop_of_a_server_that_is_slow(
     tmp_path: Path, queue: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that does not answer in time is said to run, and ends by what it was asked when it can."""
-    monkeypatch.setattr(stop_socket, "_GRACE", 0.1)
+    monkeypatch.setattr(stop_socket, "GRACE", 0.1)
     serving = _serving(queue)
     serving.suspend()
     try:

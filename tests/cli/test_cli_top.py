@@ -43,7 +43,7 @@ def servers(*arguments: object) -> list[dict[str, Any]]:
     """Return what the command says of servers, as data; in this process, which is quicker."""
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(output):
-        patched.setattr("mplog.cli.top._GAP", 0.01)
+        patched.setattr("mplog.cli.top.GAP", 0.01)
         assert main(["top", "--json", *map(str, arguments)]) == 0
     found: list[dict[str, Any]] = json.loads(output.getvalue())["servers"]
     return found

@@ -207,7 +207,7 @@ class Poisoned(logging.Handler):
 def test_what_is_given_up_is_written_by_the_next_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the logging process is given up, the rest is kept beside the first file, for the next server of it."""
     patience = Patience(at_once=2, first_pause=0.01, longest_pause=0.02, restarts=4, seconds=0.2)
-    monkeypatch.setattr(mplog.LogServer, "_patience", patience)
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", patience)
     log = tmp_path / "app.log"
     config = config_of(device={"class": "logging.FileHandler", "filename": "/dev/null"})
     config["handlers"]["file"] = {"class": "logging.FileHandler", "filename": str(log), "formatter": "text"}

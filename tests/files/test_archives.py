@@ -20,8 +20,7 @@ from scripts import run_script
 
 import mplog
 from mplog.files import archives
-from mplog.files.archives import _Archive, _expired
-from mplog.files.rotation import ArchiveRotator
+from mplog.files.archives import Archive, expired
 from mplog.files.rotation_rules import Keep
 from mplog.handlers.log_file import LogFileHandler
 
@@ -171,8 +170,8 @@ def test_file_of_others_is_left_alone(
 def test_compressing_is_abandoned_at_the_end(log: Path, open_handler: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """close() does not wait for a long compression: the original stays, and the next start does it again."""
     reached, gate = threading.Event(), threading.Event()
-    monkeypatch.setattr(archives, "_CLOSE_SECONDS", 0.1)
-    monkeypatch.setattr(archives, "_CHUNK", 2)
+    monkeypatch.setattr(archives, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(archives, "CHUNK", 2)
     crc32 = zlib.crc32
 
     def slow(*arguments: Any) -> int:
@@ -193,25 +192,32 @@ def test_compressing_is_abandoned_at_the_end(log: Path, open_handler: Opener, mo
     assert decompressed(rotated(log)[0]) == b"1\n2\n3\n"
 
 
-def test_file_is_not_touched_before_the_next_portion_is_written(log: Path, open_handler: Opener) -> None:
+def test_file_is_not_touched_before_the_next_portion_is_written(
+    log: Path, open_handler: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Until then a restart may look for it by its inode, which must not have become another file's."""
+    reached, gate = threading.Event(), threading.Event()
+    crc32 = zlib.crc32
+
+    def slow(*arguments: Any) -> int:
+        reached.set()
+        assert gate.wait(30)
+        return crc32(*arguments)
+
+    monkeypatch.setattr(zlib, "crc32", slow)
     handler = open_handler(compress="gz")
-    handler.write(["1\n", "2\n", "3\n", "4\n", "5\n", "6\n"])
-    wait_until_tidy(log, [NAME + ".gz"])
-    portion = handler.prepare(["7\n"])
-    held = "app.2026-11-20.002.log"
-    rotator = handler._rotator
-    assert isinstance(rotator, ArchiveRotator)
-    archives = rotator._archives
-    thread = archives._thread
-    assert thread is not None
-    archives._requests.put(True)
-    archives._requests.put(False)
-    thread.join(30)
-    assert [path.name for path in rotated(log)] == [NAME + ".gz", held]
-    archives._thread = None
+    # The thread compresses the first file, and is asked to look again after the second was rotated.
+    handler.write(["1\n", "2\n", "3\n", "4\n"])
+    assert reached.wait(30)
+    handler.write(["5\n", "6\n", "7\n", "8\n", "9\n"])
+    names = [f"app.2026-11-20.{index:03}.log" for index in (1, 2, 3)]
+    portion = handler.prepare(["10\n"])
+    assert [path.name for path in rotated(log)] == names
+    gate.set()
+    wait_until(lambda: not handler.is_tidying, "the thread has done what it was asked for")
+    assert [path.name for path in rotated(log)] == [names[0] + ".gz", names[1] + ".gz", names[2]]
     handler.write_portion(portion)
-    wait_until_tidy(log, [NAME + ".gz", held + ".gz"])
+    wait_until_tidy(log, [name + ".gz" for name in names])
 
 
 # --- removing ---
@@ -268,19 +274,17 @@ def test_only_rotated_files_are_removed(log: Path, tmp_path: Path, open_handler:
     assert target.read_text() == "precious"
 
 
-FILES = st.lists(
-    st.builds(_Archive, st.text(), st.integers(1, 99), st.integers(1, 99), st.integers(0, 99)), max_size=20
-)
+FILES = st.lists(st.builds(Archive, st.text(), st.integers(1, 99), st.integers(1, 99), st.integers(0, 99)), max_size=20)
 LIMITS = st.none() | st.integers(1, 99)
 
 
 @settings(deadline=None)  # other programs run beside this
 @given(FILES, LIMITS, LIMITS, LIMITS)
-def test_what_is_kept(files: list[_Archive], count: int | None, seconds: int | None, size: int | None) -> None:
+def test_what_is_kept(files: list[Archive], count: int | None, seconds: int | None, size: int | None) -> None:
     """What is kept is within every limit, and the newest; what goes, goes because of one."""
     now = 100 / 1e9
     keep = Keep(files=count, seconds=None if seconds is None else seconds / 1e9, size=size)
-    gone = _expired(files, keep, now)
+    gone = expired(files, keep, now)
     left = sorted((file for file in files if not any(file is other for other in gone)), key=_age)
     assert len(left) + len(gone) == len(files)
     assert all(_age(file) <= _age(other) for file in left for other in gone)
@@ -299,7 +303,7 @@ def test_what_is_kept(files: list[_Archive], count: int | None, seconds: int | N
         )
 
 
-def _age(file: _Archive) -> tuple[int, int]:
+def _age(file: Archive) -> tuple[int, int]:
     return -file.written_at_ns, -file.index
 
 

@@ -85,7 +85,7 @@ def _impatient() -> logging.Handler:
     """Runs in the logging process: have the end wait for a disk for a second only."""
     from mplog.logging_process import loop
 
-    loop._LAST_RETRIES_SECONDS = 1.0
+    loop.LAST_RETRIES_SECONDS = 1.0
     return logging.NullHandler()
 
 
@@ -255,7 +255,7 @@ def test_directory_that_may_not_be_written_any_more(tmp_path: Path) -> None:
 
         def impatient():
             from mplog.files import rotation
-            rotation._RETRY_SECONDS = 0.05
+            rotation.RETRY_SECONDS = 0.05
             return logging.NullHandler()
 
         if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Saboteur(logging.Handler):
         from mplog.files import notices, rotation
 
         # So that nothing is waited for, and everything is said each time.
-        rotation._RETRY_SECONDS = notices._INTERVAL = 0.0
+        rotation.RETRY_SECONDS = notices.INTERVAL = 0.0
         self.directory = str(directory)
         self.left = -runs
         self.runs = runs
@@ -154,7 +154,7 @@ def _broken_for_good(directory: Path) -> Saboteur:
     """Runs in the logging process: have calls fail for ever, and its end wait for them for half a second."""
     from mplog.logging_process import loop
 
-    loop._LAST_RETRIES_SECONDS = 0.5
+    loop.LAST_RETRIES_SECONDS = 0.5
     return Saboteur(directory, 10**9, False)
 
 

@@ -358,7 +358,7 @@ def test_every_name_is_read_back(log: str, pattern: str | None, zone: Any, writt
     around = names.around_index(written_at, zone)
     found = names.index_of(name)
     assert found is not None
-    assert f"{around[0]}{index:0{names._width}}{around[1]}" == name
+    assert f"{around[0]}{index:0{names.width}}{around[1]}" == name
     assert names.name(written_at, zone, index + 1) != name
 
 

@@ -306,7 +306,7 @@ def test_record_that_did_not_travel() -> None:
 
 def test_long_names_are_not_kept() -> None:
     """Names of any length that come with records do not stay in memory."""
-    origins = ByOrigin(escaping._escape_origin)
+    origins = ByOrigin(escaping.escape_origin)
     for size in (10, 5000):
         record = logging.LogRecord("n" * size, 20, "/x.py", 1, "m", None, None)
         _, origin = decode_entry(encode(record))

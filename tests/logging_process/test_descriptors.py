@@ -34,7 +34,7 @@ def _impatient() -> logging.Handler:
     """Runs in the logging process: let it soon try again what has failed."""
     from mplog.files import rotation
 
-    rotation._RETRY_SECONDS = 0.05
+    rotation.RETRY_SECONDS = 0.05
     return logging.NullHandler()
 
 

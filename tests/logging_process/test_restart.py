@@ -297,7 +297,7 @@ def test_given_up_after_failed_restarts(
     writes everything, in order."""
     log = tmp_path / "app.log"
     patience = Patience(at_once=2, first_pause=0.01, longest_pause=0.02, restarts=4, seconds=0.2)
-    monkeypatch.setattr(mplog.LogServer, "_patience", patience)
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", patience)
     sinks = mplog.FileSink(log, format="%(message)s"), mplog.HandlerSink(_Poisoned)
     server = mplog.LogServer(*sinks, level="INFO").start()
     supervisor = psutil.Process(server.pid).ppid()
@@ -333,7 +333,7 @@ def test_given_up_after_failed_restarts(
 def _attend_with_a_full_link() -> None:
     """Runs in a child: be the supervisor of two logging processes, the program of which takes nothing for long."""
     program, link = multiprocessing.Pipe()
-    made = supervisor._Supervisor(link, Launch(b"", ""), -1)
+    made = supervisor.Supervisor(link, Launch(b"", ""), -1)
     os.set_blocking(link.fileno(), False)
     with pytest.raises(BlockingIOError):
         while True:
@@ -352,7 +352,7 @@ def _attend_with_a_full_link() -> None:
             os._exit(status)
         asking.close()
         ours, other = multiprocessing.Pipe()
-        assert made._attend(pid, requests, ours) == status
+        assert made.attend(pid, requests, ours) == status
         assert ours.closed
         other.close()
         requests.close()
@@ -370,9 +370,9 @@ def test_sigterm_to_the_supervisor_between_two_logging_processes(
 ) -> None:
     """SIGTERM while the supervisor waits before a restart, or in the midst of one, is not lost: everything is written,
     and the end comes."""
-    monkeypatch.setattr(mplog.LogServer, "_patience", Patience(at_once=0, first_pause=300.0, longest_pause=300.0))
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", Patience(at_once=0, first_pause=300.0, longest_pause=300.0))
     if moment == "starting":
-        monkeypatch.setattr(mplog.LogServer, "_patience", Patience())
+        monkeypatch.setattr("mplog.server.log_server.PATIENCE", Patience())
     log, gate = tmp_path / "app.log", Gate(tmp_path / "gate")
 
     def stand() -> logging.Handler:

@@ -122,7 +122,7 @@ needs_exit_codes = pytest.mark.skipif(
 @pytest.fixture
 def older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that does not know the ioctl which tells how a process has ended."""
-    monkeypatch.setattr(process, "_PIDFD_GET_INFO", process._PIDFD_GET_INFO + 200)
+    monkeypatch.setattr(process, "PIDFD_GET_INFO", process.PIDFD_GET_INFO + 200)
 
 
 # --- how processes end ---
@@ -316,16 +316,30 @@ def test_a_refused_process_is_tried_again_later(family: Family, watch: Watch, mo
     for _ in range(5):
         watch.watch(pid, "worker")
     assert looked == [pid]
-    monkeypatch.setattr(deaths.time, "monotonic", lambda clock=time.monotonic: clock() + deaths._RETRY_SECONDS)
+    monkeypatch.setattr(deaths.time, "monotonic", lambda clock=time.monotonic: clock() + deaths.RETRY_SECONDS)
     watch.watch(pid, "worker")
     assert len(watch) == 1
 
 
-def test_what_is_remembered_has_a_bound(watch: Watch) -> None:
-    """A flood of pids without a process does not fill the memory."""
-    for pid in range(NO_PID, NO_PID + 3 * deaths._REMEMBERED):
+def test_what_is_remembered_has_a_bound(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of pids without a process does not fill the memory: the latest are remembered, and the others are not."""
+    last = NO_PID + 3 * deaths.REMEMBERED
+    for pid in range(NO_PID, last):
+        watch.watch(pid, f"worker {pid}")
+    tried: list[int] = []
+
+    def find_none(pid: int) -> int:
+        tried.append(pid)
+        raise ProcessLookupError(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", find_none)
+    bounds = (NO_PID, last - deaths.REMEMBERED - 1, last - deaths.REMEMBERED, last - 1)
+    deaths_told = [watch.told(pid, "not remembered", 3) for pid in bounds]
+    names = [death.name for death in deaths_told if death is not None]
+    assert names == ["not remembered", "not remembered", f"worker {bounds[2]}", f"worker {bounds[3]}"]
+    for pid in reversed(bounds):  # each that is tried again makes the oldest forgotten
         watch.watch(pid, "worker")
-    assert len(watch._refused) == len(watch._unexplained) == deaths._REMEMBERED
+    assert tried == [bounds[1], bounds[0]]
 
 
 # --- what the owner knows ---
@@ -439,7 +453,7 @@ REUSE = """
         assert family.fork(how, **words) == pid
 
     if {older}:
-        process._PIDFD_GET_INFO += 200
+        process.PIDFD_GET_INFO += 200
     queue = mplog.LogQueue()
     watch = deaths.Watch(queue.path, os.getpid())
     with Family(queue.path) as family:
@@ -459,7 +473,7 @@ REUSE = """
         # The next one has not the queue open, so it is no sender.
         family.reap(1000)
         fork_as(1000, "signal:9", with_fifo=False)
-        deaths._RETRY_SECONDS = 0
+        deaths.RETRY_SECONDS = 0
         watch.watch(1000, "second")
         said.append(len(watch))
         family.go(1000, reap=True)
@@ -533,7 +547,7 @@ def test_the_number_of_descriptors_has_a_bound(
     assert codes(watch.rest(0.0)) == dict.fromkeys(pids[1:500], 3)
     assert open_descriptors() == before + 1
     # There is room again.
-    monkeypatch.setattr(deaths.time, "monotonic", lambda clock=time.monotonic: clock() + deaths._RETRY_SECONDS)
+    monkeypatch.setattr(deaths.time, "monotonic", lambda clock=time.monotonic: clock() + deaths.RETRY_SECONDS)
     watch.watch(pids[-1], "worker")
     assert len(watch) == 2
     watch.close()
@@ -554,8 +568,8 @@ def test_no_descriptor_left_is_no_error(
     family: Family, watch: Watch, no_collector: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where any of the steps finds no free descriptor, no process is watched, and no descriptor is lost."""
-    monkeypatch.setattr(deaths, "_limit", lambda: 500)
-    monkeypatch.setattr(deaths, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(deaths, "most_watched", lambda: 500)
+    monkeypatch.setattr(deaths, "RETRY_SECONDS", 0.0)
     pid = family.fork("exit:3")
     before = open_descriptors()
     highest = max(map(int, os.listdir("/proc/self/fd")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -15,8 +16,8 @@ from readers import in_fork
 from scripts import lines
 
 import mplog
-from mplog.monitoring import ended_processes, statistics
-from mplog.monitoring.count_file import CountFile, read_rows
+from mplog.monitoring import count_file, ended_processes, statistics
+from mplog.monitoring.count_file import read_rows
 from mplog.monitoring.ended_processes import EndedProcesses
 from mplog.monitoring.loss_reader import LossReader
 from mplog.monitoring.numbers import Numbers
@@ -349,10 +350,16 @@ def test_the_file_of_one_in_another_container_stays(
     assert_file_stays(logging_process, directory)
 
 
+def no_room(*arguments: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_without_room_nothing_is_folded(directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the statistics cannot grow, the files stay, and so do their counts."""
     logging_process = Logging(directory, living)
-    monkeypatch.setattr(CountFile, "_make_row", lambda self, key: None)
+    monkeypatch.setattr(count_file, "map_fd", no_room)
+    reserved = [logging_process.tallies.reserve(("filler", number)) for number in range(2000)]
+    assert any(reserved) and not reserved[-1], "the file is full"
     assert_file_stays(logging_process, directory)
 
 

@@ -133,7 +133,7 @@ def test_metrics_of_a_logging_process_that_is_given_up(
             if record.getMessage() == "poison":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(mplog.LogServer, "_patience", Patience(1, 0.01, 0.01, restarts=1, seconds=0.1))
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", Patience(1, 0.01, 0.01, restarts=1, seconds=0.1))
     server = mplog.LogServer(tmp_path / "app.log", mplog.HandlerSink(Poisoned), level="INFO").start()
     registry.register(MplogCollector(server))
     logging.info("one")

@@ -148,16 +148,25 @@ def test_what_is_over_leaves_its_room(directory: str) -> None:
 
 def test_room_is_made_in_a_change(directory: str) -> None:
     """A reader notices that a row is being made, which may have been that of another key."""
-    file, seen = CountFile(directory, 0), []
-    make = file._make_row
+    file = CountFile(directory, 0)
+    words, stored = file.words, []
 
-    def noting(key: Any) -> int | None:
-        seen.append(file.words[count_file._BEGUN] != file.words[count_file._ENDED])
-        return make(key)
+    class Noting:
+        """The words, which notes each store into a row, and whether readers are told of a change meanwhile."""
 
-    file._make_row = noting  # type: ignore[method-assign]
+        __len__, __getitem__ = words.__len__, words.__getitem__
+
+        def __setitem__(self, index: int, value: int) -> None:
+            words[index] = value
+            if index > count_file.ENDED:
+                stored.append((index, words[count_file.BEGUN] != words[count_file.ENDED]))
+
+    file.words = Noting()  # type: ignore[assignment]
     assert file.reserve(("a",))
-    assert seen == [True]
+    assert len({index for index, _ in stored}) >= 5, "the row has a length, two counts with their numbers, and a key"
+    assert all(is_told for _, is_told in stored)
+    assert words[count_file.BEGUN] == words[count_file.ENDED]
+    file.words = words
     file.close()
 
 

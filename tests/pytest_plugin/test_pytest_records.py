@@ -137,11 +137,11 @@ def test_more_than_any_buffer_holds(runs: Runs) -> None:
     )
 
 
-def test_line_that_is_being_written_waits_for_the_next_look(tmp_path: Path) -> None:
+def test_line_that_is_being_written_waits_for_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If other processes log during a look, it may find half a line at the end."""
-    records = object.__new__(Records)
-    records._path, records._position, records._records = tmp_path / "records", 0, []
-    records.server = SimpleNamespace(flush=lambda: None)  # type: ignore[assignment]
+    server = SimpleNamespace(flush=lambda: None)
+    monkeypatch.setattr("mplog.pytest_plugin.records.start_beside", lambda not_started: server)
+    records = Records(tmp_path / "records", logging.Formatter())
     first, second = (
         LineEncoder().format(logging.makeLogRecord({"msg": text, "levelno": 20})).encode() + b"\n"
         for text in ("first", "second")

@@ -513,19 +513,19 @@ def damage(memory: int, where: str) -> None:
     elif where == "cut":
         os.ftruncate(memory, os.fstat(memory).st_size - 1)
     elif where == "zeros":
-        os.pwrite(memory, bytes(buffer_memory._START), 0)
+        os.pwrite(memory, bytes(buffer_memory.START), 0)
     elif where == "noise":
-        os.pwrite(memory, os.urandom(buffer_memory._START), 0)
+        os.pwrite(memory, os.urandom(buffer_memory.START), 0)
     elif where == "version":
         os.pwrite(memory, struct.pack("=Q", 3), 8)
     elif where == "size":
         os.pwrite(memory, struct.pack("=Q", SIZE // 2), 16)
     elif where == "states":
-        for start in buffer_memory._SLOTS:
+        for start in buffer_memory.SLOTS:
             os.pwrite(memory, b"\xff", start + 20)
     else:
         assert where == "note"
-        os.pwrite(memory, b"X", buffer_memory._NOTES[1])
+        os.pwrite(memory, b"X", buffer_memory.NOTES[1])
 
 
 @pytest.mark.parametrize(
@@ -756,21 +756,19 @@ def test_killed_after_any_byte_the_state_is_the_old_or_the_new_one(
 
     def look(image: bytearray) -> tuple[Any, ...]:
         view = memoryview(image)
-        for start in (0, *(buffer_memory._START + place * SIZE for place in range(3))):
-            os.pwrite(scratch, view[start : start + buffer_memory._START], start)
+        for start in (0, *(buffer_memory.START + place * SIZE for place in range(3))):
+            os.pwrite(scratch, view[start : start + buffer_memory.START], start)
         return seen(scratch)
 
     def check(operation: Any) -> None:
-        image = bytearray(os.pread(memory, buffer_memory._START + 3 * SIZE, 0))
+        image = bytearray(os.pread(memory, buffer_memory.START + 3 * SIZE, 0))
         old = look(image)
         stores.clear()
         reads.clear()
         operation()
-        new = look(bytearray(os.pread(memory, buffer_memory._START + 3 * SIZE, 0)))
+        new = look(bytearray(os.pread(memory, buffer_memory.START + 3 * SIZE, 0)))
         last, _ = stores[-1]
-        assert last in [list(range(slot, slot + 8)) for slot in buffer_memory._SLOTS], (
-            "the number is not the last store"
-        )
+        assert last in [list(range(slot, slot + 8)) for slot in buffer_memory.SLOTS], "the number is not the last store"
         looks = [look(image) for _ in torn(image, stores, reads[0] if reads else -1)]
         assert looks[-1] == new
         assert set(looks) == {old, new}
@@ -779,9 +777,9 @@ def test_killed_after_any_byte_the_state_is_the_old_or_the_new_one(
 
     recorder = Recorder(pair.memory.view, stores)
     monkeypatch.setattr(pair.memory, "view", recorder)
-    monkeypatch.setattr(pair.memory, "_words", Recorder(pair.memory._words, stores))
+    monkeypatch.setattr(pair.memory, "words", Recorder(pair.memory.words, stores))
     monkeypatch.setattr(os, "readv", record_readv)
-    while pair.memory._sequence < 250:  # the numbers pass 256, so that more than one of their bytes changes
+    while pair.memory.sequence < 250:  # the numbers pass 256, so that more than one of their bytes changes
         pair.commit(0)
     pair.commit(0, b"first note")
     pipe.write(b"a" * 100)
@@ -803,7 +801,7 @@ def test_killed_after_any_byte_the_state_is_the_old_or_the_new_one(
     check(lambda: pair.replace(lambda content: b"f" * 10))
     check(lambda: pair.commit(300))
     check(pair.swap)
-    assert pair.memory._sequence > 260
+    assert pair.memory.sequence > 260
     monkeypatch.undo()
     assert rest_of(pair) == b"f" * 10
     pair.close()

@@ -719,7 +719,11 @@ def test_threads_send_each_notice(small: LogQueue) -> None:
     assert sorted(small.get(timeout=60) for _ in range(200)) == sorted(list(range(50)) * 4)
     for thread in threads:
         thread.finish("it has put everything")
-    assert (small.sender._abandoned, small.reader.inbox.frames.incomplete()) == ([], [])
+    assert small.reader.inbox.frames.incomplete() == []
+    fresh = LogQueue(4096)
+    for each in (small, fresh):
+        each.put(1)
+    assert small.pending() == fresh.pending(), "a notice is sent again"
 
 
 @pytest.mark.parametrize("seconds", [0.0002, 0.001])
@@ -1216,12 +1220,15 @@ def test_only_the_user_gets_at_the_queue(umask: int) -> None:
 
 def test_collected_queue_removes_its_directory() -> None:
     """When the owner's object is collected, the directory and the descriptors go."""
+    gc.collect()
+    before = set(os.listdir("/dev/fd"))
     queue = LogQueue()
     directory = queue.directory
     queue.put(1)
-    descriptors = [queue.reader.read_fd, queue.sender.write_fd, queue.reader._lock_fd]
-    for descriptor in descriptors:
-        os.fstat(descriptor)
+    assert queue.get(timeout=60) == 1
+    descriptors = [int(name) for name in set(os.listdir("/dev/fd")) - before if fifo.is_open(int(name))]
+    assert len(descriptors) == 3, "the two ends, and the file to lock"
+    assert {queue.reader.read_fd, queue.sender.write_fd} < set(descriptors)
     del queue
     gc.collect()
     assert not os.path.exists(directory)

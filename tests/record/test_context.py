@@ -46,9 +46,15 @@ def log(request: pytest.FixtureRequest) -> Iterator[tuple[logging.Logger, Collec
 @pytest.fixture(autouse=True)
 def nothing_bound() -> Iterator[None]:
     """Begin and end with nothing bound."""
-    bound._bound.set({})
+    forget_all()
     yield
-    bound._bound.set({})
+    forget_all()
+
+
+def forget_all() -> None:
+    """Do what a fork of a process that has bound fields does."""
+    bound.in_use.pid = -1
+    bound.forget_inherited()
 
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 from readers import in_fork
 
 from mplog.record import decoded_size
-from mplog.record.decoding import _UNCHECKED_SIZE, Decoder, decode
+from mplog.record.decoding import UNCHECKED_SIZE, Decoder, decode
 from mplog.record.encoding import encode
 from mplog.record.layout import EXTRA, RAW_ORIGIN, REST
 from mplog.record.plain import unpack
@@ -103,7 +103,7 @@ def test_the_estimate_is_above_what_it_takes(kind: str) -> None:
     assert len(kept) == 20_000
     assert taken <= decoded_size.estimate(data, sys.maxsize)[0] <= 8 * taken + 10_000
     assert taken <= decoded_size.at_most(data)
-    assert _UNCHECKED_SIZE * taken / len(data) < decoded_size.MEMORY
+    assert UNCHECKED_SIZE * taken / len(data) < decoded_size.MEMORY
 
 
 @pytest.mark.parametrize(

@@ -749,7 +749,7 @@ def test_ctrl_c_is_not_swallowed() -> None:
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> int:
     """Cut records that are over 100 kB, to pieces of 1 kB."""
     monkeypatch.setattr(encoding, "MAX_RECORD_SIZE", 100_000)
-    monkeypatch.setattr(encoding, "_CUT_TEXT", 1000)
+    monkeypatch.setattr(encoding, "CUT_TEXT", 1000)
     return 100_000
 
 

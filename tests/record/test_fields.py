@@ -517,7 +517,7 @@ def test_a_text_that_is_no_utf8_is_redacted(prepared: Prepared) -> None:
 def test_a_record_that_becomes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch, details: bool) -> None:
     """A field of an enricher that is longer than a record may be is cut like any other, and so counted."""
     monkeypatch.setattr(encoding, "MAX_RECORD_SIZE", 10_000)
-    monkeypatch.setattr(encoding, "_CUT_TEXT", 1000)
+    monkeypatch.setattr(encoding, "CUT_TEXT", 1000)
     payload = Preparation((lambda: {"huge": "x" * 20_000},), (lambda name, value: value,))(encode(make(), 1, details))
     assert type(payload) is Cut
     assert decode(payload).huge == "[cut by mplog: 20007 bytes]"  # type: ignore[attr-defined]

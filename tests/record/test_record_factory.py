@@ -171,10 +171,10 @@ def test_a_patched_class_makes_the_record(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_paths_kept_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Code that is made at run time does not fill the memory."""
-    monkeypatch.setattr(record_factory._modules, "most", 10)
+    monkeypatch.setattr(record_factory.modules, "most", 10)
     for number in range(100):
         assert make_record("n", 20, f"/made/{number}.py", 1, "m", (), None).module == str(number)
-    assert len(record_factory._modules) <= 10
+    assert len(record_factory.modules) <= 10
 
 
 # --- users ---
@@ -195,7 +195,7 @@ def test_a_factory_of_the_program_stays() -> None:
 @pytest.mark.usefixtures("factory")
 def test_a_record_of_an_unknown_python_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its LogRecord has other attributes, that makes the records."""
-    monkeypatch.setattr(record_factory, "_is_known", False)
+    monkeypatch.setattr(record_factory, "is_known", False)
     install_factory()
     assert logging.getLogRecordFactory() is logging.LogRecord
 

@@ -306,7 +306,7 @@ def test_what_is_lost_to_a_function_that_kills_is_said(
 ) -> None:
     """When logging processes are given up because the function kills them, the last words count what it has not got."""
     patience = Patience(at_once=2, first_pause=0.01, longest_pause=0.02, restarts=4, seconds=0.2)
-    monkeypatch.setattr(mplog.LogServer, "_patience", patience)
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", patience)
 
     def kill(batch: list[Any]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -12,7 +12,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from readers import running
 from scripts import lines
 
 import mplog
-from mplog.files.archives import Archives
+from mplog.files import archives
 from mplog.files.names import FileNames
 from mplog.files.open_file import FileOptions
 from mplog.handlers.log_file import LogFileHandler
@@ -282,6 +282,26 @@ def _handler(directory: Path, max_open: int = 3, **options: Any) -> RoutedFileHa
     return handler
 
 
+def _handler_of(directory: Path, make: Callable[[str], LogFileHandler], max_open: int = 3) -> RoutedFileHandler:
+    """Return a handler whose files are made by a function."""
+    sink = RoutedFileSink(directory / "{job}.log")
+    handler = RoutedFileHandler(sink.path, sink.names, make, max_open=max_open)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return handler
+
+
+def _file(path: str, **options: Any) -> LogFileHandler:
+    file = FileSink(path, **options).make_handler()
+    assert isinstance(file, LogFileHandler)
+    return file
+
+
+def _open_files(directory: Path) -> list[str]:
+    """Return the names of the open files, by their locks."""
+    names = (name[1:].removesuffix(".lock") for name in os.listdir(directory) if name.endswith(".lock"))
+    return sorted(name for name in names if "{" not in name)
+
+
 def _record(job: object, message: str) -> logging.LogRecord:
     return logging.makeLogRecord({"msg": message, "job": job})
 
@@ -307,15 +327,13 @@ def test_no_more_files_are_open_than_allowed(tmp_path: Path) -> None:
 
 def test_the_least_recently_written_file_is_closed(tmp_path: Path) -> None:
     """A file that is written all the time stays open."""
-    handler = _handler(tmp_path)
     opened: list[str] = []
-    make = handler._make
 
-    def noting(path: str) -> LogFileHandler:
+    def make(path: str) -> LogFileHandler:
         opened.append(os.path.basename(path))
-        return make(path)
+        return _file(path)
 
-    handler._make = noting
+    handler = _handler_of(tmp_path, make)
     for number in range(10):
         for job in ("always", number):
             handler.handle(_record(job, "x"))
@@ -342,29 +360,34 @@ def test_compressing_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A file of which a rotated one is being compressed stays open meanwhile, beyond the bound, and is closed then."""
 
     def wait_for(name: str) -> None:
-        wait_until(lambda: not handler._files[name].is_tidying, f"nothing of {name} is being compressed")
+        wait_until(lambda: not made[name].is_tidying, f"nothing of {name} is being compressed")
 
     gate = threading.Event()
-    compress = Archives._compress
+    compress = archives.compress_into
+    made: dict[str, LogFileHandler] = {}
 
-    def slowly(archives: Archives, archive: Any) -> None:
+    def slowly(*arguments: Any) -> Any:
         assert gate.wait(60)
-        compress(archives, archive)
+        return compress(*arguments)
 
-    monkeypatch.setattr(Archives, "_compress", slowly)
-    handler = _handler(tmp_path, max_open=1, rotate=4, compress="gz")
+    def make(path: str) -> LogFileHandler:
+        file = made[os.path.basename(path)] = _file(path, rotate=4, compress="gz")
+        return file
+
+    monkeypatch.setattr(archives, "compress_into", slowly)
+    handler = _handler_of(tmp_path, make, max_open=1)
     for job in ("a", "a", "b", "c"):
         handler.handle(_record(job, "xxx"))
         handler.flush()
         handler.settle()
         if job != "a":
             wait_for(f"{job}.log")
-    assert list(handler._files) == ["a.log", "c.log"]
+    assert _open_files(tmp_path) == ["a.log", "c.log"]
     gate.set()
     wait_for("a.log")
     handler.handle(_record("d", "xxx"))
     handler.flush()
-    assert list(handler._files) == ["d.log"]
+    assert _open_files(tmp_path) == ["d.log"]
     handler.close()
     assert len(list(tmp_path.glob("a.*.log.gz"))) == 1
 
@@ -395,17 +418,22 @@ def test_full_disk_holds_up_what_it_concerns(tmp_path: Path, monkeypatch: pytest
 
 def test_no_descriptors_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that cannot be opened for want of a descriptor is tried again; one that is no file is counted."""
-    handler = _handler(tmp_path)
+    is_short = True
+
+    def make(path: str) -> LogFileHandler:
+        if is_short:
+            raise OSError(errno.EMFILE, "too many")
+        return _file(path)
+
+    handler = _handler_of(tmp_path, make)
     handler.keeps_trying = True
     failed: list[str] = []
     monkeypatch.setattr(handler, "handleError", lambda record: failed.append(record.getMessage()))
-    make = handler._make
     (tmp_path / "fifo.log").mkdir()
-    handler._make = lambda path: (_ for _ in ()).throw(OSError(errno.EMFILE, "too many"))
     handler.handle(_record("a", "1"))
     handler.flush()
     assert handler.stuck_by is not None
-    handler._make = make
+    is_short = False
     handler.handle(_record("fifo", "2"))
     handler.flush()
     assert handler.stuck_by is None
@@ -450,8 +478,8 @@ def test_many_names_take_little_memory() -> None:
     for number in range(12_000):
         assert routes.name_of(_record(number, "")) == f"{number}.log"
     routes.name_of(_record("x" * 5000, ""))
-    assert len(routes._by_values) <= 10_000
-    assert max(len(key[0]) for key in routes._by_values) < 1000
+    assert len(routes.by_values) <= 10_000
+    assert max(len(key[0]) for key in routes.by_values) < 1000
 
 
 # --- kills ---

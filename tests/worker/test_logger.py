@@ -353,7 +353,7 @@ def test_code_made_at_run_time_is_told_apart(sent: Sent) -> None:
 
 def test_places_kept_ready_are_limited(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     """The logger keeps a limited number of places."""
-    monkeypatch.setattr(mplog.worker.logger, "_KEPT", 50)
+    monkeypatch.setattr(mplog.worker.logger, "KEPT", 50)
     mplog.worker.logger.forget()
     for number in range(200):
         exec(compile("log.info('x')", f"/made/{number}.py", "exec"), {"log": sent.logger})
