@@ -1,4 +1,4 @@
-"""What the tests share: the start methods, the libraries, servers that log to a file, and root loggers put back."""
+"""Fixtures that all tests share: start methods and libraries, servers that log to a file, and root loggers put back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import glob
 import logging
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,22 +18,11 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
-import dill
-import multiprocess
 import pytest
-from scripts import TESTS, Gate
+from scripts import FORMAT, TESTS, Gate
+from start_methods import LIBRARIES, PAIRS, START_METHODS
 
 import mplog
-
-START_METHODS = ["fork", "spawn", "forkserver"]
-LIBRARIES = {"multiprocessing": multiprocessing, "multiprocess": multiprocess}
-
-#: Each start method and each library once or more; test_matrix.py runs all of their pairs.
-PAIRS = [("fork", "multiprocessing"), ("spawn", "multiprocess"), ("forkserver", "multiprocessing")]
-
-#: What every test of this suite logs in, so that the oracle can read it back.
-FORMAT = "%(processName)s %(process)d %(levelname)s %(name)s | %(message)s"
-LINE = re.compile(r"(?P<process_name>.*) (?P<pid>\d+) (?P<level>\S+) (?P<logger>\S+) \| (?P<message>.*)")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -130,19 +118,6 @@ def context(request: pytest.FixtureRequest) -> Any:
     """A context of each start method and of each library."""
     start_method, library = request.param
     return LIBRARIES[library].get_context(start_method)
-
-
-def skip_without_dill() -> None:
-    """Skip a test that has multiprocess send a function of a script, where dill cannot: dill 0.4.1 on Python 3.15."""
-    try:
-        dill.dumps(eval("lambda: None", {"__name__": "__main__"}))
-    except Exception as error:
-        pytest.skip(f"dill {dill.__version__} cannot pickle a function by value: {error}")
-
-
-def library_of(context: Any) -> Any:
-    """Return the library of a context."""
-    return LIBRARIES[type(context).__module__.partition(".")[0]]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,10 @@ INSTALLED = Path(mplog.__file__).parents[1]
 
 #: Where the helpers of the tests are.
 TESTS = Path(__file__).parent
+
+#: What every test of this suite logs in, so that the oracle can read it back.
+FORMAT = "%(processName)s %(process)d %(levelname)s %(name)s | %(message)s"
+LINE = re.compile(r"(?P<process_name>.*) (?P<pid>\d+) (?P<level>\S+) (?P<logger>\S+) \| (?P<message>.*)")
 
 
 def environment(**changes: str | None) -> dict[str, str]:

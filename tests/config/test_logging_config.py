@@ -13,8 +13,8 @@ from typing import Any
 
 import configurations
 import pytest
-from conftest import START_METHODS
 from scripts import drop_privileges, lines, run_script, write_script
+from start_methods import START_METHODS
 
 import mplog
 

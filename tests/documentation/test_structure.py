@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import START_METHODS
 from pages import DOCS, read_blocks
 from scripts import run, write_script
+from start_methods import START_METHODS
 
 
 def read_programs() -> dict[str, tuple[str, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import docutils.core
 import pytest
-from conftest import skip_without_dill
+from start_methods import skip_without_dill
 
 pytestmark = pytest.mark.processes
 

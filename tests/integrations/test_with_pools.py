@@ -15,8 +15,9 @@ from typing import Any
 import jobs
 import multiprocess.managers
 import pytest
-from conftest import LINE, library_of, skip_without_dill
 from oracle import acknowledged, verdict
+from scripts import LINE
+from start_methods import library_of, skip_without_dill
 
 import mplog
 

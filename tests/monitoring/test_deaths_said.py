@@ -12,9 +12,9 @@ from typing import Any
 
 import jobs
 import pytest
-from conftest import FORMAT, START_METHODS
 from oracle import wait_until
-from scripts import process_has_ended, run_script
+from scripts import FORMAT, process_has_ended, run_script
+from start_methods import START_METHODS
 
 import mplog
 from mplog.monitoring import tallies

@@ -16,9 +16,10 @@ from typing import Any
 
 import jobs
 import pytest
-from conftest import FORMAT, LIBRARIES, LINE, START_METHODS
 from oracle import verdict
 from process_classes import Job, MultiprocessJob
+from scripts import FORMAT, LINE
+from start_methods import LIBRARIES, START_METHODS
 
 import mplog
 

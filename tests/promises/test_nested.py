@@ -16,9 +16,9 @@ from typing import Any
 import jobs
 import psutil
 import pytest
-from conftest import library_of
 from floods import log_as, start_pool
 from oracle import Producer, acknowledged, verdict, wait_until
+from start_methods import library_of
 
 import mplog
 

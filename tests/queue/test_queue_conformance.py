@@ -8,7 +8,7 @@ import unittest
 from typing import Any
 
 import pytest
-from conftest import START_METHODS
+from start_methods import START_METHODS
 
 from mplog import LogQueue
 

@@ -20,9 +20,9 @@ from typing import Any
 import jobs
 import multiprocess
 import pytest
-from conftest import START_METHODS, library_of
 from oracle import wait_until
 from process_classes import Job, MultiprocessJob
+from start_methods import START_METHODS, library_of
 
 import mplog
 

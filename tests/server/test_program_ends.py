@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS, skip_without_dill
 from oracle import acknowledged, verdict, wait_until
 from scripts import environment, lines, process_has_ended, run, run_script, write_script
+from start_methods import PAIRS, skip_without_dill
 
 pytestmark = pytest.mark.processes
 

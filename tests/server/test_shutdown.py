@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import skip_without_dill
 from oracle import Verdict, acknowledged, verdict, wait_until
 from scripts import elapsed, environment, lines, process_has_ended, write_script
+from start_methods import skip_without_dill
 
 import mplog
 

@@ -16,9 +16,8 @@ from typing import Any
 import cloudpickle
 import jobs
 import pytest
-from conftest import FORMAT
 from oracle import wait_until
-from scripts import kill_for_good
+from scripts import FORMAT, kill_for_good
 
 import mplog
 

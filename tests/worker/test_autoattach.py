@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from commands import mplog
-from conftest import PAIRS, skip_without_dill
 from scripts import INSTALLED, environment, write_script
+from start_methods import PAIRS, skip_without_dill
 
 pytestmark = pytest.mark.processes
 
