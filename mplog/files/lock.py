@@ -63,7 +63,7 @@ def acquire(path: str) -> filelock.BaseFileLock:
     if os.path.dirname(place) == _own_path():
         _make_own_directory(_own_path())
     with contextlib.suppress(FileNotFoundError):
-        _check_lock(os.lstat(place), place)  # before filelock opens it, some versions of which empty it
+        _check_lock(os.lstat(place), place)  # before filelock opens it: some versions empty it
     # 0600: a user who can open it can hold it, and so keep this server from starting.
     lock = filelock.FileLock(place, mode=0o600, thread_local=False)
     try:

@@ -1,4 +1,4 @@
-"""The open ones of a directory's files, of which there may be many more. Runs in the logging process."""
+"""Keeps a bounded number of a directory's files open. Runs in the logging process."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def encode_losses(processes: Iterable[ProcessLosses]) -> bytes:
 
 
 def decode_losses(payload: bytes) -> list[ProcessLosses]:
-    """Return what the payload of such a frame says; raise a ValueError, as msgspec's errors are, if it is malformed."""
+    """Return the losses in the payload of such a frame; raise ValueError (so does msgspec) if it is malformed."""
     if len(payload) > frame.PAYLOAD_SIZE:
         raise ValueError("losses in a message of many frames")
     return [

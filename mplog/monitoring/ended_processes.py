@@ -80,7 +80,7 @@ class EndedProcesses:
             lost.setdefault(key[-4], []).append(key)
         for pid in ready:
             del self._pending[pid]
-            # If a new process has the pid by now, both are folded when that one has ended.
+            # If a new process has the pid, both are folded once the new one has ended.
             is_free = pid not in self._losses.in_use and has_ended(pid)
             if is_free and self._fold(pid, lost.get(pid, [])):
                 self._tried.discard(pid)

@@ -68,7 +68,7 @@ class LossReader:
         return found
 
     def _new_of_buffers(self) -> list[ProcessLosses]:
-        """Return what was dropped out of the buffers: the intake sends it in frames."""
+        """Return the records dropped from the buffers: the intake counts them in frames."""
         new = []
         for (_, *place), count in self._tallies.of("lost").items():
             said = "said of buffers", *place

@@ -24,7 +24,7 @@ def not_noted(stories: Sequence[str], noted: Sequence[str]) -> list[str]:
 
 
 class Restarts:
-    """The restarts of which the log has not told yet.
+    """The restarts that the log has not told of yet.
 
     Args:
         untold: descriptions that the previous logging process had not committed. A line that `is_said` stays in it

@@ -153,7 +153,7 @@ def peek(fd: int) -> bytes:
 
 
 def open_lock(path: str) -> int:
-    """Open a file to lock, as far out of the way as a FIFO."""
+    """Open a file to lock, with a high descriptor like that of a FIFO."""
     return _out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 

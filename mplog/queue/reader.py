@@ -33,7 +33,7 @@ if sys.platform != "win32":
 _DECODE: dict[int, Callable[[bytes], Any]] = {
     frame.RECORD: decode,
     frame.OBJECT: PickledObject,
-    # No reader but the logging process writes records through: a worker that waits for that waits in full.
+    # Only the logging process writes records through: with any other reader, the worker waits for its whole timeout.
     frame.SYNC: lambda payload: decode(payload[TOKEN_SIZE:]),
     frame.BYTES: lambda payload: decode_bytes(payload)[1],
 }
@@ -172,7 +172,7 @@ class Reader:
                 pass
 
     def _read(self, inbox: Inbox, deadline: float | None) -> None:
-        """Read what completes an object, or raise ``queue.Empty``. Past the deadline, only what was there already."""
+        """Read until an object is complete, or raise ``queue.Empty``. Past the deadline, read only what is there."""
         there = -1
         while not inbox.ready:
             try:
