@@ -21,9 +21,6 @@ from mplog.record.plain import ForeignValue
 STANDARD = sorted(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 
 
-# --- broken objects ---
-
-
 class Broken:
     """Fails in one of its methods."""
 

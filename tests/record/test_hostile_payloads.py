@@ -26,8 +26,6 @@ from mplog.record.layout import EXTRA, MSG, RAW_ORIGIN, REST, SEQUENCE, Record
 STANDARD = sorted(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 
 
-# --- what arrives is data (promise 8) ---
-
 executed: list[str] = []
 
 

@@ -14,8 +14,6 @@ import weakref
 import pytest
 from sent import Sent, Talking
 
-# --- what changes between two calls from one place ---
-
 
 def test_renamed_threads_and_processes_are_seen(sent: Sent) -> None:
     """A new name of the thread or the process is in the next record."""

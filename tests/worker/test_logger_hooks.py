@@ -19,8 +19,6 @@ from sent import Rewriting, Sent
 import mplog
 import mplog.worker.logger
 
-# --- what may see a record, or hold it back ---
-
 
 def test_levels_hold_back_as_in_the_stdlib(sent: Sent, loggers: None) -> None:
     """setLevel(), logging.disable() and isEnabledFor() with its cache act at once, also between two calls."""
