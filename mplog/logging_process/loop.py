@@ -158,7 +158,7 @@ class Loop:
     # --- what else there is ---
 
     def _attend(self, timeout: float | None, *, hears_program: bool = True) -> None:
-        """Wait for a question of the program, a death or a signal, at most `timeout` seconds, and answer it."""
+        """Wait at most `timeout` seconds for a question of the program, a death or a signal, and act on it."""
         control = self.program.control if hears_program else None
         awake, ended = self.signals.awake, self.workers.fileno()
         ready = wait([one for one in (control, awake, ended) if one is not None], timeout)
