@@ -13,7 +13,6 @@ _LONGEST_WAIT = 365 * 86400.0
 
 
 def to_level(text: str) -> int:
-    """Return the number of a level."""
     try:
         return read_level(text)
     except ValueError as error:

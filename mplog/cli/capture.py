@@ -15,9 +15,10 @@ import codecs
 import contextlib
 import logging
 import os
-import selectors
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import wait
+from typing import Any
 
 from mplog.errors import NoReaderError
 from mplog.queue import fifo
@@ -129,18 +130,14 @@ class Capture:
         return pass_through
 
     def _run(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for fd in [*self._streams, self._is_over]:
-                os.set_blocking(fd, False)
-                selector.register(fd, selectors.EVENT_READ)
-            while self._streams:
-                ready = [key.fd for key, _ in selector.select()]
-                for fd in ready:
-                    if fd != self._is_over and not self._read(fd):
-                        selector.unregister(fd)
-                        self._end(fd)
-                if self._is_over in ready:
-                    break
+        for fd in self._streams:
+            os.set_blocking(fd, False)
+        ready: Any = ()
+        while self._streams and self._is_over not in ready:
+            ready = wait([*self._streams, self._is_over])
+            for end in ready:
+                if end != self._is_over and not self._read(end):
+                    self._end(end)
         for fd in list(self._streams):
             is_open = self._read_rest(fd)
             self._end(fd, is_open=is_open)

@@ -55,7 +55,6 @@ With the extra "cli" (pip install 'mplog[cli]'), it is in colour.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``demo``."""
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument("--workers", metavar="N", type=int, default=4, help="how many workers (default: 4; at least 2)")
     parser.add_argument(
@@ -205,7 +204,6 @@ class _Screen:
                 self._console = Console(highlight=False)
 
     def say(self, text: str, style: str = "") -> None:
-        """Show a line."""
         if self._console is None:
             print(text, flush=True)
         else:
@@ -222,7 +220,6 @@ class _Screen:
         self.say(line, colors[zlib.crc32(found[1].encode()) % len(colors)] if found else "bold red")
 
     def account(self, account: Account, stats: Stats) -> None:
-        """Show what has become of the records."""
         for name, count in (
             ("records logged (calls that have returned)", account.logged),
             ("written, counted in the file", account.written),

@@ -43,7 +43,6 @@ class Follower:
         self._is_locked = False
 
     def close(self) -> None:
-        """Close all files."""
         for file in (self._file, *self._kept, self._copy):
             if file is not None:
                 file.close()
@@ -212,7 +211,6 @@ class _Repeats:
         self._until = 0.0
 
     def expect(self, data: bytes | bytearray) -> None:
-        """Expect these lines again."""
         self._lines.update(io.BytesIO(data))
         self._until = time.monotonic() + _AGAIN_SECONDS
 

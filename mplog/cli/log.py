@@ -49,7 +49,6 @@ _FIELD = re.compile(r"([A-Za-z_][\w.-]*)(:?=)(.*)", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``log``."""
     parser.usage = "mplog log [OPTION ...] LEVEL MESSAGE [KEY=VALUE ...]"
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument(

@@ -144,7 +144,6 @@ class Source:
             os.dup2(file.fileno(), self._fd, inheritable=False)
 
     def close(self) -> None:
-        """Close its files."""
         if self._follower is not None:
             self._follower.close()
         else:

@@ -69,7 +69,6 @@ mplog serve for them.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``run``."""
     parser.usage = "mplog run [OPTION ...] [--] COMMAND [ARGUMENT ...]"
     parser.description, parser.epilog = HELP, EPILOG
     add_server_arguments(parser)

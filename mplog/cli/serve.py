@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import selectors
 import signal
 import socket
 import sys
+from multiprocessing.connection import wait
 
 from mplog.cli.arguments import running_queue, to_seconds
 from mplog.cli.background import read_errors, report_ready, start_in_background, trim_errors
@@ -69,7 +69,6 @@ exit status:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``serve``."""
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument("action", nargs="?", choices=["start", "stop"], help="none: run in the foreground")
     parser.add_argument(
@@ -163,20 +162,17 @@ def _serve(server: LogServer, arguments: argparse.Namespace, starter: socket.soc
 
 def _wait(server: LogServer, signals: int, listener: socket.socket, had_terminal: bool) -> socket.socket | None:
     """Wait until the server is told to end; return the connection to ``serve stop``, None if it was a signal."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(signals, selectors.EVENT_READ)
-        selector.register(listener, selectors.EVENT_READ)
-        while server.is_running:
-            trim_errors()
-            ready = [key.fileobj for key, _ in selector.select(_LOOK_SECONDS)]
-            if listener in ready:
-                return listener.accept()[0]
-            for number in os.read(signals, 1000) if ready else b"":
-                # SIGHUP means that files were moved; or that the terminal was closed, which ends what runs in it.
-                if number != signal.SIGHUP or (had_terminal and not has_terminal()):
-                    return None
-                with contextlib.suppress(OSError, MplogError):
-                    os.kill(server.pid, signal.SIGHUP)
+    while server.is_running:
+        trim_errors()
+        ready = wait([signals, listener], _LOOK_SECONDS)
+        if listener in ready:
+            return listener.accept()[0]
+        for number in os.read(signals, 1000) if ready else b"":
+            # SIGHUP means that files were moved; or that the terminal was closed, which ends what runs in it.
+            if number != signal.SIGHUP or (had_terminal and not has_terminal()):
+                return None
+            with contextlib.suppress(OSError, MplogError):
+                os.kill(server.pid, signal.SIGHUP)
     return None
 
 

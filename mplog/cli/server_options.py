@@ -21,7 +21,6 @@ _DEFAULT_LEVEL = logging.INFO
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options for where and how to write."""
     group = parser.add_argument_group("where and how to write")
     group.add_argument(
         "--log", metavar="FILE", action="append", help="a log file, or - for standard error; may be given several times"

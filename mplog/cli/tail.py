@@ -76,7 +76,6 @@ _PLAIN = b"\x1b[0m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``tail``."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.add_argument("file", nargs="*", metavar="FILE", help="a log, or a rotated one, also if it is compressed")
     parser.add_argument(
@@ -165,7 +164,6 @@ def _follow(sources: list[Source], output: _Output) -> None:
 
 
 def _files_of_server(which: str) -> list[str]:
-    """Return the paths of the files of a server."""
     is_directory = os.path.exists(which) and not which.isdigit()
     found = find_servers([which] if is_directory else ())
     servers = [

@@ -51,7 +51,6 @@ GAP = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``top``."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.add_argument(
         "directory", nargs="*", metavar="DIRECTORY", help="of a server's queue, as in MPLOG_QUEUE (default: all)"

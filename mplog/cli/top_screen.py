@@ -47,7 +47,6 @@ class Screen:
         self.looks: list[Look] = []
 
     def look(self) -> None:
-        """Look at the servers."""
         self.looks = self._watcher.look(self.sort)
         if self._chosen not in [look.server.directory for look in self.looks]:
             self._chosen = self.looks[0].server.directory if self.looks else ""

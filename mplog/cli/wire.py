@@ -50,7 +50,6 @@ def _pack_int(value: int) -> bytes:
 
 
 def _head(length: int, fixed: int, below: int, codes: tuple[int | None, int, int]) -> bytes:
-    """Return the bytes for the type and the length."""
     if length < below:
         return bytes([fixed | length])
     short, long, longest = codes

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging.config
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from mplog.config.mistakes import cause_of, join, pairs, show, wrong
 from mplog.errors import ConfigurationError
@@ -31,16 +31,12 @@ def read_config(path: Any) -> dict[str, Any]:
     except OSError as error:
         raise wrong("", f"{path} cannot be read: {error.strerror}", "Check the path and its permissions") from error
     try:
-        config = _toml().loads(data.decode("utf-8")) if kind == ".toml" else json.loads(data)
+        config = msgspec.toml.decode(data) if kind == ".toml" else json.loads(data)
     except ValueError as error:
         raise wrong("", f"{path} is not valid {kind[1:].upper()}: {error}", "Correct the file at that place") from error
     if not isinstance(config, dict):
         raise wrong("", f"{path} holds {show(config)}", "It must hold a table with the keys of dictConfig()")
     return config
-
-
-def _toml() -> Any:
-    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 #: The values of ``ext://`` references that are put in their place before any process is started.

@@ -74,7 +74,6 @@ class JSONFormatter(BatchFormatter):
         self.exceptions = exceptions
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as JSON."""
         line = {name: self._attribute(record, attribute) for name, attribute in self.fields.items()}
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)

@@ -124,7 +124,8 @@ class RoutedFileHandler(TextHandler):
         if announced <= committed.length:
             return 0
         # By its inode: it may have been renamed.
-        path = regular.find(os.path.dirname(self._path), committed.device, committed.inode, self._is_name)
+        directory, begin = os.path.dirname(self._path), self._names.texts[0]
+        path = regular.find(directory, committed.device, committed.inode, lambda name: name.startswith(begin))
         if path is None:
             return 0
         with contextlib.ExitStack() as lock:
@@ -133,9 +134,6 @@ class RoutedFileHandler(TextHandler):
         if count is None:
             self._files.say(changed_meanwhile(path))
         return count or 0
-
-    def _is_name(self, name: str) -> bool:
-        return name.startswith(self._names.texts[0])
 
     def settle(self) -> None:
         for file in self._files.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -90,23 +90,12 @@ def encode_losses(processes: Iterable[ProcessLosses]) -> bytes:
     together: defaultdict[tuple[int, str], Counter[tuple[int, Reason]]] = defaultdict(Counter)
     for process in processes:
         together[process.pid, process.name].update(process.counts)
-    pieces: list[Any] = []
+    payloads: list[bytes] = []
     for (pid, name), counts in together.items():
         rows = [(level, int(reason), count) for (level, reason), count in counts.items()]
-        pieces += [
-            (pid, name[:_NAME_ROOM], rows[start : start + _COUNTS_IN_FRAME])
-            for start in range(0, len(rows), _COUNTS_IN_FRAME)
-        ]
-    payloads: list[bytes] = []
-    in_last: list[Any] = []
-    for piece in pieces:
-        in_last.append(piece)
-        longer = msgspec.msgpack.encode(in_last)
-        if payloads and len(longer) <= frame.PAYLOAD_SIZE:
-            payloads[-1] = longer
-        else:
-            in_last = [piece]
-            payloads.append(msgspec.msgpack.encode(in_last))
+        for start in range(0, len(rows), _COUNTS_IN_FRAME):
+            piece = pid, name[:_NAME_ROOM], rows[start : start + _COUNTS_IN_FRAME]
+            payloads.append(msgspec.msgpack.encode([piece]))
     return b"".join(frame.header(frame.LOSSES, len(payload)) + payload for payload in payloads)
 
 

@@ -49,8 +49,8 @@ class FifoSource(Source):
         dispatcher: Dispatcher,
         wake: Callable[[], None],
     ) -> None:
-        assert places.directory is not None
-        self._directory = places.directory
+        assert places.launch.directory is not None
+        self._directory = places.launch.directory
         self._pair = pair
         self._emergency = emergency
         self._tallies = tallies

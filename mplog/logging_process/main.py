@@ -51,7 +51,7 @@ def main(places: Places) -> int:
     gc.set_threshold(_COLLECTED_AT)
     multiprocessing.process.current_process().name = "mplog"
     try:
-        configuration = _load(places.configuration)
+        configuration = _load(places.launch.configuration)
         handlers = _open_sinks(configuration, restarted=bool(places.stories))
         dispatcher = Dispatcher(handlers)
     except BaseException as error:
@@ -61,8 +61,9 @@ def main(places: Places) -> int:
             return NOT_STARTED
         say_on_stderr(f"{places.stories[-1]}; it cannot be restarted: {describe(error)}")
         return 1
-    if places.directory is not None:
-        publish(places.directory, places.owner, places.memory, configuration.overflow.policy, handlers)
+    directory, program = places.launch.directory, places.launch.program
+    if directory is not None:
+        publish(directory, program, places.memory, configuration.overflow.policy, handlers)
     loop = _plain_loop(dispatcher, places) if places.fd < 0 else recover(dispatcher, places, configuration.overflow)
     if places.supervisor is not None:
         places.supervisor.send(Report.READY)
@@ -75,7 +76,7 @@ def main(places: Places) -> int:
 def _plain_loop(dispatcher: Dispatcher, places: Places) -> Loop:
     tallies = Tallies(None)
     source, accounts = PlainSource(tallies, dispatcher.troubles), Accounts("", tallies, dispatcher, [], [], 0)
-    workers = Workers(Watch(None, places.owner), tallies, dispatcher.say)
+    workers = Workers(Watch(None, places.launch.program), tallies, dispatcher.say)
     return Loop(dispatcher, source, None, accounts, workers, Program(places.control, places.supervisor), Signals())
 
 

@@ -6,21 +6,19 @@ import contextlib
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from mplog.logging_process.messages import Answer, ChildEnded, Question, Records, Report
+from mplog.logging_process.messages import Answer, ChildEnded, Launch, Question, Records, Report
 from mplog.monitoring.statistics import Stats
 
 
 @dataclass(frozen=True)
 class Places:
-    """What a logging process is given. For a plain queue, `directory` is None, and `fd` and `memory` are -1.
+    """What a logging process is given. For a plain queue, `fd` and `memory` are -1.
 
     `stories` tell how earlier logging processes have ended, unless one of them has noted it.
     """
 
     control: Connection
-    configuration: bytes
-    owner: int
-    directory: str | None = None
+    launch: Launch
     fd: int = -1
     memory: int = -1
     supervisor: Connection | None = None

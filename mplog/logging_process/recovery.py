@@ -28,7 +28,7 @@ from mplog.queue.overflow import Overflow
 
 def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     """Go on where the logging process before this one was, if there was one."""
-    directory = places.directory
+    directory = places.launch.directory
     assert directory is not None
     signals = Signals()
     pair = BufferPair(places.memory)  # finds out whether the announced read was made
@@ -44,7 +44,7 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     if stories:
         stories[-1] += f", restarted as {os.getpid()}"
     accounts = Accounts(directory, tallies, dispatcher, note.restarts, stories, source.due())
-    workers = Workers(Watch(fifo_path(directory), places.owner), tallies, dispatcher.say)
+    workers = Workers(Watch(fifo_path(directory), places.launch.program), tallies, dispatcher.say)
     workers.resume()
     commit = Commit(pair, announcements, accounts, emergency, dispatcher.outputs)
     if stories:

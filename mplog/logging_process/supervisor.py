@@ -54,7 +54,7 @@ def main(link: Connection) -> int:
     launch: Launch = link.recv()
     if launch.directory is None:
         # A plain queue: nothing survives that another process could go on with.
-        return logging_process.main(Places(link, launch.configuration, launch.program))
+        return logging_process.main(Places(link, launch))
     try:
         memory = _make_memory(launch.buffer_size, fifo.size(launch.fd))
     except (OSError, ValueError) as error:
@@ -182,16 +182,7 @@ class Supervisor:
             kill_points.arm("")  # each is reached once
         if self._fd < 0:
             self._fd = fifo.open_reader(fifo_path(self._directory))
-        places = Places(
-            control,
-            self._launch.configuration,
-            self._launch.program,
-            self._directory,
-            self._fd,
-            self._memory,
-            supervisor,
-            tuple(self._stories),
-        )
+        places = Places(control, self._launch, self._fd, self._memory, supervisor, tuple(self._stories))
         try:
             return logging_process.main(places)
         except BaseException:

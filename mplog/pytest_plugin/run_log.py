@@ -68,7 +68,6 @@ class RunLog:
         self._exit = contextlib.ExitStack()
 
     def start(self) -> None:
-        """Log everything from here on."""
         self._exit.enter_context(followed(self._handler))
         root = logging.getLogger()
         if self._level is not None and root.level > self._level:
@@ -78,7 +77,6 @@ class RunLog:
             self._log(logging.INFO, "pytest %s started", " ".join(map(str, self._config.invocation_params.args)))
 
     def stop(self) -> None:
-        """Write the rest, and close the log."""
         self._exit.close()
         if self._server is not None:
             self._server.stop()

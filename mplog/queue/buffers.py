@@ -230,8 +230,6 @@ class BufferPair:
         """The note of the last commit that had one; empty before."""
         return self.memory.note
 
-    # --- the state ---
-
     @property
     def state(self) -> State:
         """A copy of the state."""

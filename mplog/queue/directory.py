@@ -33,7 +33,6 @@ def is_given_up(directory: str) -> bool:
 
 
 def remove(directory: str) -> None:
-    """Remove the directory."""
     # Twice: a process that logs once more may make a file while the directory is emptied. Once the FIFO is gone, that
     # process takes its file away again (`remove_if_unused`).
     for _ in range(2):

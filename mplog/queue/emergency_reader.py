@@ -94,14 +94,9 @@ class EmergencyReader:
             self._fd = -1
 
     @property
-    def is_open(self) -> bool:
-        """Whether a file is being read."""
-        return self._fd >= 0
-
-    @property
     def files(self) -> int:
         """How many files there are to read, including the one that is being read."""
-        return (self.is_open or os.path.exists(self._taken_path)) + os.path.exists(self.path)
+        return (self._fd >= 0 or os.path.exists(self._taken_path)) + os.path.exists(self.path)
 
     @property
     def _taken_path(self) -> str:

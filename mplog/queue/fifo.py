@@ -47,7 +47,6 @@ def open_reader(path: str) -> int:
 
 
 def open_writer(path: str) -> int:
-    """Open the writing end."""
     try:
         return _out_of_the_way(_open_own(path, os.O_WRONLY))
     except OSError as error:

@@ -33,10 +33,6 @@ class Fill:
         """How full they are, from 0 to 1, in steps of 1/255."""
         return self._byte[0] / _FULL
 
-    def close(self) -> None:
-        """Let go of the memory."""
-        self._byte.close()
-
 
 class Shedding:
     """Puts records, except those that `Overflow.drop_below` drops as the buffers fill. Runs in a worker."""

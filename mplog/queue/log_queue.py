@@ -140,8 +140,6 @@ class LogQueue(_Base):
     def __repr__(self) -> str:
         return repr(self.sender)
 
-    # --- putting ---
-
     def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
         """Put an object into the queue; when the call returns, it is out of this process.
 
@@ -191,8 +189,6 @@ class LogQueue(_Base):
             return Shedding(self.sender).put_record
         return self.sender.put_record
 
-    # --- getting ---
-
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Take the next object out of the queue; a log record arrives as a ``logging.LogRecord``.
 
@@ -209,8 +205,6 @@ class LogQueue(_Base):
     def get_nowait(self) -> Any:
         """Take the next object out of the queue, or raise ``queue.Empty`` at once."""
         return self.reader.get(False, None)
-
-    # --- looking ---
 
     def empty(self) -> bool:
         """Return whether nothing is in the queue at this moment."""
@@ -242,8 +236,6 @@ class LogQueue(_Base):
     def broken(self) -> int:
         """Runs of garbage that `get` has skipped in this process, and long objects that it could not complete."""
         return self.reader.inbox.broken
-
-    # --- closing ---
 
     def close(self) -> None:
         """Close the queue in this process: neither `put` nor `get` works here any more."""

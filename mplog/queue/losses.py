@@ -191,7 +191,6 @@ class Losses:
 
     @property
     def counts(self) -> dict[tuple[int, Reason], int]:
-        """What is counted."""
         return {(level, Reason(reason)): count for (level, reason), count in self._counts.items()}
 
     def _store(self, words: memoryview, key: tuple[int, int]) -> None:

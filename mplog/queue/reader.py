@@ -90,8 +90,6 @@ class Reader:
         if sys is not None and not sys.is_finalizing():
             self.close_ends()
 
-    # --- the FIFO ---
-
     def open(self) -> None:
         """Open what is not open: the reading end, the writing end, and the file to lock."""
         try:
@@ -115,7 +113,6 @@ class Reader:
         return fd
 
     def close_ends(self) -> None:
-        """Close the reading end, and the file to lock."""
         ends = self.read_fd, self._lock_fd
         self.read_fd = self._lock_fd = -1
         for fd in ends:
@@ -127,8 +124,6 @@ class Reader:
         """Look whether the program has closed what was open."""
         self.read_fd = self.read_fd if fifo.is_open(self.read_fd) else -1
         self._lock_fd = self._lock_fd if fifo.is_open(self._lock_fd) else -1
-
-    # --- getting ---
 
     @property
     def inbox(self) -> Inbox:

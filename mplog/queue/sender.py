@@ -80,8 +80,6 @@ class Sender:
         if sys is not None and not sys.is_finalizing():  # later, something may still log
             self.close_end()
 
-    # --- the FIFO ---
-
     def open(self) -> int:
         """Return the writing end, opened if it is not; raise NoReaderError if no process reads the queue any more."""
         if self.write_fd < 0:
@@ -114,7 +112,6 @@ class Sender:
             return fifo.pending(self.open())
 
     def close_end(self) -> None:
-        """Close the writing end."""
         fd, self.write_fd = self.write_fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):
@@ -316,14 +313,11 @@ class Sender:
         overflow = self.overflow
         return EmergencyFile(overflow.emergency or emergency_path(self.directory), overflow.emergency_size)
 
-    # --- counting ---
-
     def count_unused(self) -> None:
         """Count a number of `sequence` that no record carries."""
         self.losses.count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
 
     def count(self, payload: bytes, reason: Reason) -> None:
-        """Count a record."""
         try:
             origin = origin_of(payload)
         except (ValueError, RecursionError):
@@ -335,7 +329,6 @@ class Sender:
 
 
 def level_of(payload: bytes) -> int:
-    """Return the level of an encoded record."""
     try:
         return origin_of(payload).levelno
     except (ValueError, RecursionError):

@@ -23,7 +23,6 @@ class Bounded(dict[K, V]):
         self.most = most
 
     def keep(self, key: K, value: V) -> None:
-        """Add an entry."""
         if len(self) >= self.most:
             self.clear()
         self[key] = value

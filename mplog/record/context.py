@@ -12,16 +12,10 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import msgspec
+from typing import Any, TypeVar
 
 from mplog.record.layout import RESERVED
-from mplog.record.plain import pack, plain_fields, readable
-
-if TYPE_CHECKING:
-    from mplog.record.portable import Portable
-
+from mplog.record.plain import plain_fields, readable
 
 T = TypeVar("T")
 
@@ -109,11 +103,7 @@ class _Carrying:
             _bound.reset(token)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _carrying, (self._function, pack(self._fields))
-
-
-def _carrying(function: Portable, fields: bytes) -> _Carrying:
-    return _Carrying(function, _unpack(fields))
+        return _Carrying, (self._function, self._fields)
 
 
 def _encoded(fields: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +126,3 @@ def forget_inherited() -> None:
     if in_use.pid and in_use.pid != os.getpid():
         _bound.set({})
         in_use.pid = 0
-
-
-# The values stay encoded.
-_unpack: Callable[[bytes], dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, Any]).decode

@@ -151,7 +151,8 @@ def _encode_carefully(
     if payload and len(payload) <= MAX_RECORD_SIZE:
         return payload
     wire = _repaired(record, sequence, message, exc_text, exception)
-    if not payload and max(map(_length, (*astuple(wire), *astuple(wire.origin)))) <= MAX_RECORD_SIZE:
+    texts = [value for value in (*astuple(wire), *astuple(wire.origin)) if type(value) is str]
+    if not payload and max(map(len, texts), default=0) <= MAX_RECORD_SIZE:
         payload = _pack_whole(wire)
         if len(payload) <= MAX_RECORD_SIZE:
             return payload
@@ -337,7 +338,3 @@ def _cut_text(value: Any) -> Any:
     if type(value) is not str or len(value) <= CUT_TEXT:
         return value
     return f"{value[:CUT_TEXT]}... [cut by mplog: {len(value)} characters]"
-
-
-def _length(value: Any) -> int:
-    return len(value) if type(value) is str else 0

@@ -73,7 +73,6 @@ class Fields:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any] | Fields | None) -> Fields:
-        """Return the `Fields` that an argument means."""
         return fields if isinstance(fields, Fields) else cls(fields)
 
     @property

@@ -48,18 +48,10 @@ class Portable:
     def __hash__(self) -> int:
         return hash((Portable, self._data if self._function is None else getattr(self._function, "__qualname__", None)))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         if self._function is not None:
             self._data = _dump(self._function, forked=self._forked)
-        return _unpickled, (self._data,)
-
-
-def _unpickled(data: bytes) -> Portable:
-    portable = Portable.__new__(Portable)
-    portable._function = None
-    portable._forked = False
-    portable._data = data
-    return portable
+        return {"_function": None, "_forked": False, "_data": self._data}
 
 
 def dump(obj: Any, *, by_value: bool = False) -> bytes:
@@ -72,7 +64,6 @@ def dump(obj: Any, *, by_value: bool = False) -> bytes:
 
 
 def load(data: bytes) -> Any:
-    """Return what `dump` has pickled."""
     return pickle.loads(memoryview(data)[1:])
 
 

@@ -85,8 +85,6 @@ class Preparation:
             text = f"the {what} {name} raised {type(error).__name__}; {consequence} (said once per process)"
             self._failed = [*self._failed, readable(text)]
 
-    # --- enriching ---
-
     def _enrich(self, wire: Wire) -> None:
         extra = wire.extra or {}
         for enrich in self._enrichers:
@@ -99,8 +97,6 @@ class Preparation:
             else:
                 extra = {**(new or {}), **extra}
         wire.extra = extra or None
-
-    # --- redacting ---
 
     def _redact_all(self, wire: Wire) -> None:
         for place in ("msg", "exc_text", "stack_info"):

@@ -241,7 +241,6 @@ class _ProcessMixin:
         return super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
 
     def start(self) -> None:
-        """Start the process."""
         try:
             super().start()  # type: ignore[misc]
         except BaseException:

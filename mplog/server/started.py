@@ -34,7 +34,9 @@ class Started:
         self._arguments = arguments
         self.layout, self._for_attached = arguments.layouts()
         configuration = arguments.pickled_configuration()
-        self.queue: Any = arguments.queue if arguments.queue is not None else _new_queue()
+        self.queue: Any = arguments.queue
+        if self.queue is None:
+            self.queue = LogQueue() if hasattr(os, "mkfifo") else multiprocessing.get_context("spawn").Queue(10_000)
         self._backlog = Backlog(self.queue)
         self.pump: Pump | None = None
         self.owner = os.getpid()
@@ -117,10 +119,6 @@ class Started:
                 self.control.wait(timeout, progress.ticker)
             else:
                 self.ask("flush", timeout, progress.ticker)
-
-
-def _new_queue() -> Any:
-    return LogQueue() if hasattr(os, "mkfifo") else multiprocessing.get_context("spawn").Queue(10_000)
 
 
 #: Reading ends on their way to a logging process.

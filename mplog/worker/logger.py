@@ -229,8 +229,8 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
     try:
         message = msg if type(msg) is str else str(msg)
         if args:
-            if len(args) == 1 and type(args[0]) not in _SCALARS:
-                args = _mapping_or(args)
+            if len(args) == 1 and type(args[0]) not in _SCALARS and isinstance(args[0], Mapping) and args[0]:
+                args = args[0]  # as a LogRecord does
             message = message % args
     except (Exception, SystemExit, GeneratorExit) as error:
         message = unformattable(msg, args, unless_signal(error))
@@ -261,11 +261,6 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
 # The manager gives each logger one more: `manager`.
 _ORDINARY_ATTRIBUTES = len(Logger("").__dict__) + 1
 _HANDLER_ATTRIBUTES = len(QueueHandler(SimpleQueue()).__dict__)
-
-
-def _mapping_or(args: tuple[Any, ...]) -> Any:
-    """Return the only argument if it is a mapping, as a LogRecord does."""
-    return args[0] if isinstance(args[0], Mapping) and args[0] else args
 
 
 # --- what a program may have patched (Sentry, for one, patches callHandlers) ---

@@ -62,7 +62,6 @@ class LoggingState(msgspec.Struct, frozen=True):
 
     @classmethod
     def capture(cls, layout: Layout | None = None) -> LoggingState:
-        """Return the state of this process."""
         manager = logging.Logger.manager
         loggers = [logger for name, logger in all_loggers().items() if name]
         layout = layout or Layout()
@@ -120,7 +119,6 @@ class LoggingState(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, directory: str) -> LoggingState:
-        """Return the state that `save` has written."""
         with open(os.path.join(directory, _STATE_NAME), "rb") as file:
             return msgspec.json.decode(file.read(), type=cls)
 

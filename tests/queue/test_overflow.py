@@ -242,7 +242,6 @@ def test_drop_below_sheds_while_the_buffers_are_filling_up(queue: mplog.LogQueue
     assert infos == ["info at 0.0", "info at 0.79", "info at 0.5"]
     assert len(reader.messages()) == 8
     assert counts(queue) == {Reason.SHED: 2}
-    told.close()
 
 
 def test_drop_below_waits_with_what_it_does_not_drop(queue: mplog.LogQueue, log_: logging.Logger) -> None:
@@ -267,7 +266,6 @@ def test_no_policy_sheds_errors(queue: mplog.LogQueue, log_: logging.Logger) -> 
     reader = Reader(queue)
     reader.read()
     assert reader.messages() == ["kept"]
-    told.close()
 
 
 def test_the_fill_is_seen_at_once_and_looked_up_late(queue: mplog.LogQueue) -> None:
@@ -289,8 +287,6 @@ def test_the_fill_is_seen_at_once_and_looked_up_late(queue: mplog.LogQueue) -> N
     again = Fill(queue.directory, writable=True)
     again.set(0.25)
     assert 0.24 < seen.fraction < 0.26
-    for each in (told, seen, again):
-        each.close()
 
 
 # --- asyncio ---
