@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from mplog.handlers.raw import Writer as Writer
     from mplog.monitoring.statistics import Stats as Stats
     from mplog.queue.log_queue import LogQueue as LogQueue
-    from mplog.queue.losses import ProcessLosses as ProcessLosses
     from mplog.queue.losses import Reason as Reason
     from mplog.queue.overflow import Overflow as Overflow
+    from mplog.queue.process_losses import ProcessLosses as ProcessLosses
     from mplog.queue.sync import Sync as Sync
     from mplog.record.context import bind as bind
     from mplog.record.context import carry_context as carry_context
@@ -77,8 +77,9 @@ _MODULES = {
     "record.plain": ["ForeignValue"],
     "record.redaction": ["Redactor"],
     "queue.log_queue": ["LogQueue"],
-    "queue.losses": ["ProcessLosses", "Reason"],
+    "queue.losses": ["Reason"],
     "queue.overflow": ["Overflow"],
+    "queue.process_losses": ["ProcessLosses"],
     "queue.sync": ["Sync"],
     "monitoring.statistics": ["Stats"],
     "formats.escaping": ["unescape"],

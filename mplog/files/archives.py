@@ -14,8 +14,9 @@ import queue
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO
+
+import msgspec
 
 from mplog.files import regular
 from mplog.files.compression import SUFFIXES, compress_into, decompress
@@ -31,8 +32,7 @@ CLOSE_SECONDS = 2.0
 _PART = ".part"
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(msgspec.Struct, frozen=True):
     """A rotated file, as it was when the directory was read."""
 
     name: str

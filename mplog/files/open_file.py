@@ -10,7 +10,8 @@ import contextlib
 import errno
 import math
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 from mplog.files import regular
 from mplog.files.disk import Disk, Fsync
@@ -22,8 +23,7 @@ from mplog.record.encoding import describe
 _LOOK_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class FileOptions:
+class FileOptions(msgspec.Struct, frozen=True):
     """How a file is made and written: see `FileSink`. `is_watched`: check before each write that it was not moved."""
 
     encoding: str = "utf-8"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 
 class Position(NamedTuple):
@@ -16,8 +17,7 @@ class Position(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True)
-class Portion:
+class Portion(msgspec.Struct, frozen=True):
     """The first texts of a batch, encoded for one file from `start` on. `state`: the encoder's state before them."""
 
     texts: list[str]

@@ -12,9 +12,10 @@ import os
 import re
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
+
+import msgspec
 
 from mplog.files.compression import SUFFIXES, find_zstd
 
@@ -47,8 +48,7 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 # --- when ---
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(msgspec.Struct, frozen=True):
     """Every `seconds`, counted from midnight between a Sunday and a Monday, so that "1 hour" is each full hour.
 
     Nothing needs to store when a file was begun: if its last write was in an earlier interval, it is due.
@@ -72,8 +72,7 @@ class Interval:
         return found
 
 
-@dataclass(frozen=True)
-class TimeOfDay:
+class TimeOfDay(msgspec.Struct, frozen=True):
     """A time of day: of every day, of a day of the week, or of the first day of the month."""
 
     time: datetime.time
@@ -130,8 +129,7 @@ class Timer:
 # --- words ---
 
 
-@dataclass(frozen=True)
-class Keep:
+class Keep(msgspec.Struct, frozen=True):
     """Limits on the rotated files that are kept, always the newest: number, age and bytes in all. None: no limit."""
 
     files: int | None = None
@@ -321,8 +319,7 @@ def _expression(part: str) -> str:
     return f"[0-9]{{{_DIRECTIVES[part[1]]}}}" if part[0] == "%" else re.escape(part)
 
 
-@dataclass(frozen=True)
-class Rotation:
+class Rotation(msgspec.Struct, frozen=True):
     """How a file is rotated: above `size` bytes, and at the times of `schedules` in `zone`, None for the local one."""
 
     size: int | None

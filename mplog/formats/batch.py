@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from mplog.record.decoding import constant_fields, decode_rest, to_record
 from mplog.record.layout import DETAILS, HAS_TASK_NAME, NO_DETAILS, ORIGIN, ByOrigin, Entry
@@ -24,8 +25,7 @@ _VARYING = frozenset({"msg", "exc_text", "created", "msecs", "stack_info", "rela
 _STANDARD = _VARYING | _DETAILS | frozenset(ORIGIN)
 
 
-@dataclass(frozen=True)
-class Renderer:
+class Renderer(msgspec.Struct, frozen=True):
     """A way to format a batch: `render` returns a text with its terminator for each record, "" if that is impossible.
 
     `needs_details` tells whether it uses attributes that workers send on request only.
@@ -58,8 +58,7 @@ def interpreted(formatter: logging.Formatter, terminator: str) -> Renderer:
     return Renderer(render)
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """A piece of a text: literal text, or Python that gives a value in the variables of the loop.
 
     `fields` are the attributes of the record that it uses. The conversion ``"!s"`` stands for ``str()``, and ``""`` for

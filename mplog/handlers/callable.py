@@ -18,8 +18,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from mplog.handlers.backlog import Backlog, Batch
 from mplog.handlers.text import LocklessHandler
@@ -30,8 +31,7 @@ from mplog.record.encoding import encode
 _LONGEST_PAUSE_AT_END = 1.0
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """How a function gets its batches: see `CallableSink` and `Retry`. `drops`: a record without room is dropped."""
 
     function: Callable[[list[Any]], object]

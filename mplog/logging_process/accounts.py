@@ -15,7 +15,7 @@ from mplog.monitoring.process import has_ended
 from mplog.monitoring.restart_lines import Restarts
 from mplog.monitoring.statistics import Stats, to_stats
 from mplog.monitoring.tallies import Tallies
-from mplog.queue.losses import read_files as read_losses
+from mplog.queue.process_losses import read_files as read_losses
 from mplog.record.layout import Origin
 
 #: Seconds between two looks for losses while records come.

@@ -14,8 +14,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from mplog.files.notices import say_on_stderr
 from mplog.formats.text import DatedFormatter
@@ -327,8 +328,7 @@ class Dispatcher:
             say_on_stderr(message)
 
 
-@dataclass
-class _Line:
+class _Line(msgspec.Struct):
     """A line of our own: the output that does not get it, and how many outputs could not write it."""
 
     shunned: Output | None

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import msgspec
 
-from mplog.queue.losses import ProcessLosses, Reason
+from mplog.queue.losses import Reason
 from mplog.queue.overflow import KEPT_LEVEL
+from mplog.queue.process_losses import ProcessLosses
 from mplog.record import frame
 from mplog.record.decoding import origin_of
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from mplog.logging_process.accounts import Accounts
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.messages import ChildEnded, Records
@@ -52,8 +54,7 @@ _MOST_UNWRITTEN = 10_000
 LAST_RETRIES_SECONDS = 60.0
 
 
-@dataclass
-class _Flush:
+class _Flush(msgspec.Struct):
     """A flush, answered when `done` has reached `due`, `files_due` emergency files are read, and `marks` delivered."""
 
     number: int

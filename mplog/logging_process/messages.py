@@ -16,8 +16,9 @@ from __future__ import annotations
 import enum
 import logging
 import os
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from mplog.monitoring.statistics import Stats
 from mplog.queue.emergency import EmergencyFile
@@ -25,8 +26,7 @@ from mplog.queue.overflow import Overflow
 from mplog.sinks.sink import Sink
 
 
-@dataclass(frozen=True)
-class Configuration:
+class Configuration(msgspec.Struct, frozen=True):
     """What a logging process opens. It travels pickled with cloudpickle, and the supervisor does not unpickle it."""
 
     sinks: tuple[Sink, ...]
@@ -36,11 +36,10 @@ class Configuration:
     formatter_defaults: dict[str, Any]
     overflow: Overflow
     #: The constant fields of all records.
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True):
     """How a supervisor treats logging processes that die one after the other, with nothing written in between."""
 
     #: How many are replaced at once. Each further one is replaced after a pause.
@@ -54,8 +53,7 @@ class Patience:
     seconds: float = 60.0
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True):
     """Program to supervisor, first: what to run. With a plain queue, the supervisor becomes the logging process."""
 
     #: A pickled `Configuration`.
@@ -70,18 +68,16 @@ class Launch:
     emergency: EmergencyFile | None = None
     patience: Patience = Patience()
     #: The pid of the program.
-    program: int = field(default_factory=os.getpid)
+    program: int = msgspec.field(default_factory=os.getpid)
 
 
-@dataclass(frozen=True)
-class NewProcess:
+class NewProcess(msgspec.Struct, frozen=True):
     """Supervisor to program: there is a new logging process. The connection to it follows (SCM_RIGHTS)."""
 
     pid: int
 
 
-@dataclass(frozen=True)
-class GivenUp:
+class GivenUp(msgspec.Struct, frozen=True):
     """Supervisor to program: there will be no logging process any more, and why."""
 
     reason: str
@@ -98,8 +94,7 @@ class Report(enum.Enum):
     DONE = enum.auto()
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """Logging process to program, first: its sinks are open. An exception in its place says why they are not."""
 
     pid: int
@@ -107,15 +102,13 @@ class Opened:
     needs_details: bool
 
 
-@dataclass(frozen=True)
-class Records:
+class Records(msgspec.Struct, frozen=True):
     """Program to logging process: encoded records from a plain queue."""
 
     payloads: list[bytes]
 
 
-@dataclass(frozen=True)
-class ChildEnded:
+class ChildEnded(msgspec.Struct, frozen=True):
     """Program to logging process: how a child of the program has ended, with its ``multiprocessing.Process`` fields."""
 
     pid: int
@@ -123,16 +116,14 @@ class ChildEnded:
     exitcode: int
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """Program to logging process: ``"flush"``, ``"stats"`` or ``"stop"``."""
 
     number: int
     command: str
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """Logging process to program, with the number of the question; None if it ends without having been asked to."""
 
     number: int | None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
+
+import msgspec
 
 from mplog.logging_process.messages import Answer, ChildEnded, Launch, Question, Records, Report
 from mplog.monitoring.statistics import Stats
 
 
-@dataclass(frozen=True)
-class Places:
+class Places(msgspec.Struct, frozen=True):
     """What a logging process is given. For a plain queue, `fd` and `memory` are -1.
 
     `stories` tell how earlier logging processes have ended, unless one of them has noted it.

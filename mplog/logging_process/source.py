@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from mplog.logging_process.troubles import Troubles
 from mplog.monitoring.tallies import Tallies
@@ -11,8 +12,7 @@ from mplog.record.decoding import Decoder
 from mplog.record.layout import Entry
 
 
-@dataclass
-class Batch:
+class Batch(msgspec.Struct):
     """What is handled and committed at once: `taken` bytes of the buffers, or `rescued` ones of the emergency file.
 
     `pieces` are names of sinks, and bytes for them. `are_numbered`: the records come nearly in the order of their
@@ -20,7 +20,7 @@ class Batch:
     """
 
     entries: Sequence[Entry] = ()
-    pieces: list[tuple[str, bytes]] = field(default_factory=list)
+    pieces: list[tuple[str, bytes]] = msgspec.field(default_factory=list)
     taken: int = 0
     rescued: int = 0
     are_numbered: bool = False

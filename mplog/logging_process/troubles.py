@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from mplog.formats.escaping import escape
 from mplog.handlers.output import Output
@@ -18,8 +19,7 @@ _MOST = 1000
 _LONGEST_ERROR = 1000
 
 
-@dataclass
-class Trouble:
+class Trouble(msgspec.Struct):
     """How often something has happened since it was last said, its latest cause, and when it may be said again."""
 
     unsaid: int = 0

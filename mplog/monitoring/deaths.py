@@ -13,9 +13,10 @@ import os
 import select
 import sys
 import time
-from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import TypeVar
+
+import msgspec
 
 from mplog.monitoring.death_lines import Death
 from mplog.monitoring.process import Stat, exit_status, memory_kills, memory_kills_since
@@ -36,8 +37,7 @@ _MAX_DEPTH = 100
 _T = TypeVar("_T")
 
 
-@dataclass
-class _Process:
+class _Process(msgspec.Struct):
     """A process that is watched, or died in an unknown way. `started`: as in its `Stat`, empty if unknown."""
 
     pid: int
@@ -45,7 +45,7 @@ class _Process:
     fd: int = -1
     started: bytes = b""
     memory_kills: int | None = None
-    died_at: float = field(default_factory=time.time)
+    died_at: float = msgspec.field(default_factory=time.time)
 
 
 class Senders:

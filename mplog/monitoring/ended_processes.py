@@ -19,7 +19,8 @@ from mplog.monitoring.loss_reader import LossReader
 from mplog.monitoring.numbers import Numbers
 from mplog.monitoring.process import has_ended
 from mplog.monitoring.tallies import Tallies, tell_apart
-from mplog.queue.losses import Reason, pid_of
+from mplog.queue.losses import Reason
+from mplog.queue.process_losses import pid_of
 
 #: How many unwatched processes are looked at each time, or half of them if that is more.
 _LOOKED_AT = 1000

@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from mplog.errors import QueueNotFoundError
 from mplog.monitoring.process import has_ended, is_held, start_mark
@@ -30,8 +31,7 @@ _PREFIX = "mplog-"
 MOST_FILES = 100
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """A server as it is at one instant, `at` by ``time.monotonic()``.
 
     Attributes:
@@ -48,13 +48,12 @@ class Snapshot:
     pid: int
     stats: Stats
     buffers: buffer_memory.State | None = None
-    files: list[tuple[str, int]] = field(default_factory=list)
+    files: list[tuple[str, int]] = msgspec.field(default_factory=list)
     more_files: int = 0
     living: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
-class RunningServer:
+class RunningServer(msgspec.Struct, frozen=True):
     """A server of this user, as the notice in the directory of its queue tells."""
 
     directory: str
@@ -131,8 +130,7 @@ def _files(patterns: Sequence[str]) -> tuple[list[tuple[str, int]], int]:
     return found, more
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """Servers that run, the oldest first; directories that killed servers have `left`; and the `place` searched."""
 
     servers: list[RunningServer]

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from mplog.monitoring.count_file import Key
 from mplog.monitoring.tallies import Tallies
-from mplog.queue.losses import ProcessLosses, Reason, names_of_files, pid_namespace, pid_of, read_file
+from mplog.queue.losses import Reason, pid_namespace
+from mplog.queue.process_losses import ProcessLosses, names_of_files, pid_of, read_file
 
 if sys.platform != "win32":
     from mplog.queue.kill_points import reach

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mplog.monitoring.count_file import Key, read_rows
-from mplog.queue.losses import ProcessLosses, Reason, read_files, totals
+from mplog.queue.losses import Reason
+from mplog.queue.process_losses import ProcessLosses, read_files, totals
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from mplog.monitoring.count_file import CountFile, Key
-from mplog.queue.losses import ProcessLosses
+from mplog.queue.process_losses import ProcessLosses
 from mplog.record.layout import Origin
 
 #: Pids, names and levels come off the wire, so there is a limit to how many are told apart, and to a name's length.

@@ -11,12 +11,13 @@ from one just being written when another process looks.
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 import os
 import struct
 import tempfile
 import zlib
+
+import msgspec
 
 from mplog.queue.kill_points import reach
 from mplog.queue.shared_file import lengthen
@@ -47,8 +48,7 @@ PLACES = 3
 MARK_SIZE = 8
 
 
-@dataclasses.dataclass
-class State:
+class State(msgspec.Struct):
     """What the buffers hold, at one instant. Sizes and lengths are in bytes.
 
     Attributes:
@@ -243,7 +243,7 @@ def _check(fd: int) -> tuple[bytes, int, bytes]:
 
 def _encode(sequence: int, state: State) -> bytes:
     """Return the state as it stands in a slot."""
-    body = _BODY.pack(sequence, *vars(state).values())
+    body = _BODY.pack(sequence, *msgspec.structs.astuple(state))
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 

@@ -32,11 +32,12 @@ and what a thread has stored before it dies is in memory, in the order of the pr
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 import os
 import threading
 from collections.abc import Callable
+
+import msgspec
 
 from mplog.queue import fifo
 from mplog.queue.buffer_memory import MARK_SIZE, PLACES, Memory, State
@@ -234,7 +235,7 @@ class BufferPair:
     def state(self) -> State:
         """A copy of the state."""
         with self._lock:
-            return dataclasses.replace(self._state)
+            return msgspec.structs.replace(self._state)
 
     @property
     def fraction(self) -> float:

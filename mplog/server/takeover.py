@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -67,7 +66,7 @@ class Takeover:
             self._before.loggers.setdefault(name, _LoggerState.of(logger))
             logger.setLevel(level)
             ours = self._ours.loggers.get(name) or _LoggerState.of(logger)
-            self._ours.loggers[name] = replace(ours, level=level)
+            self._ours.loggers[name] = msgspec.structs.replace(ours, level=level)
             self._save_state()
             if self._changes is not None:
                 self._changes.set(name, level)
@@ -121,8 +120,7 @@ class Takeover:
         )
 
 
-@dataclass(frozen=True)
-class _LoggerState:
+class _LoggerState(msgspec.Struct, frozen=True):
     """What a server may change of a logger."""
 
     handlers: list[logging.Handler]
@@ -161,8 +159,7 @@ class _LoggerState:
 _UNTOUCHED = _LoggerState([], [], logging.NOTSET, True, False)
 
 
-@dataclass
-class _Logging:
+class _Logging(msgspec.Struct):
     """What a server changes in its process: loggers, the class of new ones, what makes records, and the environment."""
 
     loggers: dict[str, _LoggerState]

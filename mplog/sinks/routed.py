@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 from typing import Any
+
+import msgspec
 
 from mplog.files import lock as file_lock
 from mplog.files.names import FileNames
@@ -76,5 +77,5 @@ class RoutedFileSink(FileSink):
     def _make_file(self, path: str) -> LogFileHandler:
         rotation = self.rotation
         if rotation is not None:
-            rotation = dataclasses.replace(rotation, name=ArchiveName(None, os.path.basename(path)))
+            rotation = msgspec.structs.replace(rotation, name=ArchiveName(None, os.path.basename(path)))
         return LogFileHandler(path, self.file_options, rotator=rotator_of(rotation))

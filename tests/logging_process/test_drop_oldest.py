@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mplog import Reason
 from mplog.logging_process.drop_oldest import decode_losses, encode_losses, without_oldest
-from mplog.queue.losses import ProcessLosses
+from mplog.queue.process_losses import ProcessLosses
 from mplog.record import frame
 from mplog.record.decoding import decode
 from mplog.record.encoding import encode

@@ -6,7 +6,8 @@ import pytest
 
 import mplog
 from mplog.monitoring.statistics import missing, written
-from mplog.queue.losses import ProcessLosses, Reason
+from mplog.queue.losses import Reason
+from mplog.queue.process_losses import ProcessLosses
 
 
 @pytest.mark.parametrize(

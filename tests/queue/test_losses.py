@@ -21,7 +21,8 @@ from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_ha
 import mplog
 from mplog import Overflow, Reason
 from mplog.queue.directory import emergency_path
-from mplog.queue.losses import Losses, ProcessLosses
+from mplog.queue.losses import Losses
+from mplog.queue.process_losses import ProcessLosses
 from mplog.worker.initializer import install
 
 INFO, ERROR = logging.INFO, logging.ERROR

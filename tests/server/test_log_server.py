@@ -521,8 +521,8 @@ def test_fork_during_start_keeps_no_reading_end(log: Path, monkeypatch: pytest.M
         return started
 
     monkeypatch.setattr("mplog.server.control.start_supervisor", fork_meanwhile)
-    server = mplog.LogServer(log).start()
     try:
+        server = mplog.LogServer(log).start()
         queue = server.queue
         server.stop()
         with pytest.raises(mplog.NoReaderError):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from scripts import lines, run, write_script
 from terminal import Terminal
 
