@@ -52,7 +52,7 @@ def say_on_stderr(message: str) -> None:
     """Print a line that cannot be in the log."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
-            print(f"mplog: {message.removeprefix('mplog: ')}", file=sys.stderr, flush=True)
+            print(message, file=sys.stderr, flush=True)
 
 
 def changed_meanwhile(path: str) -> str:

@@ -232,7 +232,7 @@ class Dispatcher:
             if self._clock() >= self._stuck_due:
                 self._stuck_due = self._clock() + REPORT_INTERVAL
                 what = f"{_describe(output)} cannot be written at the moment, and is tried again"
-                say_on_stderr(f"{what}: {describe(output.stuck_by)}")
+                say_on_stderr(f"mplog: {what}: {describe(output.stuck_by)}")
 
     def say_unstuck(self, seconds: float) -> None:
         """Say for how many seconds files could not be written; give up what still cannot be written."""

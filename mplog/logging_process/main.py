@@ -59,7 +59,7 @@ def main(places: Places) -> int:
             places.control.send(error if isinstance(error, MplogError) else StartError(describe(error)))
         if not places.stories:
             return NOT_STARTED
-        say_on_stderr(f"{places.stories[-1]}; it cannot be restarted: {describe(error)}")
+        say_on_stderr(f"mplog: {places.stories[-1]}; it cannot be restarted: {describe(error)}")
         return 1
     directory, program = places.launch.directory, places.launch.program
     if directory is not None:

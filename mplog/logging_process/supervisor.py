@@ -91,7 +91,7 @@ class _Attempts:
         try:
             written = buffer_memory.read_state(self._memory).committed
         except ValueError as error:
-            say_on_stderr(str(error))
+            say_on_stderr(f"mplog: {error}")
             return None
         if written > self._written:
             self._written, self._written_at, self.failed = written, now, 0
@@ -268,7 +268,7 @@ class Supervisor:
             # Other sinks have written these records, so the next server must not.
             undelivered = count_undelivered(self._directory)
             where += f"; {undelivered} records that waited for a function are lost to it" if undelivered else ""
-        say_on_stderr(f"{story}; {where}")
+        say_on_stderr(f"mplog: {story}; {where}")
         with contextlib.suppress(OSError):
             self._link.send(GivenUp(story))
         return 1
@@ -290,7 +290,7 @@ def run(link: Connection) -> None:
     try:
         status = main(link)
     except MplogError as error:
-        say_on_stderr(str(error))
+        say_on_stderr(f"mplog: {error}")
         status = 1
     if status < 0:
         # End as the logging process has ended.

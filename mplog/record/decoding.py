@@ -13,28 +13,10 @@ from typing import Any
 
 import msgspec
 
+from mplog.record import layout
 from mplog.record.cache import Cache
 from mplog.record.frame import LENGTH_SIZE
-from mplog.record.layout import (
-    DETAILS,
-    HAS_TASK_NAME,
-    KEPT_ORIGIN_SIZE,
-    KEPT_ORIGINS,
-    KINDS,
-    MAX_RECORD_SIZE,
-    NO_DETAILS,
-    ORIGIN,
-    RAW_ORIGIN,
-    REST,
-    STANDARD,
-    TIMES,
-    ByOrigin,
-    Entry,
-    Origin,
-    Record,
-    Values,
-    Wire,
-)
+from mplog.record.layout import MAX_RECORD_SIZE, RAW_ORIGIN, REST, ByOrigin, Entry, Origin, Record, Values, Wire
 from mplog.record.plain import from_ext, of_kind, pack, unpack, unpack_list
 
 #: Bytes of a record that cannot take much memory once it is decoded (`mplog.record.decoded_size`), whatever it is made
@@ -62,7 +44,7 @@ class Decoder:
 
     def __init__(self) -> None:
         #: By what they are on the wire.
-        self._origins = Cache(_checked_origin, KEPT_ORIGINS, lambda raw, _: len(raw) <= KEPT_ORIGIN_SIZE)
+        self._origins = Cache(_checked_origin, layout.KEPT_ORIGINS, lambda raw, _: len(raw) <= layout.KEPT_ORIGIN_SIZE)
 
     def decode(self, payload: bytes) -> Entry:
         """Return what `encode` made, ``rest`` still encoded; raise ValueError if the payload is not a record."""
@@ -141,9 +123,9 @@ _new_record: Any = object.__new__
 
 def _template(origin: Origin) -> dict[str, Any]:
     """Return the attributes of records of an origin, in the order of a LogRecord; those that differ are None."""
-    details = dict(zip(DETAILS, origin.details or NO_DETAILS))
-    template = {name: details.get(name, getattr(origin, name, None)) for name in STANDARD}
-    if not HAS_TASK_NAME and details["taskName"] is not None:
+    details = dict(zip(layout.DETAILS, origin.details or layout.NO_DETAILS))
+    template = {name: details.get(name, getattr(origin, name, None)) for name in layout.STANDARD}
+    if not layout.HAS_TASK_NAME and details["taskName"] is not None:
         template["taskName"] = details["taskName"]
     return template
 
@@ -173,14 +155,14 @@ def _decode_loosely(payload: bytes) -> Entry:
     try:
         wire = Wire(*unpack_list(payload))
         *origin, details = unpack_list(wire.origin)
-        process, name, level, level_name, process_name = _of_kinds(origin, ORIGIN)
-        place = None if details is None else tuple(_of_kinds(details, DETAILS))
+        process, name, level, level_name, process_name = _of_kinds(origin, layout.ORIGIN)
+        place = None if details is None else tuple(_of_kinds(details, layout.DETAILS))
         values = (
             msgspec.convert(wire.sequence, int),
             of_kind(wire.msg, str),
             msgspec.convert(wire.extra, dict[str, Any] | None),
             of_kind(wire.exc_text, str),
-            *_of_kinds((wire.created, wire.msecs, wire.stack_info), TIMES),
+            *_of_kinds((wire.created, wire.msecs, wire.stack_info), layout.TIMES),
             msgspec.Raw(pack(_loose_rest(wire.rest))),
             b"",
         )
@@ -208,8 +190,8 @@ def _loose_rest(rest: Any) -> tuple[Any, ...] | None:
 constant_fields: dict[str, Any] = {}
 
 #: What an extra attribute must not set, except in place of a text that UTF-8 does not take (`mplog.record.encoding`).
-_RESERVED = frozenset((*KINDS, "msg", "exc_text", "args", "exc_info"))
-_TEXTS = frozenset(name for name, kind in KINDS.items() if kind is str) | {"msg", "exc_text"}
+_RESERVED = frozenset((*layout.KINDS, "msg", "exc_text", "args", "exc_info"))
+_TEXTS = frozenset(name for name, kind in layout.KINDS.items() if kind is str) | {"msg", "exc_text"}
 
 
 def _check_reserved(attributes: dict[str, Any], extra: dict[str, Any]) -> None:

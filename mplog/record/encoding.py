@@ -18,24 +18,10 @@ from typing import Any
 import msgspec
 from msgspec.structs import astuple, replace
 
+from mplog.record import layout
 from mplog.record.cache import Cache
 from mplog.record.context import in_use, merged
-from mplog.record.layout import (
-    DETAILS,
-    HAS_TASK_NAME,
-    KEPT_ORIGIN_SIZE,
-    KEPT_ORIGINS,
-    KINDS,
-    MAX_RECORD_SIZE,
-    NO_DETAILS,
-    ORIGIN,
-    RESERVED,
-    STANDARD,
-    TIMES,
-    Origin,
-    Record,
-    Wire,
-)
+from mplog.record.layout import DETAILS, MAX_RECORD_SIZE, ORIGIN, RESERVED, TIMES, Origin, Record, Wire
 from mplog.record.plain import CAUGHT, caught, of_kind, pack, plain_fields, readable, safe_repr, safe_str, text_or_ext
 
 #: Characters that are kept of a text that is too long, and attributes in `extra` of such a record.
@@ -101,15 +87,15 @@ _LEVELNO = list(ORIGIN).index("levelno")
 #: bytes, so only levels that are integers are kept.
 _encoded_origins: Cache[tuple[Any, ...], bytes] = Cache(
     lambda key: pack((*key, None)),
-    KEPT_ORIGINS,
-    lambda key, origin: type(key[_LEVELNO]) is int and len(origin) <= KEPT_ORIGIN_SIZE,
+    layout.KEPT_ORIGINS,
+    lambda key, origin: type(key[_LEVELNO]) is int and len(origin) <= layout.KEPT_ORIGIN_SIZE,
 )
 
 _LogRecord = logging.LogRecord
 _get_message = logging.LogRecord.getMessage
-_ATTRIBUTES = len(STANDARD)
+_ATTRIBUTES = len(layout.STANDARD)
 _get_details: Callable[[dict[str, Any]], tuple[Any, ...]]
-if HAS_TASK_NAME:
+if layout.HAS_TASK_NAME:
     _get_details = operator.itemgetter(*DETAILS)
 else:
     _get_details_but_task = operator.itemgetter(*[name for name in DETAILS if name != "taskName"])
@@ -275,7 +261,7 @@ def _repaired(
     elsewhere = {readable(name): value for name, value in extra.items()}
 
     def repaired(name: str, value: Any) -> Any:
-        kind = KINDS.get(name, str)
+        kind = layout.KINDS.get(name, str)
         value = of_kind(value, kind)
         if kind is str and value is not None:
             text = text_or_ext(value)
@@ -313,7 +299,7 @@ def _cut(wire: Wire) -> Wire:
         exc_text=_cut_text(wire.exc_text),
         stack_info=_cut_text(wire.stack_info),
         rest=(relative, exception),
-        origin=(*names, tuple(map(_cut_text, details or NO_DETAILS))),
+        origin=(*names, tuple(map(_cut_text, details or layout.NO_DETAILS))),
     )
 
 

@@ -14,19 +14,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from mplog.record.frame import (
-    ARRAY,
-    HEADER,
-    HEADER_SIZE,
-    LENGTH_SIZE,
-    MAGIC,
-    PART,
-    PAYLOAD_SIZE,
-    RECORD_TAG,
-    TAGS,
-    decode_part,
-    encode_part,
-)
+from mplog.record import frame
+from mplog.record.frame import ARRAY, HEADER, HEADER_SIZE, LENGTH_SIZE, MAGIC, PART, PAYLOAD_SIZE, RECORD_TAG, TAGS
 
 T = TypeVar("T")
 
@@ -178,7 +167,7 @@ class FrameReader(Generic[T]):
             self.broken += 1
 
     def _assemble(self, payload: bytes) -> tuple[int, bytes] | None:
-        message_id, pid, index, count, kind, piece = decode_part(payload)
+        message_id, pid, index, count, kind, piece = frame.decode_part(payload)
         if count == 0:
             self._forget(message_id)
             return None
@@ -221,7 +210,7 @@ class FrameReader(Generic[T]):
         if not self._incomplete or self.incomplete_size > limit:
             return b""
         return b"".join(
-            encode_part(message_id, message.pid, index, message.count, message.kind, piece)
+            frame.encode_part(message_id, message.pid, index, message.count, message.kind, piece)
             for message_id, message in self._incomplete.items()
             for index, piece in enumerate(message.pieces)
         )

@@ -178,7 +178,7 @@ class GracefulShutdown:
         except MplogError as error:
             lost = str(error)
         if lost:
-            say_on_stderr(f"at {name}, {lost}")
+            say_on_stderr(f"mplog: at {name}, {lost}")
 
 
 #: Those that are in use in this process, the innermost last.
@@ -244,7 +244,7 @@ def _stop_one(producer: Any) -> None:
         else:
             producer.shutdown(wait=False, cancel_futures=True)  # its processes are children, and terminated as those
     except Exception as error:
-        say_on_stderr(f"{producer!r} could not be stopped: {describe(error)}")
+        say_on_stderr(f"mplog: {producer!r} could not be stopped: {describe(error)}")
 
 
 def _children() -> list[Any]:
