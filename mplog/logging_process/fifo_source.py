@@ -60,7 +60,7 @@ class FifoSource(Source):
         self._write_fd: int | None = fifo.open_writer(fifo_path(self._directory))
         self._inbox = Inbox(self._directory, tallies, dispatcher.troubles)
         self._unfinished = _Unfinished(self._directory)
-        for data in (self._unfinished.load(pair.base), bytes(pair.written())):
+        for data in (self._unfinished.load(pair.state.base), bytes(pair.written())):
             self._inbox.replay(data)
         # Files that an earlier server has left come first; what workers append now does not.
         self._files_first = 0 if places.stories else emergency.files

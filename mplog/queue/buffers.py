@@ -248,12 +248,6 @@ class BufferPair:
         with self._lock:
             return self._state.committed
 
-    @property
-    def base(self) -> int:
-        """Bytes ever taken in before those of the writing buffer."""
-        with self._lock:
-            return self._state.base
-
     def _recover(self) -> None:
         state = self._state
         if state.announced:

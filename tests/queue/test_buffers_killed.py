@@ -134,7 +134,7 @@ def test_a_replacement_moves_nothing_of_the_writing_buffer(pair: BufferPair, mem
         assert pair.replace(lambda content: bytes(content[3:])) == 3
         after = BufferPair(memory)
         assert (bytes(after.written()), bytes(after.unwritten())) == (data[4:6], data[6:])
-        assert after.base == pair.base == 19 * number
+        assert after.state.base == pair.state.base == 19 * number
         assert pair.committed == 19 * number + 2
         after.close()
         pair.commit(4)
