@@ -26,10 +26,8 @@ from mplog.cli.terminal import has_terminal, noted_signals
 from mplog.errors import MplogError, QueueNotFoundError
 from mplog.monitoring.statistics import missing, written
 from mplog.queue.log_queue import LogQueue
-from mplog.server.log_server import LogServer
+from mplog.server.log_server import STOP_TIMEOUT, LogServer
 
-#: Seconds that the end waits for records to be written.
-STOP_TIMEOUT = 30.0
 #: Seconds between two checks that the logging process is still there.
 _LOOK_SECONDS = 30.0
 
