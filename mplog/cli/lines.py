@@ -72,10 +72,9 @@ class LineParser:
         if line.startswith(b"{"):
             try:
                 values = msgspec.json.decode(line)
+                return Parsed(_with_record_names(values), values, is_json=True)
             except (msgspec.DecodeError, RecursionError):
                 pass
-            else:
-                return Parsed(_with_record_names(values), values, is_json=True)
         found = self._pattern.fullmatch(line.rstrip(b"\r\n").decode("utf-8", "replace"))
         return None if found is None else Parsed(found.groupdict(), found.groupdict())
 

@@ -192,10 +192,9 @@ class Sender:
         if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned and not self.is_closed:
             try:
                 _write(self.write_fd, frame.header(frame.BYTES, len(payload)) + payload)
+                return
             except OSError:
                 pass
-            else:
-                return
         try:
             self.send(frame.BYTES, payload, timeout != 0, timeout)
         except NoReaderError:
@@ -217,10 +216,9 @@ class Sender:
         if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned:
             try:
                 _write(self.write_fd, _headers[len(payload)] + payload)
+                return
             except OSError:
                 pass
-            else:
-                return
         self._put_slowly(payload)
 
     def put_synced(self, payload: bytes) -> bool:

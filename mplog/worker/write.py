@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 from mplog.errors import ServerStateError
@@ -36,9 +35,8 @@ def write(data: bytes | bytearray | memoryview, *, to: str = "", timeout: float 
 
 
 def _queue() -> LogQueue:
-    root = logging.getLogger().handlers
-    for handlers in (root, *(logger.handlers for logger in all_loggers().values())):
-        for handler in handlers:
+    for logger in all_loggers().values():
+        for handler in logger.handlers:
             if isinstance(handler, QueueHandler) and isinstance(handler.queue, LogQueue):
                 return handler.queue
     directory = os.environ.get(MPLOG_QUEUE)
