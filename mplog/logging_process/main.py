@@ -14,7 +14,6 @@ import multiprocessing.process
 import os
 import pickle
 import signal
-import sys
 import traceback
 
 from mplog.errors import MplogError, SinkError, StartError
@@ -24,6 +23,7 @@ from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.loop import Loop
 from mplog.logging_process.messages import Configuration, Opened, Report
 from mplog.logging_process.program import Places, Program
+from mplog.logging_process.recovery import recover
 from mplog.logging_process.signals import Signals
 from mplog.logging_process.source import PlainSource
 from mplog.logging_process.workers import Workers
@@ -33,9 +33,6 @@ from mplog.monitoring.tallies import Tallies
 from mplog.record.decoding import constant_fields
 from mplog.record.encoding import describe
 from mplog.sinks.sink import to_formatter
-
-if sys.platform != "win32":
-    from mplog.logging_process.recovery import recover
 
 #: The exit status of a logging process that could not open its sinks, and has said why.
 NOT_STARTED = 3

@@ -28,20 +28,19 @@ from multiprocessing.connection import Connection
 
 from mplog.errors import MplogError
 from mplog.files.notices import say_on_stderr
+from mplog.handlers.backlog import count_undelivered
 from mplog.logging_process import main as logging_process
 from mplog.logging_process.messages import GivenUp, Launch, NewProcess, Patience, Report
 from mplog.logging_process.program import Places
 from mplog.logging_process.signals import Wakeup
 from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills, memory_kills_since
+from mplog.queue import buffer_memory, buffers, fifo, kill_points
+from mplog.queue.directory import fifo_path, given_up_path
+from mplog.queue.emergency import EmergencyFile
 
 if sys.platform != "win32":
     import resource
-
-    from mplog.handlers.backlog import count_undelivered
-    from mplog.queue import buffer_memory, buffers, fifo, kill_points
-    from mplog.queue.directory import fifo_path, given_up_path
-    from mplog.queue.emergency import EmergencyFile
 
 
 def main(link: Connection) -> int:

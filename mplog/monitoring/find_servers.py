@@ -10,7 +10,6 @@ import contextlib
 import glob
 import os
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,10 +20,8 @@ from mplog.errors import QueueNotFoundError
 from mplog.monitoring.process import has_ended, is_held, start_mark
 from mplog.monitoring.server_notice import Notice, read_notice, this_world
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
+from mplog.queue import buffer_memory
 from mplog.queue.directory import fifo_path, given_up_path
-
-if sys.platform != "win32":
-    from mplog.queue import buffer_memory
 
 _PREFIX = "mplog-"
 #: How many files of one sink are listed: a sink that names files by the records may have thousands.

@@ -9,17 +9,14 @@ from __future__ import annotations
 import bisect
 import contextlib
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 from mplog.monitoring.count_file import Key
 from mplog.monitoring.tallies import Tallies
+from mplog.queue.kill_points import reach
 from mplog.queue.losses import Reason, pid_namespace
 from mplog.queue.process_losses import ProcessLosses, names_of_files, pid_of, read_file
-
-if sys.platform != "win32":
-    from mplog.queue.kill_points import reach
 
 #: Files that are read in one look, so that it takes some hundredths of a second at most; the others follow in the next.
 _LOOKED_AT = 1000

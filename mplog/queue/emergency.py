@@ -21,13 +21,11 @@ import errno
 import os
 import stat
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable
 
-if sys.platform != "win32":
-    from mplog.queue.locks import lock_file, unlock_file
+from mplog.queue.locks import lock_file, unlock_file
 
 MAGIC = b"mplogem1"
 HEADER = struct.Struct("=8s8sQQ")  # magic, id, end, read

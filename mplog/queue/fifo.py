@@ -13,16 +13,18 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
-import fcntl
 import math
 import os
 import select
 import stat
 import sys
-import termios
 import time
 import weakref
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
 
 # Linux; the fcntl module has the names on Linux alone.
 _F_SETPIPE_SZ = 1031

@@ -13,9 +13,12 @@ Three kinds, because each has what the others lack:
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import sys
 import time
+
+if sys.platform != "win32":
+    import fcntl
 
 _PAUSE = 0.001
 

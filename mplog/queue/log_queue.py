@@ -26,13 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from mplog.errors import MplogError, NoReaderError, QueueNotFoundError
 from mplog.queue import directory as queue_directory
+from mplog.queue import fifo
 from mplog.queue.losses import Losses
 from mplog.queue.overflow import Overflow
 from mplog.queue.sender import Sender
 from mplog.queue.sync import Sync
-
-if sys.platform != "win32":
-    from mplog.queue import fifo
 
 if TYPE_CHECKING:
     from mplog.queue.reader import Reader

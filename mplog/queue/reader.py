@@ -18,17 +18,15 @@ from collections.abc import Callable
 from typing import Any
 
 from mplog.errors import QueueNotFoundError, ServerStateError
+from mplog.queue import fifo
 from mplog.queue.directory import lock_path
+from mplog.queue.locks import try_lock_process, unlock_process
 from mplog.queue.payloads import PickledObject, decode_bytes
 from mplog.queue.sender import Sender
 from mplog.queue.sync import TOKEN_SIZE
 from mplog.record import frame
 from mplog.record.decoding import decode
 from mplog.record.frame_reader import FrameReader
-
-if sys.platform != "win32":
-    from mplog.queue import fifo
-    from mplog.queue.locks import try_lock_process, unlock_process
 
 _DECODE: dict[int, Callable[[bytes], Any]] = {
     frame.RECORD: decode,

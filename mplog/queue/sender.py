@@ -25,6 +25,7 @@ import time
 from typing import Any
 
 from mplog.errors import NoReaderError
+from mplog.queue import fifo
 from mplog.queue.directory import emergency_path, fifo_path, is_given_up, remove_if_unused
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.losses import Losses, Reason
@@ -35,9 +36,6 @@ from mplog.record import frame
 from mplog.record.cache import Cache
 from mplog.record.decoding import origin_of
 from mplog.record.encoding import Cut, encode
-
-if sys.platform != "win32":
-    from mplog.queue import fifo
 
 _write = os.write
 #: The headers of records, by the length of what follows.

@@ -17,14 +17,12 @@ import errno
 import os
 import select
 import stat
-import sys
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import msgspec
 
-if sys.platform != "win32":
-    from mplog.queue import fifo
+from mplog.queue import fifo
 
 T = TypeVar("T")
 
