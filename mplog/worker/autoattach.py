@@ -64,8 +64,7 @@ def _wait() -> None:
     for name, own in levels.items():
         logging.getLogger(name).setLevel(own)
     logging.disable(disable)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=waiting.join)  # once, and not again in each worker
+    os.register_at_fork(before=waiting.join)  # once, and not again in each worker
 
 
 class _Waiting(logging.Handler):
