@@ -31,7 +31,7 @@ from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
 from mplog.record.fields import Fields
 from mplog.server.arguments import Arguments
-from mplog.server.started import Started
+from mplog.server.started import Started, told_as_start_errors
 from mplog.sinks.sink import Sink
 from mplog.worker.initializer import Initializer
 
@@ -159,12 +159,14 @@ class LogServer:
         server._arguments.adopts = True
         return server
 
+    @told_as_start_errors()
     def start(self) -> LogServer:
         """Start the logging process, and return the server when its sinks are open.
 
         Raises:
-            StartError: the logging process could not start; `SinkError` if a sink cannot be opened, and
-                `LogFileLockedError` if another logging process writes its file.
+            StartError: the logging process could not start; `SinkError` if a sink cannot be opened,
+                `LogFileLockedError` if another logging process writes its file, and `StartOSError` if the system
+                refuses something else, such as room for the queue.
             ServerStateError: the server was started before.
         """
         with self._lock:
@@ -256,6 +258,7 @@ class LogServer:
 
         Raises:
             ValueError, TypeError: there is no such level.
+            OSError: the directory for temporary files has no room to tell the workers; no level was changed.
         """
         number = logging.Handler(level).level
         name = "" if logger == "root" else logger

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import multiprocessing
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from mplog.errors import DrainTimeoutError, LoggingProcessDiedError
+from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, StartOSError
 from mplog.logging_process.messages import Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.directory import emergency_path
 from mplog.queue.emergency import EmergencyFile
+from mplog.queue.fill import Fill
 from mplog.queue.log_queue import LogQueue
 from mplog.server.arguments import Arguments
 from mplog.server.control import Control
@@ -23,10 +26,29 @@ from mplog.server.progress import Backlog, Progress
 from mplog.server.takeover import Takeover
 
 
+@contextlib.contextmanager
+def told_as_start_errors() -> Iterator[None]:
+    """Raise an OSError of the start as a `StartOSError`."""
+    try:
+        yield
+    except MplogError:
+        raise
+    except OSError as error:
+        advice = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = (
+                f". The queue needs room in the directory for temporary files, {tempfile.gettempdir()}, and there is "
+                "none: free some, or set TMPDIR to another directory."
+            )
+        refused = StartOSError(f"the server could not start: {error}{advice}")
+        refused.errno = error.errno
+        raise refused from error
+
+
 class Started:
     """A server that has been started, except that its takeover is still to be applied.
 
-    If it cannot start, it raises MplogError, and nothing is left of it.
+    If it cannot start, it raises MplogError or OSError, and nothing is left of it.
     """
 
     def __init__(self, arguments: Arguments, timeout: float, patience: Patience) -> None:
@@ -55,6 +77,8 @@ class Started:
         _starting.add(fd)
         try:
             queue.preparation, queue.overflow, queue.sync = self.layout.preparation, overflow, self._arguments.sync
+            if overflow.policy == "drop_below":
+                Fill(queue.directory, writable=True)  # here, where a full disk can be told; it is opened there
             emergency = EmergencyFile(overflow.emergency or emergency_path(queue.directory), overflow.emergency_size)
             self.takeover = self._make_takeover()
             self.control = Control(Launch(configuration, queue.directory, fd, size, emergency, patience), timeout)

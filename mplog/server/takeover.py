@@ -6,6 +6,7 @@ hands on to it what it has found.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -60,16 +61,23 @@ class Takeover:
                 self._config.release_files(self._taken_off())
 
     def set_level(self, name: str, level: int) -> None:
-        """Set a logger's level, and tell the workers."""
+        """Set a logger's level, and tell the workers; if that raises OSError, neither is done."""
         with self._lock:
             logger = logging.getLogger(name)
-            self._before.loggers.setdefault(name, _LoggerState.of(logger))
+            before = _LoggerState.of(logger)
             logger.setLevel(level)
-            ours = self._ours.loggers.get(name) or _LoggerState.of(logger)
+            try:
+                self._save_state()
+                if self._changes is not None:
+                    self._changes.set(name, level)
+            except OSError:
+                logger.setLevel(before.level)
+                with contextlib.suppress(OSError):
+                    self._save_state()
+                raise
+            self._before.loggers.setdefault(name, before)
+            ours = self._ours.loggers.get(name, before)
             self._ours.loggers[name] = msgspec.structs.replace(ours, level=level)
-            self._save_state()
-            if self._changes is not None:
-                self._changes.set(name, level)
 
     def _save_state(self) -> None:
         """Write the state of the loggers where `mplog.attach` finds it."""

@@ -43,10 +43,11 @@ class LevelChanges:
         self._word = _map(directory, writable=True)
 
     def set(self, name: str, level: int) -> None:
-        """Tell the workers of a new level."""
+        """Tell the workers of a new level, or raise OSError and tell them nothing."""
         count = self._word[0] + 1
-        self._changes[name] = count, level
-        replace_file(os.path.join(self._directory, _CHANGES_NAME), msgspec.json.encode(self._changes))
+        changes = {**self._changes, name: (count, level)}
+        replace_file(os.path.join(self._directory, _CHANGES_NAME), msgspec.json.encode(changes))
+        self._changes = changes
         self._word[0] = count  # in this order: a worker that sees the new number finds the new file
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import mmap
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from jobs import messages_in
 from readers import in_fork
-from scripts import environment, fill_disk, run_script
+from scripts import environment, fill_disk, run, run_script
 
+import mplog
 from mplog.queue.shared_file import lengthen, map_file, replace_file
 from mplog.worker.levels import LevelChanges
 
@@ -21,7 +25,7 @@ PROGRAM = """
     from pathlib import Path
     from scripts import fill_disk
 
-    log, disk, free, later = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    log, disk, free, later, policy = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 
     def fill_up():
         with open(fill_disk(disk), "ab", buffering=0) as file:
@@ -30,8 +34,9 @@ PROGRAM = """
     if not later:
         fill_up()
     try:
-        server = mplog.LogServer(log, level="INFO").start()
-    except (mplog.MplogError, OSError) as error:
+        server = mplog.LogServer(log, level="INFO", overflow=policy).start()
+    except mplog.StartError as error:
+        assert isinstance(error, OSError) and error.errno == 28
         sys.exit(f"refused: {error}")
     if later:
         fill_up()
@@ -59,20 +64,49 @@ def test_a_full_disk_raises_and_kills_nobody(small_disk: Path, what: str) -> Non
     in_fork(make)
 
 
+@pytest.mark.parametrize("policy", ["block", "drop_below"])
 @pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
-def test_no_full_temporary_directory_kills_the_program(tmp_path: Path, small_disk: Path, log: Path) -> None:
-    """With few pages left in TMPDIR, a server starts or raises an error that says why; without any, it goes on."""
+def test_no_full_temporary_directory_kills_the_program(
+    tmp_path: Path, small_disk: Path, log: Path, policy: str
+) -> None:
+    """With few pages left in TMPDIR, a server starts or says why not and what to do; without any, it goes on."""
     for free, later, starts in ((1, "", False), (2, "", None), (3, "", None), (7, "", True), (0, "later", True)):
         env = environment(TMPDIR=str(small_disk))
-        done = run_script(tmp_path, PROGRAM, log, small_disk, free, later, env=env)
+        done = run_script(tmp_path, PROGRAM, log, small_disk, free, later, policy, env=env)
         assert starts is None or starts == (done.returncode == 0), done
         if done.returncode == 0:
             assert messages_in(log) == ["one"]
             log.unlink()
         else:
-            assert done.returncode == 1 and "refused: [Errno 28] No space left" in done.stderr, done
+            assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done
+            assert done.stderr.startswith("refused: the server could not start: [Errno 28] No space left"), done
+            assert f"the directory for temporary files, {small_disk}," in done.stderr, done
+            assert "set TMPDIR to another directory" in done.stderr, done
         os.unlink(small_disk / "ballast")
         assert os.listdir(small_disk) == []
+
+
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
+def test_a_level_that_cannot_be_told_is_not_set(small_disk: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room to tell the workers, set_level() raises OSError and sets no level, neither then nor later."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with mplog.LogServer(log, level="INFO", format="%(name)s %(message)s") as server:
+        fill_disk(small_disk)
+        with pytest.raises(OSError, match="No space left"):
+            server.set_level("app", "DEBUG")
+        os.unlink(small_disk / "ballast")
+        with monkeypatch.context() as later, pytest.raises(OSError, match="No space left"):
+            later.setattr("mplog.worker.levels.replace_file", full)
+            server.set_level("app", "DEBUG")
+        assert logging.getLogger("app").level == logging.NOTSET
+        server.set_level("other", "DEBUG")
+        code = "logging.info('attach'); logging.getLogger('app').debug(1); logging.getLogger('other').debug(2)"
+        assert run(["-c", f"import logging, mplog; mplog.attach(); {code}"], env=environment()).stderr == ""
+    assert log.read_text(encoding="utf-8").splitlines() == ["root attach", "other 2"]
 
 
 def test_a_file_is_as_long_as_asked_for(tmp_path: Path) -> None:
