@@ -249,7 +249,7 @@ class _Check:
         try:
             if isinstance(level, bool):
                 raise TypeError
-            logging.Handler(level).close()
+            logging.Handler(level).close()  # as dictConfig reads it, whose names are upper case
         except (TypeError, ValueError):
             raise wrong(
                 f"{place}.level",

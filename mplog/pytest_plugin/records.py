@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from mplog.pytest_plugin.children import TestHandler, followed, start_beside
 from mplog.record.decoding import decode
 from mplog.record.encoding import encode
+from mplog.record.level import read_level
 from mplog.server.log_server import LogServer
 from mplog.sinks.file import FileSink
 
@@ -113,6 +114,6 @@ class Records:
     def _set(self, name: str, level: int | str) -> None:
         """Set a level, and lower what ``logging.disable()`` has set if it hides the level, as caplog does."""
         self.server.set_level(name, level)
-        number = logging.Handler(level).level
+        number = read_level(level)
         if logging.root.manager.disable >= number:
             logging.disable(max(number - 10, logging.NOTSET))

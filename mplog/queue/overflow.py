@@ -111,8 +111,9 @@ class Overflow(msgspec.Struct, frozen=True):
         """
         if not 0 < at <= 1:
             raise ValueError(f"drop_below(at={at!r}): the fill is above 0, and at most 1")
-        number = logging.Handler(level).level  # it knows the names, and says which it does not
-        return cls("drop_below", _checked_timeout(timeout), number, float(at), never_block_loop)
+        from mplog.record.level import read_level  # no worker needs it
+
+        return cls("drop_below", _checked_timeout(timeout), read_level(level), float(at), never_block_loop)
 
     @classmethod
     def fallback(cls, timeout: float = 0.0, *, never_block_loop: bool = False) -> Overflow:

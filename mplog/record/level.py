@@ -1,4 +1,4 @@
-"""A level that a person has typed, on a command line or in an ini file.
+"""A level by number or name, as an argument, on a command line or in an ini file.
 
 This module does not load `logging`: shell scripts call ``mplog log`` thousands of times.
 """
@@ -22,17 +22,21 @@ _NAMES = {
 }
 
 
-def read_level(text: str) -> int:
-    """Return the number of a level, given as that or by its name in any case; raise ValueError if it is neither.
+def read_level(level: int | str) -> int:
+    """Return the number of a level, given as that or by its name in any case; raise ValueError or TypeError if not.
 
     Names from ``logging.addLevelName()`` count, too.
     """
+    if isinstance(level, int):
+        return level
+    if not isinstance(level, str):
+        raise TypeError(f"a level is a number or a name, such as 'INFO', not {level!r}")
     added = getattr(sys.modules.get("logging"), "_nameToLevel", {})
-    name = text.upper()
-    found = added.get(name, _NAMES.get(name))
+    name = level.upper()
+    found = added.get(level, added.get(name, _NAMES.get(name)))
     if isinstance(found, int):
         return found
     try:
-        return int(text)
+        return int(level)
     except ValueError:
-        raise ValueError(f"{text!r} is not a level: DEBUG, INFO, WARNING, ERROR, CRITICAL, or a number") from None
+        raise ValueError(f"{level!r} is not a level: DEBUG, INFO, WARNING, ERROR, CRITICAL, or a number") from None

@@ -18,6 +18,7 @@ from mplog.queue.log_queue import LogQueue
 from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
 from mplog.record.fields import Fields
+from mplog.record.level import read_level
 from mplog.record.preparation import note_preparation
 from mplog.sinks.collisions import check_names
 from mplog.sinks.file import FileSink
@@ -63,14 +64,14 @@ class Arguments:
         raw_names = check_raw_names(self.sinks) if self.config is None else self.config.raw_names
         self.format = DEFAULT_FORMAT if format is None else format
         to_formatter(self.format)
-        self.level = None if level is None else logging.Handler(level).level
+        self.level = None if level is None else read_level(level)
         self.fields = Fields.of(fields)
         if logger_class not in (logging.Logger, Logger):
             raise ValueError(f"logger_class is logging.Logger or mplog.Logger, not {logger_class!r}")
         self.logger_class = logger_class
         self.overflow = self._with_emergency_file(Overflow.of(overflow))
         is_sync = sync_level is None or isinstance(sync_level, Sync)
-        self.sync: Sync | None = sync_level if is_sync else Sync(logging.Handler(sync_level).level)
+        self.sync: Sync | None = sync_level if is_sync else Sync(read_level(sync_level))
         if buffer_size < 2 * QUEUE_SIZE or buffer_size % mmap.PAGESIZE:
             raise ValueError(
                 f"buffer_size={buffer_size}: a buffer takes all that a queue holds, twice; so it has at least "

@@ -30,6 +30,7 @@ from mplog.queue.log_queue import LogQueue
 from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
 from mplog.record.fields import Fields
+from mplog.record.level import read_level
 from mplog.server.arguments import Arguments
 from mplog.server.started import Started, told_as_start_errors
 from mplog.sinks.sink import Sink
@@ -56,8 +57,8 @@ class LogServer:
 
     Args:
         sinks: where to write: `Sink` objects; a path is short for a `FileSink`. At least one, or a `config`.
-        level: the root logger's level while the server runs, here and in the workers; None (the default) leaves it as
-            it is.
+        level: the root logger's level while the server runs, here and in the workers, as a number or a name in any
+            case; None (the default) leaves it as it is.
         format: a ``%``-style format or a ``logging.Formatter``, for sinks that have none of their own; None (the
             default) is ``%(asctime)s %(levelname)-8s %(processName)s %(name)s | %(message)s``.
         config: in place of sinks, level and format: a dictionary as ``logging.config.dictConfig`` takes it, or the
@@ -254,13 +255,13 @@ class LogServer:
 
         Args:
             logger: its name; ``""`` or ``"root"`` for the root logger.
-            level: a level, by number or name.
+            level: by number, or by name in any case.
 
         Raises:
             ValueError, TypeError: there is no such level.
             OSError: the directory for temporary files has no room to tell the workers; no level was changed.
         """
-        number = logging.Handler(level).level
+        number = read_level(level)
         name = "" if logger == "root" else logger
         with self._lock:
             self._require_own().takeover.set_level(name, number)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mplog.formats.escaping import escaped_formatter
+from mplog.record.level import read_level
 
 #: With the name of the process, which a log of several processes is read for.
 DEFAULT_FORMAT = "%(asctime)s %(levelname)-8s %(processName)s %(name)s | %(message)s"
@@ -48,7 +49,7 @@ class Sink:
         propagate: bool = True,
         escape: bool = False,
     ) -> None:
-        self.level = level
+        self.level = read_level(level)
         self.logger = "" if logger == "root" else logger
         self.propagate = propagate
         self.format = format
@@ -58,8 +59,7 @@ class Sink:
         if not isinstance(filters, Iterable) or isinstance(filters, str):
             raise TypeError(f"filters is a list of filters, not {filters!r}")
         self.filters = tuple(filters)
-        # Bad levels and formats are found here, in the program, where the mistake is.
-        logging.Handler(level)
+        # Bad formats, as bad levels, are found here, in the program, where the mistake is.
         if format is not None:
             to_formatter(format)
         for filter in self.filters:

@@ -489,6 +489,10 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     ),
     "logger key": ({"loggers": {"a": {"levl": "INFO"}}}, "loggers.a.levl: this key is unknown. Did you mean 'level'"),
     "logger level": ({"loggers": {"a": {"level": "INF"}}}, "loggers.a.level: 'INF' is not a level"),
+    "as in dictConfig": (
+        {"root": {"level": "info"}},
+        "root.level: 'info' is not a level. It is a number or one of .*INFO",
+    ),
     "logger handlers": ({"loggers": {"a": {"handlers": "file"}}}, "loggers.a.handlers: it is 'file', a str"),
     "logger handler": (
         {"root": {"handlers": ["fil"]}},

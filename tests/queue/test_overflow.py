@@ -93,7 +93,7 @@ def test_a_name_means_the_policy_with_its_defaults() -> None:
         (lambda: Overflow.of("lossy"), "'lossy' is no overflow policy; these are: block, drop_newest"),
         (lambda: Overflow.block(timeout=-1), "a timeout of -1 seconds: it is 0 or more"),
         (lambda: Overflow.block(timeout=float("nan")), "a timeout of nan seconds"),
-        (lambda: Overflow.drop_below("NOTHING"), "Unknown level: 'NOTHING'"),
+        (lambda: Overflow.drop_below("NOTHING"), "'NOTHING' is not a level"),
         (lambda: Overflow.drop_below("INFO", at=0), r"drop_below\(at=0\): the fill is above 0, and at most 1"),
         (lambda: Overflow.drop_below("INFO", at=80), "the fill is above 0"),
     ],
