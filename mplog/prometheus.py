@@ -69,7 +69,7 @@ class MplogCollector(Collector):
             ("records_emergency", "Records that went through the emergency file.", others["EMERGENCY"]),
             ("records_unsynced", "Records that were not known to be on disk in time.", others["UNSYNCED"]),
             ("records_incomplete", "Long records whose writer died before the last part.", stats.incomplete),
-            ("records_broken", "Pieces of the queue that were no records.", stats.broken),
+            ("records_broken", "Pieces of data in the queue that were not records.", stats.broken),
             ("restarts", "Logging processes that have died and were replaced.", stats.restarts),
         ):
             yield self._counter(name, what, (), {(): value})

@@ -62,7 +62,7 @@ def _check_top(config: dict[str, Any], referred: set[str]) -> None:
     if config.get("incremental"):
         raise wrong(
             "incremental",
-            "an incremental configuration changes handlers that are there already, and a server that starts has none",
+            "an incremental configuration changes handlers that exist, and a server that starts has none",
             "Leave it out and give the whole configuration; LogServer.set_level() changes levels later",
         )
     for key in config:
@@ -218,9 +218,9 @@ class _Check:
             return factory, given
         for key in given:
             if is_kind(factory, Sink) and key in NOT_IN_SINKS:
-                raise wrong(join(place, key), "a handler of a configuration has no such key", NOT_IN_SINKS[key])
+                raise wrong(join(place, key), "a handler in a configuration cannot have this key", NOT_IN_SINKS[key])
             if key not in names and also.get(key) not in names:
-                raise unknown(place, key, names.keys() | set(others), f"{_name(factory)} takes no such argument")
+                raise unknown(place, key, names.keys() | set(others), f"{_name(factory)} does not take it")
         found = {also.get(key, key) for key in given} | given.keys()
         missing = [name for name, is_needed in names.items() if is_needed and name not in found]
         if missing:
@@ -265,13 +265,14 @@ class _Check:
         self._check_names(f"{place}.filters", [name for name in filters if isinstance(name, str)], "filters")
         for filter in filters:
             if not isinstance(filter, str) and not callable(filter) and not callable(getattr(filter, "filter", None)):
-                raise wrong(f"{place}.filters", f"{filter!r} is no filter", "Give the name of one")
+                raise wrong(f"{place}.filters", f"{filter!r} is not a filter", "Give the name of one")
 
     def _check_names(self, place: str, names: list[Any], section: str) -> None:
         known = self.config.get(section) or {}
         for name in names:
             if not isinstance(name, str) or name not in known:
-                raise wrong(place, f"there is no {name!r} in {section}", suggest(name, known, f"{section} has"))
+                remedy = suggest(name, known, f"{section} defines") or f"Define it in {section}"
+                raise wrong(place, f"{name!r} is not defined in {section}", remedy)
 
     def _check_logger(self, place: str, config: Any) -> None:
         check_keys(place, config, LOGGER_KEYS)
@@ -283,7 +284,7 @@ class _Check:
             if isinstance(self.sinks.get(name), (RawSink, WriterSink)):
                 raise wrong(
                     f"{place}.handlers",
-                    f"{name!r} takes the bytes of mplog.write(), and no records",
+                    f"{name!r} writes the bytes of mplog.write(), not records",
                     "Take it off the list: bytes find it by its name",
                 )
         self._check_filters(place, config)

@@ -28,7 +28,7 @@ def expect(place: str, value: Any, kinds: type | tuple[type, ...], remedy: str) 
 
 def unknown(place: str, key: Any, known: Iterable[str], remedy: str = "") -> ConfigurationError:
     """Return the error for a key that means nothing at that place."""
-    hint = ". ".join(filter(None, [remedy, suggest(key, sorted(known), "Known are")]))
+    hint = ". ".join(filter(None, [remedy, suggest(key, sorted(known), "The known keys are")]))
     return wrong(join(place, key), "this key is unknown", hint)
 
 
@@ -40,10 +40,12 @@ def check_keys(place: str, config: Iterable[Any], known: Iterable[str], remedy: 
 
 
 def suggest(name: Any, known: Iterable[str], otherwise: str) -> str:
-    """Return a question with the name that may be meant, or `otherwise` with all known names."""
+    """Return a question with the name that may be meant, or `otherwise` with all known names; "" if there are none."""
     names = [str(candidate) for candidate in known]
     close = difflib.get_close_matches(str(name), names, 1)
-    return f"Did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(names) or 'nothing'}"
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"{otherwise} {', '.join(names)}" if names else ""
 
 
 def stdlib_mistake(error: BaseException) -> ConfigurationError:

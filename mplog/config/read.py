@@ -83,6 +83,6 @@ def check_cycles(value: Any, place: str = "", above: tuple[int, ...] = ()) -> No
     """Raise `ConfigurationError` if a part of a configuration contains itself."""
     inside = pairs(value)
     if inside and id(value) in above:
-        raise wrong(place, "it contains itself", "Give a copy of the part that is meant")
+        raise wrong(place, "it contains itself", "Put a copy of that part there")
     for key, inner in inside or ():
         check_cycles(inner, join(place, key), (*above, id(value)))

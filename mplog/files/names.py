@@ -61,22 +61,22 @@ class FileNames:
         try:
             parsed = list(string.Formatter().parse(self.pattern))
         except ValueError as error:
-            raise self._error(f"is no pattern: {error}") from None
+            raise self._error(f"is not a pattern: {error}") from None
         for text, field, spec, conversion in parsed:
             self.texts[-1] += text
             if field is None:
                 continue
             if not field.isidentifier() or spec or conversion:
                 raise self._error(
-                    "has fields that are no names of attributes. {processName} is one; formats, conversions and parts "
-                    "of attributes are not understood. Write {{ for a brace"
+                    "has a field that is not the name of an attribute, such as {processName}. Formats, conversions and "
+                    "parts of attributes cannot be given. Write {{ for a brace"
                 )
             if field in _NO_FIELDS:
                 raise self._error(f"has {{{field}}}, which would make a file for every record")
             self.fields.append(field)
             self.texts.append("")
         if not self.fields:
-            raise self._error("has no {field}, so it is one file. That is a FileSink")
+            raise self._error("has no {field}, so it names a single file. Use a FileSink")
 
     def _separators(self) -> str:
         """Return the characters to escape in a value, so that its end can be told from the beginning of the next."""
@@ -86,7 +86,7 @@ class FileNames:
             marks = [character for character in text if character not in "%~0123456789ABCDEFabcdef"]
             if not marks:
                 raise self._error(
-                    "has two fields with nothing between them that tells where one ends, as in {name}-{process}"
+                    "has two fields, and nothing between them shows where the first ends. Write {name}-{process}"
                 )
             found += marks[0]
         # Numbers have no such characters.
@@ -99,7 +99,7 @@ class FileNames:
         if self.pattern.startswith(".") or re.search(r"[\x00-\x1f\x7f/]", text):
             raise self._error("begins with a dot, as locks do, or has control characters or a path in it")
         if _ARCHIVE.search(self.name(["x"] * len(self.fields))):
-            raise self._error("has what the names of rotated files have")
+            raise self._error("looks like the name of a rotated file")
 
     def _error(self, what: str) -> ValueError:
         return ValueError(f"the file name {self.pattern!r} {what}")

@@ -97,7 +97,9 @@ class Dispatcher:
             taker = takers.get(name)
             if taker is None:
                 self.failed["no sink for bytes"] += len(batch)
-                self.troubles.warn("piece", "of bytes sent to a sink that is not there", LookupError(name), len(batch))
+                self.troubles.warn(
+                    "piece", "of bytes sent to a sink that does not exist", LookupError(name), len(batch)
+                )
             else:
                 self._guard(taker, len(batch), taker.handle_bytes, batch)
         self.flush()
@@ -277,7 +279,9 @@ class Dispatcher:
             try:
                 output.reopen()
             except OSError as error:
-                self.troubles.warn("attempt", f"to reopen {_describe(output)} failed; the old file is used on", error)
+                self.troubles.warn(
+                    "attempt", f"to reopen {_describe(output)} failed; writing goes on in the old file", error
+                )
 
     def seconds_until_due(self) -> float | None:
         """Return the seconds until `work` has something to do; None for nothing."""

@@ -266,7 +266,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             # Other sinks have written these records, so the next server must not.
             undelivered = count_undelivered(self._directory)
-            where += f"; {undelivered} records that waited for a function are lost to it" if undelivered else ""
+            where += f"; records lost that waited for a CallableSink: {undelivered}" if undelivered else ""
         say_on_stderr(f"mplog: {story}; {where}")
         with contextlib.suppress(OSError):
             self._link.send(GivenUp(story))

@@ -169,7 +169,7 @@ def missing(stats: Stats) -> str:
     for reason, count in sorted(stats.dropped_by_reason.items()):
         found.append(f"{_count(count, 'record')} dropped: {reason.text}")
     if stats.incomplete:
-        found.append(f"{_count(stats.incomplete, 'long record')} of which the end never came")
+        found.append(f"{_count(stats.incomplete, 'long record')} whose end never came")
     if stats.objects:
         found.append(f"{_count(stats.objects, 'object')} in the queue that cannot be logged")
     if stats.broken:

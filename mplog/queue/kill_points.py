@@ -51,7 +51,7 @@ def arm(point: str) -> None:
     global _armed, _moments
     name, colon, count = point.partition(":")
     if point and (name not in POINTS or (colon and not re.fullmatch("[1-9][0-9]*", count))):
-        raise ValueError(f"{point!r} is no point to be killed at; these are: {', '.join(POINTS)}, each also with :n")
+        raise ValueError(f"{point!r} is not a kill point. Give one of {', '.join(POINTS)}, with or without :n")
     _armed, _moments = name, (moment == int(count or 1) for moment in itertools.count(1))
 
 

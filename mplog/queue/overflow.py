@@ -110,7 +110,7 @@ class Overflow(msgspec.Struct, frozen=True):
             never_block_loop: do not wait in a thread in which an asyncio event loop runs.
         """
         if not 0 < at <= 1:
-            raise ValueError(f"drop_below(at={at!r}): the fill is above 0, and at most 1")
+            raise ValueError(f"drop_below(at={at!r}): at must be above 0, and at most 1")
         from mplog.record.level import read_level  # no worker needs it
 
         return cls("drop_below", _checked_timeout(timeout), read_level(level), float(at), never_block_loop)
@@ -138,7 +138,7 @@ class Overflow(msgspec.Struct, frozen=True):
         if not isinstance(value, str):
             raise TypeError(f"overflow is the name of a policy or an Overflow, not {value!r}")
         if value not in get_args(Policy):
-            raise ValueError(f"{value!r} is no overflow policy; these are: {', '.join(get_args(Policy))}")
+            raise ValueError(f"{value!r} is not an overflow policy. Give one of {', '.join(get_args(Policy))}")
         made: Overflow = getattr(cls, value)()
         return made
 
@@ -185,7 +185,7 @@ class Overflow(msgspec.Struct, frozen=True):
 
 def _checked_timeout(timeout: float | None) -> float | None:
     if timeout is not None and not timeout >= 0:
-        raise ValueError(f"a timeout of {timeout!r} seconds: it is 0 or more, or None")
+        raise ValueError(f"timeout={timeout!r}: it must be 0 seconds or more, or None")
     return None if timeout is None else float(timeout)
 
 

@@ -55,7 +55,7 @@ class Fields:
                 raise TypeError(f"the name of a field is a text, not {name!r}")
             if name in RESERVED or hasattr(Record, name):
                 raise ValueError(
-                    f"a field cannot be called {name!r}, since every record has something by that name. Call it "
+                    f"a field cannot be called {name!r}, since every record has an attribute of that name. Call it "
                     f"{name + '_'!r}, or something else."
                 )
         #: As they would arrive in a record.

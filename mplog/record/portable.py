@@ -20,7 +20,7 @@ from typing import Any
 class Portable:
     """A callable that pickles into any process, and is loaded there when it is called.
 
-    A failure to load it is so the failure of the task, where a plain pickle would kill the worker of a Pool.
+    If it cannot be loaded, only the task fails; a plain pickle would kill the worker of a Pool.
 
     Args:
         function: any callable.
@@ -86,7 +86,7 @@ class _ReferencePickler(ForkingPickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if _is_of_main(obj) and not _is_importable(obj):
-            raise pickle.PicklingError(f"{obj!r} is not where another process could import it")
+            raise pickle.PicklingError(f"another process could not import {obj!r}")
         return NotImplemented
 
 

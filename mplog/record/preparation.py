@@ -142,7 +142,7 @@ class Preparation:
                 value = redact(name, value)
             except CAUGHT as error:
                 caught(error)
-                self._note("redactor", redact, error, "a marker is written in place of what it fails on")
+                self._note("redactor", redact, error, "a marker is written in place of the value that it failed on")
                 return _marker(error)
         kind = type(value)
         if kind is dict:

@@ -19,13 +19,13 @@ class Redactor:
         mask: what is written instead.
 
     Raises:
-        re.error: the pattern is none.
+        re.error: the pattern is not valid.
     """
 
     def __init__(self, *names: str, pattern: str | re.Pattern[str] | None = None, mask: str = "***") -> None:
         for name in names:
             if not isinstance(name, str):
-                raise TypeError(f"a Redactor takes names of fields, each by itself, and not {name!r}")
+                raise TypeError(f"a Redactor takes the names of fields as separate arguments, not {name!r}")
         self._names = frozenset(name.casefold() for name in names)
         self._pattern = None if pattern is None else re.compile(pattern)
         self._mask = mask

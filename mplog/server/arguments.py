@@ -74,8 +74,8 @@ class Arguments:
         self.sync: Sync | None = sync_level if is_sync else Sync(read_level(sync_level))
         if buffer_size < 2 * QUEUE_SIZE or buffer_size % mmap.PAGESIZE:
             raise ValueError(
-                f"buffer_size={buffer_size}: a buffer takes all that a queue holds, twice; so it has at least "
-                f"{2 * QUEUE_SIZE} bytes, in whole pages of {mmap.PAGESIZE}"
+                f"buffer_size={buffer_size}: it must be at least {2 * QUEUE_SIZE} bytes, twice what a queue holds, in "
+                f"whole pages of {mmap.PAGESIZE}"
             )
         self.buffer_size = buffer_size
         if queue is not None and not isinstance(queue, LogQueue):

@@ -260,8 +260,8 @@ class Control:
         what_now = "It goes on writing, and nothing is lost as long as it lives."
         if command == "stop":
             what_now = (
-                "It goes on alone until all is written; but what a disk has no room for within a minute is lost, and "
-                "said on stderr."
+                "It goes on alone until all is written. Records for which a disk has no room within a minute are lost, "
+                "and stderr says so."
             )
         return DrainTimeoutError(
             f"the logging process (pid {self._pid}) has not answered {command}() within "

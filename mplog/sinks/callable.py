@@ -38,7 +38,7 @@ class Retry:
                 raise TypeError(f"{name} of a Retry is a number of seconds, not {value!r}")
         if not (0 < self.first <= self.longest <= threading.TIMEOUT_MAX and self.limit >= 0 and self.at_end >= 0):
             raise ValueError(
-                f"{self}: 0 < first <= longest, which a thread can wait, and limit and at_end are 0 or more"
+                f"{self}: give 0 < first <= longest <= {threading.TIMEOUT_MAX:g}, and 0 or more for limit and at_end"
             )
 
     @classmethod
@@ -109,12 +109,12 @@ class CallableSink(Sink):
             raise TypeError(f"timeout is a number of seconds, not {timeout!r}")
         if not timeout <= threading.TIMEOUT_MAX:
             raise ValueError(
-                f"timeout={timeout!r} is longer than a thread can wait: a batch goes when it is full, or then"
+                f"timeout={timeout!r} is longer than a thread can wait: at most {threading.TIMEOUT_MAX:g} seconds"
             )
         if min(batch, threads) < 1 or waiting < batch or timeout < 0:
             raise ValueError(
-                f"batch={batch!r}, threads={threads!r}, waiting={waiting!r}, timeout={timeout!r}: at least one record "
-                "a batch and one thread, room for a batch to wait, and a timeout that is not negative"
+                f"batch={batch!r}, threads={threads!r}, waiting={waiting!r}, timeout={timeout!r}: batch and threads "
+                "must be at least 1, waiting at least as large as batch, and timeout 0 or more"
             )
         if full not in ("block", "drop"):
             raise ValueError(f"full is 'block' or 'drop', not {full!r}")

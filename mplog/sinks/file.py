@@ -138,7 +138,7 @@ def _check_mode(mode: object) -> int:
     # 640, as it is given to chmod(1), is 0o1200.
     if isinstance(mode, int) and not isinstance(mode, bool) and 0 <= mode <= 0o777:
         return mode
-    raise ValueError(f"mode={mode!r} is no permissions of a file. Write them as an octal number: mode=0o640, or '640'")
+    raise ValueError(f"mode={mode!r} is not a file mode. Write it in octal: mode=0o640, or '640'")
 
 
 def _check_fsync(fsync: object) -> Fsync:

@@ -89,7 +89,7 @@ def _check(name: str, options: dict[str, Any], sink: Sink) -> None:
         raise ValueError(f"the name of a sink is a text of up to 255 bytes, not {name!r}")
     for option in _NOT_FOR_BYTES:
         if option in options:
-            raise TypeError(f"{type(sink).__name__} has no {option}=: bytes are written as they are")
+            raise TypeError(f"{type(sink).__name__} does not take {option}=: it writes bytes as they are. Leave it out")
 
 
 def check_raw_names(sinks: Sequence[Sink]) -> list[str]:

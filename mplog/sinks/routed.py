@@ -47,13 +47,13 @@ class RoutedFileSink(FileSink):
     ) -> None:
         if options.get("archive") is not None:
             raise ValueError(
-                "archive= names the rotated files of one file; those of routed files have its name in them"
+                "archive= is for a single file: each routed file names its own rotated files. Leave archive= out"
             )
         directory, pattern = os.path.split(os.fspath(path))
         if "{" in directory and not os.path.isdir(directory):
             raise ValueError(
-                f"{os.fspath(path)!r} has a field in its directory, and there is none of that name: fields stand in "
-                "the name of the file, 'logs/{processName}.log', and never lead out of its directory"
+                f"{os.fspath(path)!r} has a field in its directory: only the name of the file may have fields, so that "
+                "all files are in one directory. Write 'logs/{processName}.log'"
             )
         if not isinstance(max_open, int) or isinstance(max_open, bool) or max_open < 1:
             raise ValueError(f"max_open is a number of files, at least 1, not {max_open!r}")

@@ -68,7 +68,9 @@ class Sink:
         if not isinstance(logger, str):
             raise TypeError(f"logger is the name of a logger, 'app.db', not {logger!r}")
         if not propagate and not self.logger:
-            raise ValueError("propagate=False is about the loggers above, and there is none above the root logger")
+            raise ValueError(
+                "propagate=False keeps records from the loggers above, and the root logger has none: name a logger"
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.describe()})"

@@ -313,7 +313,7 @@ MISTAKES: dict[str, tuple[Config, str]] = {
         {"class": SINK, "path": "a", "rotate": "midnight", "timezone": "Europe/Berl"},
         r"x\.timezone: .*is not known on this machine",
     ),
-    "mode": ({"class": SINK, "path": "a", "mode": "rw"}, r"x\.mode: mode='rw' is no permissions.*'640'"),
+    "mode": ({"class": SINK, "path": "a", "mode": "rw"}, r"x\.mode: mode='rw' is not a file mode.*'640'"),
     "encoding": ({"class": SINK, "path": "a", "encoding": "utf9"}, r"x\.encoding: unknown encoding: utf9"),
     "fsync": ({"class": SINK, "path": "a", "fsync": "always"}, r"x\.fsync: fsync is 'never', 'batch'"),
     "directory": (
@@ -321,7 +321,10 @@ MISTAKES: dict[str, tuple[Config, str]] = {
         r"x\.path: .*its directory .*missing does not exist. Create it first",
     ),
     "level": ({"class": SINK, "path": "a", "level": "LOUD"}, r"x\.level: 'LOUD' is not a level"),
-    "formatter": ({"class": SINK, "path": "a", "formatter": "shrt"}, r"x\.formatter: there is no 'shrt' in formatters"),
+    "formatter": (
+        {"class": SINK, "path": "a", "formatter": "shrt"},
+        r"x\.formatter: 'shrt' is not defined in formatters",
+    ),
     "format": ({"class": SINK, "path": "a", "format": "%(message)s"}, r"x\.format: .*Name one of the formatters"),
     "logger": ({"class": SINK, "path": "a", "logger": "app"}, r"x\.logger: .*Name the handler at that logger"),
     "propagate": ({"class": SINK, "path": "a", "propagate": False}, r"x\.propagate: .*It is a key of loggers"),

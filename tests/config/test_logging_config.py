@@ -359,13 +359,16 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     "bool level": (handlers(x={"class": FILE, "filename": "a", "level": True}), "handlers.x.level: True is not"),
     "formatter": (
         handlers(x={"class": FILE, "filename": "a", "formatter": "shrt"}),
-        "handlers.x.formatter: there is no 'shrt' in formatters. Did you mean 'short'",
+        "handlers.x.formatter: 'shrt' is not defined in formatters. Did you mean 'short'",
     ),
     "filters": (handlers(x={"class": FILE, "filename": "a", "filters": "f"}), "handlers.x.filters: it is 'f', a str"),
-    "filter": (handlers(x={"class": FILE, "filename": "a", "filters": ["f"]}), "handlers.x.filters: there is no 'f'"),
+    "filter": (
+        handlers(x={"class": FILE, "filename": "a", "filters": ["f"]}),
+        "handlers.x.filters: 'f' is not defined in filters. Define it in filters.",
+    ),
     "argument": (
         handlers(x={"class": FILE, "filname": "a"}),
-        "handlers.x.filname: this key is unknown. logging.FileHandler takes no such argument. Did you mean 'filename'",
+        "handlers.x.filname: this key is unknown. logging.FileHandler does not take it. Did you mean 'filename'",
     ),
     "missing": (handlers(x={"class": FILE}), "handlers.x.filename: it is missing, and logging.FileHandler needs it"),
     "filename": (handlers(x={"class": FILE, "filename": 7}), "handlers.x.filename: it is 7, an int. It must be a path"),
@@ -441,7 +444,7 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     ),
     "target": (
         handlers(x={"class": MEMORY, "capacity": 1, "target": "y"}),
-        "handlers.x.target: there is no 'y' in handlers",
+        "handlers.x.target: 'y' is not defined in handlers",
     ),
     "circle of targets": (
         handlers(x={"class": MEMORY, "capacity": 1, "target": "y"}, y={"class": MEMORY, "capacity": 1, "target": "x"}),
@@ -496,7 +499,7 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     "logger handlers": ({"loggers": {"a": {"handlers": "file"}}}, "loggers.a.handlers: it is 'file', a str"),
     "logger handler": (
         {"root": {"handlers": ["fil"]}},
-        "root.handlers: there is no 'fil' in handlers. Did you mean 'file'",
+        "root.handlers: 'fil' is not defined in handlers. Did you mean 'file'",
     ),
     "propagate": ({"loggers": {"a": {"propagate": "no"}}}, "loggers.a.propagate: it is 'no', a str"),
     "unpicklable": (

@@ -101,7 +101,7 @@ def test_stop_while_the_disk_stays_full_is_bounded(tmp_path: Path, small_disk: P
     with pytest.raises(mplog.DrainTimeoutError, match="It goes on writing, and nothing is lost"):
         server.flush(0.1)
     started = time.monotonic()
-    with pytest.raises(mplog.DrainTimeoutError, match="what a disk has no room for within a minute is lost"):
+    with pytest.raises(mplog.DrainTimeoutError, match="for which a disk has no room within a minute are lost"):
         server.stop(0.1)
     stats = server.stop()
     assert elapsed(started) < 8, "there are 8 batches and more"

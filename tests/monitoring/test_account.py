@@ -42,7 +42,7 @@ def test_everything_that_can_be_missing() -> None:
     assert missing(stats) == (
         "records are missing in the log: 1 record not written by <A>; 37 records not written by <B>; "
         "1,001 records dropped: queue full; 2 records dropped: oldest in full buffers; "
-        "1 long record of which the end never came; 2 objects in the queue that cannot be logged; "
+        "1 long record whose end never came; 2 objects in the queue that cannot be logged; "
         "1 piece of garbage in the queue"
     )
 

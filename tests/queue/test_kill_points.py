@@ -55,7 +55,7 @@ def test_what_is_not_reached_does_nothing(point: str) -> None:
 )
 def test_a_name_that_is_no_point_is_an_error(point: str) -> None:
     """A misspelt point is an error."""
-    with pytest.raises(ValueError, match="is no point to be killed at"):
+    with pytest.raises(ValueError, match="is not a kill point"):
         faults.arm(point)
 
 

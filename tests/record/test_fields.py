@@ -238,7 +238,7 @@ def test_it_is_said_once_which_one_fails(prepared: Prepared) -> None:
     for logger in prepared.loggers * 2:
         logger.info("message", extra={"password": SECRET})
     found = prepared.collect()
-    consequence = "a marker is written in place of what it fails on"
+    consequence = "a marker is written in place of the value that it failed on"
     assert [record.getMessage() for record in found if record.name == "mplog"] == [
         "mplog: the enricher fail raised ValueError; its fields are missing (said once per process)",
         f"mplog: the redactor {picky.__qualname__} raised ValueError; {consequence} (said once per process)",

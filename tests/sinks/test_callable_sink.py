@@ -316,7 +316,7 @@ def test_what_is_lost_to_a_function_that_kills_is_said(
         logging.getLogger("app").info("%d", number)
     with pytest.raises(mplog.LoggingProcessDiedError):
         server.stop()
-    assert re.search("is given up; .*; 5 records that waited for a function are lost to it", capfd.readouterr().err)
+    assert re.search("is given up; .*; records lost that waited for a CallableSink: 5", capfd.readouterr().err)
 
 
 # --- the handler ---

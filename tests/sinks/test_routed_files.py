@@ -190,9 +190,9 @@ def test_literal_braces(tmp_path: Path) -> None:
     [
         ("{job}/x.log", {}, "fields stand in the name"),
         ("../{job}/{task}.log", {}, "fields stand in the name"),
-        ("x.log", {}, "That is a FileSink"),
+        ("x.log", {}, "Use a FileSink"),
         ("{job}.log", {"max_open": 0}, "at least 1"),
-        ("{job}.log", {"archive": "x.{index}.log", "rotate": "1 MB"}, "names the rotated files of one file"),
+        ("{job}.log", {"archive": "x.{index}.log", "rotate": "1 MB"}, "is for a single file"),
         ("{job}.log", {"keep": 3}, "say when with rotate="),
     ],
 )
