@@ -95,8 +95,8 @@ def _print_path(line: bytes, *, is_known: bool) -> None:
     except OSError as error:
         if not is_known:
             raise MplogError(
-                f"the directory of the queue cannot be printed ({error.strerror}). No process would find the server, so "
-                "it was stopped. Read what start prints, or give the server a name: --queue PATH"
+                f"the directory of the queue cannot be printed ({error.strerror}). No process would find the server, "
+                "so it was stopped. Read what start prints, or give the server a name: --queue PATH"
             ) from None
 
 

@@ -122,7 +122,7 @@ class FileReader:
         return data if self.source is not None or (not end and len(data) >= LONGEST_LINE) else data[:end]
 
     def unchanged(self) -> int:
-        """Return up to where the file is as it was read, in whole lines; 0 if it is another file."""
+        """Return how much of what was read is unchanged, in whole lines; 0 if it is another file."""
         start = self.offset - len(self.recent)
         now = os.pread(self.fd, len(self.recent), start)
         length = len(now)

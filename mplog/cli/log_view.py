@@ -1,4 +1,4 @@
-"""What is shown of a log: its last records, then those that come, of those that a filter takes."""
+"""What is shown of a log: of the records that pass a filter, the last ones, then those that come."""
 
 from __future__ import annotations
 

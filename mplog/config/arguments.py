@@ -19,9 +19,9 @@ _WHENS = "It is one of S, M, H, D, midnight, and W0 to W6"
 
 
 def arguments_of(factory: Any) -> tuple[dict[str, bool], bool]:
-    """Return the arguments that something takes, by name whether each is required; and whether it takes any others.
+    """Return the names of a callable's arguments, with whether each is required; and whether it takes any others.
 
-    Raises TypeError or ValueError if it does not tell.
+    Raises TypeError or ValueError if its signature is unknown.
     """
     names: dict[str, bool] = {}
     takes_others = False

@@ -1,6 +1,7 @@
 """Checking a configuration before any process is started.
 
-The rule of this file: **nothing is opened, and no handler is made.** What shows only then, the logging process finds.
+The rule of this file: **nothing is opened, and no handler is made.** Mistakes that only that would show are left to
+the logging process.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class _Check:
             what = f"{_name(kind)} cannot be made from format, datefmt and style, as a class is: {error}"
             raise wrong(place, what, "Name it as '()', which is given the keys beside it") from None
         except ValueError:
-            pass  # it does not tell what it takes
+            pass  # its signature is unknown
 
     def _is_json(self, config: Any) -> bool:
         """Whether a formatter is mplog's own, which may be named as ``class``, too."""

@@ -40,7 +40,7 @@ def is_kind(kind: Any, parent: type) -> bool:
 
 
 class Configurator(logging.config.DictConfigurator):
-    """The stdlib's, with mplog's handlers in place of its file and stream handlers, and with sinks; `built` has all."""
+    """The stdlib's, with mplog's handlers in place of its file and stream handlers, and sinks; `built` has them all."""
 
     def __init__(self, config: dict[str, Any], *, restarted: bool = False) -> None:
         super().__init__(config)

@@ -80,7 +80,7 @@ class LoggingConfig:
         config["handlers"] = {name: dict(entry) for name, entry in (config.get("handlers") or {}).items()}
         for name, file in self._files.items():
             key = "path" if name in self._sinks else "filename"
-            if key in config["handlers"][name]:  # a sink of the program's own may know it by itself
+            if key in config["handlers"][name]:  # a program's own sink may have its path from elsewhere
                 config["handlers"][name][key] = file.path
             try:
                 file.check_path()

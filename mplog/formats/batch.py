@@ -83,7 +83,7 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 def expression(name: str) -> str:
-    """Return what gives the value of a record's attribute in the loop."""
+    """Return Python that gives the value of a record's attribute in the loop."""
     if name == "message":
         return "msg"
     if name in constant_fields:

@@ -153,9 +153,9 @@ def _escape_record(record: logging.LogRecord, formatter: logging.Formatter) -> l
 
 
 class EscapedText(BatchFormatter):
-    """Formats as another formatter does, which sees records whose texts are escaped: ``a\\\\nb``.
+    """Gives another formatter records whose texts are escaped: ``a\\\\nb``.
 
-    So is a value of ``extra`` that is not a text, but has a line break when it is shown.
+    A value of ``extra`` that is not a text is escaped, too, if it has a line break when it is shown.
     """
 
     def __init__(self, formatter: logging.Formatter) -> None:

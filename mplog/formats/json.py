@@ -1,7 +1,7 @@
 """`JSONFormatter`: one JSON object a line.
 
 The rule of this file: **a line is always valid JSON, whatever was logged.** A value of a type that JSON lacks is
-written as its text, and a text that UTF-8 does not take is written with escapes.
+written as its text, and a text that UTF-8 cannot encode is written with escapes.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _to_json(line: dict[str, Any]) -> str:
     try:
         return _encode(line).decode()
     except Exception:
-        # A text that UTF-8 does not take, a key that is no text, an endless nesting, or an object with its own code.
+        # A text that UTF-8 cannot encode, a key that is no text, an endless nesting, or an object with its own code.
         return _encode({readable(name): _plain(value) for name, value in line.items()}).decode()
 
 

@@ -57,7 +57,7 @@ class Routes:
             else:
                 value = None
             if value is None:
-                # What UTF-8 does not take is among the extra ones (`mplog.record.encoding`).
+                # A text that UTF-8 cannot encode travels as an extra attribute (`mplog.record.encoding`).
                 value = (extra or {}).get(field, constant_fields.get(field))
             values.append(value)
         return self._name(values)

@@ -97,9 +97,7 @@ class Dispatcher:
             taker = takers.get(name)
             if taker is None:
                 self.failed["no sink for bytes"] += len(batch)
-                self.troubles.warn(
-                    "piece", "of bytes sent to a sink that does not exist", LookupError(name), len(batch)
-                )
+                self.troubles.warn("piece", "of bytes sent to an unknown sink", LookupError(name), len(batch))
             else:
                 self._guard(taker, len(batch), taker.handle_bytes, batch)
         self.flush()

@@ -1,7 +1,7 @@
 """Dictionaries that never hold more than a number of entries.
 
-What they are asked for may come off the wire, or from code that is made at run time, so there may be any number of
-different keys. One that is full is emptied, and fills again.
+Their keys may come off the wire, or from code that is made at run time, so there may be any number of them. A full
+dictionary is emptied, and fills again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 
 class Bounded(dict[K, V]):
-    """A dictionary of at most `most` entries, as far as they are added by `keep`."""
+    """A dictionary of at most `most` entries, if only `keep` adds them."""
 
     __slots__ = ("most",)
 
@@ -31,7 +31,7 @@ class Bounded(dict[K, V]):
 class Cache(Bounded[K, V]):
     """What a function returns, by its argument. A hit is a plain subscript, without a call in Python.
 
-    `keeps` tells, given a new key and its value, whether they are kept: they may be too large.
+    `keeps` tells, given a new key and its value, whether to keep them: they may be too large.
     """
 
     __slots__ = ("_keeps", "_make")

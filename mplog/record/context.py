@@ -52,7 +52,7 @@ def context(**fields: Any) -> Iterator[None]:
     precedence. A field called like something that each record has (``name``, ``process``) gets a trailing underscore.
 
     Args:
-        fields: anything; as it looks at this moment.
+        fields: values of any type, as they are at this moment.
     """
     token = _bind(_encoded(fields))
     try:
@@ -74,7 +74,7 @@ def unbind(*names: str) -> None:
 
 
 def carry_context(function: Callable[..., T]) -> Callable[..., T]:
-    """Return a function that does the same with the fields that are bound here and now, in any process.
+    """Return a function that does the same in any process, with the fields that are bound here and now.
 
     >>> with mplog.context(job=42):                                                     # doctest: +SKIP
     ...     pool.map(mplog.carry_context(work), tasks)

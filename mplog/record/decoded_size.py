@@ -4,8 +4,8 @@ The rule of this file: **what is decoded is bounded by what was sent.** An empty
 memory. Honest records are nearly all text and hardly grow, but one of nothing but empty lists, as long as a record may
 be, would take gigabytes.
 
-A record of a megabyte cannot take much, and is not looked at. A longer one is estimated value by value; if it has many,
-first by the bytes that can begin a value that takes memory, which are counted in C, and mostly that is enough.
+A record of a megabyte cannot take much, and is not looked at. A longer one is estimated value by value. If it has many
+values, an upper bound comes first, and mostly is enough: C code counts the bytes that can begin a value.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _VALUES = _table()
 
 
 def estimate(data: bytes, enough: int, most: int = sys.maxsize) -> tuple[int, bool]:
-    """Estimate the memory that the `most` first values take, or until it is `enough`; return also whether that is all.
+    """Estimate the memory of the first `most` values, or stop at `enough`; also return whether these are all.
 
     Malformed data are left to the decoder: it stops there, and has made no more than what came before.
     """

@@ -43,7 +43,7 @@ class Decoder:
     """Decode records, and keep their origins decoded."""
 
     def __init__(self) -> None:
-        #: By what they are on the wire.
+        #: By their bytes on the wire.
         self._origins = Cache(_checked_origin, layout.KEPT_ORIGINS, lambda raw, _: len(raw) <= layout.KEPT_ORIGIN_SIZE)
 
     def decode(self, payload: bytes) -> Entry:
@@ -122,7 +122,7 @@ _new_record: Any = object.__new__
 
 
 def _template(origin: Origin) -> dict[str, Any]:
-    """Return the attributes of records of an origin, in the order of a LogRecord; those that differ are None."""
+    """Return the attributes that all records of an origin share, in the order of a LogRecord; others are None."""
     details = dict(zip(layout.DETAILS, origin.details or layout.NO_DETAILS))
     template = {name: details.get(name, getattr(origin, name, None)) for name in layout.STANDARD}
     if not layout.HAS_TASK_NAME and details["taskName"] is not None:
@@ -189,7 +189,7 @@ def _loose_rest(rest: Any) -> tuple[Any, ...] | None:
 #: it before it opens its sinks.
 constant_fields: dict[str, Any] = {}
 
-#: What an extra attribute must not set, except in place of a text that UTF-8 does not take (`mplog.record.encoding`).
+#: What an extra attribute must not set, except for a text that UTF-8 cannot encode (`mplog.record.encoding`).
 _RESERVED = frozenset((*layout.KINDS, "msg", "exc_text", "args", "exc_info"))
 _TEXTS = frozenset(name for name, kind in layout.KINDS.items() if kind is str) | {"msg", "exc_text"}
 

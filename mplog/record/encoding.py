@@ -255,7 +255,7 @@ def _repaired(
 ) -> Wire:
     """Return a record with every attribute of the type that it must have, its origin not encoded yet.
 
-    A text that UTF-8 does not take leaves its place empty and goes among the extra attributes.
+    A text that UTF-8 cannot encode travels as an extra attribute; its own place stays empty.
     """
     extra = merged(_extra(record.__dict__, RESERVED)) or {}
     elsewhere = {readable(name): value for name, value in extra.items()}
@@ -304,7 +304,7 @@ def _cut(wire: Wire) -> Wire:
 
 
 def _cut_extra(extra: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return as many extra attributes as there is room for; of the long ones, how long they are."""
+    """Return as many extra attributes as there is room for; in place of a long one, its length."""
     if extra is None:
         return None
     sizes = {name: len(name) + len(pack(value)) for name, value in extra.items()}

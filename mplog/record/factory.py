@@ -33,7 +33,7 @@ _HAS_TASK_NAME = sys.version_info >= (3, 12)
 
 
 def own(method: Any) -> Any:
-    """Return a method of logging itself; for one that was patched before this import, what equals no method."""
+    """Return a method of logging; if it was patched before this import, an object that equals no method."""
     return method if type(method) is FunctionType and method.__code__.co_filename == LOGGING_FILE else object()
 
 

@@ -58,8 +58,8 @@ class FrameReader(Generic[T]):
     """Turn a stream of bytes back into messages.
 
     Args:
-        decode: by the kind of a message, what is called with its payload: returns it decoded, or raises ValueError
-            (msgspec's errors are ValueErrors) or RecursionError where it is none.
+        decode: a function for each kind of message: it returns the payload decoded, or raises ValueError (msgspec's
+            errors are ValueErrors) or RecursionError if that is not valid.
         decode_framed: takes many records at once, each an array of its length and itself, and returns them decoded;
             raises the same where it is not sure of every one of them.
 
@@ -203,7 +203,7 @@ class FrameReader(Generic[T]):
         return length
 
     def unfinished_frames(self, limit: int) -> bytes:
-        """Return frames that, when fed, bring another reader to the long messages that are not complete here.
+        """Return frames that give another reader the parts of long messages that are not complete here.
 
         Return b"" if that is more than `limit` bytes.
         """

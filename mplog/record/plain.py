@@ -200,13 +200,13 @@ def plain(value: Any, depth: int = 0) -> Any:
     except CAUGHT as error:  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
         caught(error)
     looks = [text_or_ext(safe_str(value)), text_or_ext(safe_repr(value)), as_number(value)]
-    if vars(object)["__format__"] is not kind.__format__:  # that of an enumeration of texts is not its str()
+    if vars(object)["__format__"] is not kind.__format__:  # it may differ from str(), as for an enumeration of texts
         looks.append(text_or_ext(safely(format, value)))
     return _Ext(_FOREIGN, pack(looks))
 
 
 def text_or_ext(text: str) -> Any:
-    """Return the text, or its stand-in where UTF-8 does not take it: a lone surrogate, as in undecodable file names."""
+    """Return the text, or a stand-in if UTF-8 cannot encode it: lone surrogates, as in undecodable file names."""
     try:
         text.encode()
     except UnicodeEncodeError:

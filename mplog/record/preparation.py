@@ -50,7 +50,7 @@ class Preparation:
         self._told: set[tuple[int, int]] = set()
 
     def __call__(self, payload: bytes) -> bytes:
-        """Return an encoded record with fields added, and without what it must not say."""
+        """Return an encoded record with fields added, and redacted."""
         _nesting.depth += 1
         try:
             wire = _decode(payload)
@@ -72,7 +72,7 @@ class Preparation:
             return decode(encode(logging.LogRecord("mplog", record.levelno, "", 0, text, None, None)))
 
     def take_failures(self) -> list[str]:
-        """Return what is to be said, once, about those that have failed."""
+        """Return the messages about functions that have failed since the last call."""
         failed, self._failed = self._failed, []
         return failed
 
@@ -81,7 +81,7 @@ class Preparation:
         if told not in self._told:
             self._told.add(told)
             name = safe_str(getattr(function, "__qualname__", None) or type(function).__qualname__)
-            # Not what the error says, which may be what was to be redacted.
+            # Without the message of the error, which may hold the secret.
             text = f"the {what} {name} raised {type(error).__name__}; {consequence} (said once per process)"
             self._failed = [*self._failed, readable(text)]
 
@@ -111,7 +111,7 @@ class Preparation:
 
     def _redact_text(self, name: str, text: Any) -> str:
         redacted = self._redact_value(name, text)
-        # What UTF-8 does not take does not travel in the place of a text.
+        # Readable, since UTF-8 must be able to encode it.
         return readable(redacted if type(redacted) is str else safe_str(redacted))
 
     def _redact_field(self, name: str, encoded: Any) -> Any:
@@ -154,7 +154,7 @@ class Preparation:
             try:
                 return kind(items)
             except TypeError:
-                return items  # something in place of an item that a set does not take
+                return items  # a redactor has returned something that cannot be in a set
         return value
 
 

@@ -237,7 +237,7 @@ class Control:
 
     @property
     def parting_words(self) -> Stats | None:
-        """What a logging process has counted that has ended without being asked to, after a SIGTERM."""
+        """What a logging process has counted that SIGTERM, and not the program, has ended."""
         return self._answers.get(None)
 
     def wait(self, timeout: float, tick: Callable[[], None] | None = None) -> None:

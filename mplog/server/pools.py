@@ -41,7 +41,7 @@ class _Logging:
         return initializer if function is None else initializer.then(function, *arguments)
 
     def note_end(self, process: Any) -> None:
-        """Have the log say how a process has ended for which this one has waited."""
+        """Have the log say how a process that this one has waited for has ended."""
         if process.exitcode:
             self._server.note_end(process.pid, process.name, process.exitcode)
 

@@ -151,7 +151,7 @@ _starting: set[int] = set()
 
 @functools.lru_cache(maxsize=1)
 def _close_starting_in_forks() -> None:
-    """Have no process that is forked meanwhile keep such an end: it would make a dead queue look alive."""
+    """Close such an end in every process that is forked meanwhile: it would make a dead queue look alive."""
 
     def close() -> None:
         while _starting:

@@ -1,7 +1,7 @@
 """What `LogServer.start` does to the logging of the program, and what `LogServer.stop` puts back.
 
-Changes that the program makes meanwhile stay. Servers may stop in any order: one that started earlier than another
-hands on to it what it has found.
+Changes that the program makes meanwhile stay. Servers may stop in any order: one that stops before a
+later one hands its findings on to the later one.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class FileSink(Sink):
     Args:
         path: the file; a relative path is taken from the current directory of this moment.
         encoding: its encoding. A character that it does not have is written as an escape.
-        mode: the permissions of a file that is created: ``0o640``, or ``"640"`` as in JSON, which has no such numbers.
+        mode: the permissions of a file that is created: ``0o640``, or ``"640"`` as in JSON, which has no octal numbers.
         owner: of a file that is created: ``"user"``, ``"user:group"`` or ``":group"``, names or numbers; None (the
             default) leaves that to the system. Only root may give a file to another user.
         follow_symlinks: open the file even if `path` is a symbolic link. Off by default, since any user who may write
@@ -106,7 +106,7 @@ class FileSink(Sink):
             raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
         if os.path.isdir(self.path):
             raise IsADirectoryError(errno.EISDIR, "Is a directory. Name a file in it")
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # what follows says more of these
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # the next checks say more about these
             os.lstat(self.path)
         place = self.path if os.path.exists(self.path) else directory
         if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):

@@ -1,6 +1,6 @@
 """The keys ``queue``, ``listener`` and ``handlers`` of a ``QueueHandler`` in a ``dictConfig``, on every Python.
 
-In Pythons before 3.12, and for a handler that a dictionary names as ``()``, they come as they stand there.
+Before Python 3.12, and for a handler that a dictionary names as ``()``, their values arrive unresolved.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make_listener(queue: Any, handlers: Iterable[Any], listener: Any, *, respect
 
 
 class _Handlers:
-    """Handlers. Those that are named may be set up later by dictConfig()."""
+    """Handlers; dictConfig() may set up those that are given by name later."""
 
     def __init__(self, handlers: Iterable[Any]) -> None:
         configurator: Any = getattr(handlers, "configurator", None)

@@ -346,7 +346,7 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     ),
     "text of bytes": (
         {"class": "mplog.RawSink", "path": "a", "formatter": "short"},
-        r"x\.formatter: RawSink has no form",
+        r"x\.formatter: RawSink does not take form",
     ),
     "level of bytes": (
         {"class": "mplog.WriterSink", "factory": SEND, "level": "INFO"},
@@ -354,7 +354,7 @@ MISTAKES: dict[str, tuple[Config, str]] = {
     ),
     "records of bytes": (
         {"class": "mplog.RawSink", "path": "a"},
-        r"root\.handlers: 'x' takes the bytes of mplog\.write",
+        r"root\.handlers: 'x' writes the bytes of mplog\.write",
     ),
 }
 

@@ -92,7 +92,7 @@ def test_a_name_means_the_policy_with_its_defaults() -> None:
     [
         (lambda: Overflow.of("lossy"), "'lossy' is not an overflow policy. Give one of block, drop_newest"),
         (lambda: Overflow.block(timeout=-1), "timeout=-1: it must be 0 seconds or more"),
-        (lambda: Overflow.block(timeout=float("nan")), "a timeout of nan seconds"),
+        (lambda: Overflow.block(timeout=float("nan")), "timeout=nan: it must be 0 seconds or more"),
         (lambda: Overflow.drop_below("NOTHING"), "'NOTHING' is not a level"),
         (lambda: Overflow.drop_below("INFO", at=0), r"drop_below\(at=0\): at must be above 0, and at most 1"),
         (lambda: Overflow.drop_below("INFO", at=80), "at must be above 0"),

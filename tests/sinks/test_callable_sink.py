@@ -477,10 +477,10 @@ def test_pauses_grow_and_end() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"batch": 0}, ValueError, "at least one record"),
-        ({"threads": 0}, ValueError, "one thread"),
-        ({"waiting": 10}, ValueError, "room for a batch"),
-        ({"timeout": -1}, ValueError, "not negative"),
+        ({"batch": 0}, ValueError, "batch and threads must be at least 1"),
+        ({"threads": 0}, ValueError, "threads must be at least 1"),
+        ({"waiting": 10}, ValueError, "waiting at least as large as batch"),
+        ({"timeout": -1}, ValueError, "timeout 0 or more"),
         ({"full": "explode"}, ValueError, "'block' or 'drop'"),
     ],
 )
