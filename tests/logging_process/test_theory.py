@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -25,9 +26,30 @@ def test_every_kill_point_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_the_tests_of_a_row_are_there(point: str) -> None:
-    """Each row names a test, and the file of that test arms kill points."""
+def test_the_tests_of_a_row_arm_its_point(point: str) -> None:
+    """Each row names tests, and each of these arms the point of the row."""
     assert ROWS[point]
     for name in ROWS[point]:
-        (found,) = [text for path in TESTS.rglob("test_*.py") if f"def {name}(" in (text := path.read_text())]
-        assert "kill_points" in found
+        assert point in armed_by(name), f"{name} does not arm {point!r}"
+
+
+def armed_by(name: str) -> set[str]:
+    """Return the points that a test arms: those that its body names, and those among its parameters."""
+    (test,) = (
+        node
+        for path in TESTS.rglob("test_*.py")
+        if f"def {name}(" in (text := path.read_text(encoding="utf-8"))
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    body = [node for statement in test.body for node in ast.walk(statement)]
+    used = {node.id for node in body if isinstance(node, ast.Name)}
+    # By the environment variable, or by the list of a handler that arms a point in each logging process.
+    assert used & {"VARIABLE", "_Armed"}, f"{name} arms no point"
+    texts = [node.value for node in body if isinstance(node, ast.Constant)]
+    for decorator in test.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.parametrize":
+            parameter, values = decorator.args
+            if ast.literal_eval(parameter) in used:
+                texts += eval(ast.unparse(values), {"POINTS": POINTS})
+    return {text.partition(":")[0] for text in texts if isinstance(text, str)} & {*POINTS}
