@@ -58,15 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = HELP, EPILOG
     parser.add_argument("--workers", metavar="N", type=int, default=4, help="how many workers (default: 4; at least 2)")
     parser.add_argument(
-        "--seconds", metavar="SECONDS", type=to_seconds, default=10.0, help="how long, at least 1 (default: 10)"
+        "--seconds",
+        metavar="SECONDS",
+        type=lambda text: to_seconds(text, 1),
+        default=10.0,
+        help="how long, at least 1 (default: 10)",
     )
     parser.add_argument("--log", metavar="FILE", help="the log, which is kept (default: a temporary file)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; return the exit status."""
-    if arguments.workers < 2 or arguments.seconds < 1:
-        raise MisusedError("the demo takes at least two workers, since one is killed, and at least a second")
+    if arguments.workers < 2:
+        raise MisusedError("the demo takes at least two workers, since one is killed")
     screen = _Screen()
     with tempfile.TemporaryDirectory(prefix="mplog-demo-") as directory:
         log = arguments.log or os.path.join(directory, "demo.log")

@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mplog.errors import MplogError, NoReaderError, QueueNotFoundError
+from mplog.errors import MplogError, QueueNotFoundError
 from mplog.queue import directory as queue_directory
 from mplog.queue import fifo
 from mplog.queue.losses import Losses
@@ -51,7 +51,9 @@ def _of_sender(name: str) -> Any:
 class _LazyReader:
     """The `Reader` of a queue, loaded and made at its first use: no worker reads."""
 
-    def __get__(self, queue: LogQueue, owner: object = None) -> Reader:
+    def __get__(self, queue: LogQueue | None, owner: object = None) -> Reader:
+        if queue is None:
+            return self  # type: ignore[return-value]  # as every descriptor, when it is looked up on the class
         from mplog.queue.reader import Reader
 
         reader: Reader = queue.__dict__.setdefault("reader", Reader(queue.sender))  # in one step: one for all threads
@@ -283,12 +285,13 @@ class LogQueue(_Base):
                 opened.sender.open()
             else:
                 os.close(fifo.open_writer(opened.path))
-        except (NoReaderError, OSError) as error:
-            if type(error) is BrokenPipeError:
-                error = opened.sender.no_reader()
+        except OSError as error:  # NoReaderError, too
+            is_over = isinstance(error, (BrokenPipeError, FileNotFoundError))
+            reason = "its server has ended, or the path is wrong" if is_over else error
             raise QueueNotFoundError(
-                f"there is no log queue in {directory!r}: {error} "
-                "Give the directory of a LogServer that runs (server.queue.directory, or MPLOG_QUEUE)."
+                f"there is no log queue in {directory!r}: {reason}. Start a server: LogServer(...), or "
+                "export MPLOG_QUEUE=$(mplog serve start --log app.log). Or name one that runs, by the directory of its "
+                "queue or by its log: attach(...), or --queue. mplog top shows them."
             ) from None
         return opened
 

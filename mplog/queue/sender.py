@@ -85,7 +85,7 @@ class Sender:
                 self.write_fd = fifo.open_writer(self.path)
             except FileNotFoundError:
                 raise NoReaderError(
-                    f"{self.path} does not exist any more: its logging process has ended. Start a new LogServer."
+                    f"{self.path} does not exist any more: its logging process has ended. Start a new server."
                 ) from None
             except BrokenPipeError:
                 raise self.no_reader() from None
@@ -93,9 +93,7 @@ class Sender:
 
     def no_reader(self) -> NoReaderError:
         """Return the error that says that no process reads the queue any more."""
-        return NoReaderError(
-            f"nobody reads {self.path} any more: its logging process has ended. Start a new LogServer."
-        )
+        return NoReaderError(f"nobody reads {self.path} any more: its logging process has ended. Start a new server.")
 
     def pending(self) -> int:
         """Return how many bytes are in the queue at this moment."""

@@ -94,8 +94,12 @@ def test_interrupt(tmp_path: Path) -> None:
 
 
 def test_misuse(tmp_path: Path) -> None:
-    """One worker is too few, and a log that cannot be opened is said."""
+    """One worker and less than a second are too few, and a log that cannot be opened is said."""
     assert mplog("demo", "--workers", "1", directory=tmp_path).returncode == 2
+    for seconds in ("x", "0", "0.9"):
+        done = mplog("demo", "--seconds", seconds, directory=tmp_path)
+        assert done.returncode == 2
+        assert f"{seconds} is not a number of seconds from 1 to " in done.stderr
     done = mplog("demo", "--log", "none/demo.log", directory=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("mplog demo: ")

@@ -110,7 +110,8 @@ def test_server_is_found_by_its_log(tmp_path: Path, queue: str) -> None:
     (tmp_path / "other.log").touch()
     stopped = mplog("serve", "stop", "--queue", "other.log", directory=tmp_path)
     assert (stopped.returncode, stopped.stdout) == (1, "")
-    assert "other.log', which is a file, and no server of this user writes it" in stopped.stderr
+    assert "no server of this user writes 'other.log'. Start one: " in stopped.stderr
+    assert "mplog serve start --log other.log" in stopped.stderr
     stopped = mplog("serve", "stop", "--queue", "app.log", directory=tmp_path)
     assert (stopped.returncode, stopped.stdout) == (0, "2 records of 2 processes written\n")
     assert messages(tmp_path / "app.log") == ["from a cron job", "from a terminal"]
@@ -187,6 +188,18 @@ def test_stop_without_a_server(tmp_path: Path) -> None:
     done = shell("mplog run --log app.log -- mplog serve stop", tmp_path)
     assert done.returncode == 1
     assert "was not started by mplog serve" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["log info late", "serve stop", "run true"])
+def test_server_that_has_ended(tmp_path: Path, queue: str, command: str) -> None:
+    """Each command names the queue, and says how to start a server in a shell, and how to name another."""
+    assert mplog("serve", "stop", "--queue", queue, directory=tmp_path).returncode == 0
+    done = mplog(*command.split(), directory=tmp_path, changes={"MPLOG_QUEUE": queue})
+    assert (done.returncode, done.stdout) == (125 if command.startswith("run") else 1, "")
+    said = done.stderr.splitlines()[0]
+    assert f"there is no log queue in '{queue}': its server has ended, or the path is wrong. " in said
+    assert "export MPLOG_QUEUE=$(mplog serve start --log app.log). " in said
+    assert "by the directory of its queue or by its log: " in said and "--queue. mplog top shows them." in said
 
 
 def test_stop_says_what_was_not_written(tmp_path: Path) -> None:

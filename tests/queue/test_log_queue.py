@@ -43,6 +43,12 @@ def test_is_a_multiprocessing_queue(queue: LogQueue) -> None:
     assert "LogQueue" in repr(other)
 
 
+def test_every_attribute_of_the_class_can_be_looked_up() -> None:
+    """Tools that look at a class, such as those for documentation and mocks, find each attribute of it."""
+    assert {name for name in dir(LogQueue) if not hasattr(LogQueue, name)} <= {"__abstractmethods__"}
+    assert LogQueue.reader is vars(LogQueue)["reader"]
+
+
 def test_objects_come_out_in_order(queue: LogQueue) -> None:
     """What is put comes out once and in order, and then there is nothing."""
     for number in range(100):
