@@ -168,8 +168,9 @@ def find_writer(log: str) -> str:
                 if os.path.samefile(path, log):
                     return server.directory
     raise QueueNotFoundError(
-        f"no server of this user writes {log!r}. Start one: LogServer({log!r}), or mplog serve start --log {log}. "
-        "mplog top shows those that run; one with another TMPDIR is found only by the directory of its queue."
+        f"there is no log queue in {log!r}, which is a file, and no server of this user writes it. Start one: "
+        "LogServer(...), or mplog serve start --log FILE. mplog top shows those that run; one with another TMPDIR is "
+        "found only by the directory of its queue."
     )
 
 
