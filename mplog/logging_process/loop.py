@@ -131,9 +131,9 @@ class Loop:
         if batch.pieces:
             self.dispatcher.handle_bytes(batch.pieces)
             self._retry()
+        counts = self.dispatcher.handle(batch.entries) if batch.entries else {}
+        self.accounts.count(batch, counts)  # of bytes alone, too: there may be losses to say
         if batch.entries:
-            counts = self.dispatcher.handle(batch.entries)
-            self.accounts.count(batch, counts)
             self.workers.hear(counts)
             if self._unwritten is not None:
                 self._unwritten += len(batch.entries)

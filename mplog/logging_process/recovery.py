@@ -33,7 +33,6 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     signals = Signals()
     pair = BufferPair(places.memory)  # finds out whether the announced read was made
     note = read_note(pair)
-    dispatcher.go_on(directory, signals.wake)
     announcements = Announcements(directory, note.announced)
     _take_back(announcements, dispatcher)
     tallies = Tallies(directory, note.serial)
@@ -49,7 +48,10 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     commit = Commit(pair, announcements, accounts, emergency, dispatcher.outputs)
     if stories:
         commit.commit()
-    return Loop(dispatcher, source, commit, accounts, workers, Program(places.control, places.supervisor), signals)
+    loop = Loop(dispatcher, source, commit, accounts, workers, Program(places.control, places.supervisor), signals)
+    # The functions called from here on may fork, and only the loop closes what their children must not hold.
+    dispatcher.go_on(directory, signals.wake)
+    return loop
 
 
 def _take_back(announcements: Announcements, dispatcher: Dispatcher) -> None:

@@ -55,6 +55,8 @@ class Control:
         self._asking = threading.RLock()
         self._sending = threading.RLock()
         self._stop_request: int | None = None
+        #: The answer to "stop".
+        self._final: Stats | None = None
         self.needs_details = True
         try:
             self._start(launch, timeout)
@@ -102,21 +104,21 @@ class Control:
     def _take_connection(self, deadline: float) -> bool:
         """Receive the connection to the latest logging process; return whether it came before the deadline."""
         taken = False
-        while self._link.poll(0 if taken else max(0.0, deadline - time.monotonic())):
-            try:
+        try:
+            while self._link.poll(0 if taken else max(0.0, deadline - time.monotonic())):
                 message: NewProcess | GivenUp = self._link.recv()
                 if isinstance(message, GivenUp):
                     raise _NoneLeftError(message.reason)
-                with socket.socket(fileno=os.dup(self._link.fileno())) as carrier:
-                    _, (fd,), _, _ = socket.recv_fds(carrier, 1, 1)
-            except (EOFError, OSError, ValueError):  # ended, also between the message and the connection
-                if taken:  # the last logging process may still have something to say
-                    return True
+                fd = _receive_descriptor(self._link)
+                if fd is None:
+                    continue  # this one writes, but cannot be asked
+                if self._connection is not None:
+                    self._connection.close()
+                self._connection, self._pid, taken = connection.Connection(fd), message.pid, True
+        except (EOFError, OSError):  # ended, also between the message and the connection, or closed by `wait`
+            if not taken:
                 raise _NoneLeftError from None
-            os.set_inheritable(fd, False)
-            if self._connection is not None:
-                self._connection.close()
-            self._connection, self._pid, taken = connection.Connection(fd), message.pid, True
+            # The last logging process may still have something to say.
         return taken
 
     def _follow(self, deadline: float) -> bool:
@@ -196,6 +198,8 @@ class Control:
                     if not self._receive(deadline, tick):
                         number = None
                 except (EOFError, OSError):
+                    if self._final is not None:  # another thread has stopped it: everything is written
+                        return self._final
                     if None in self._answers:  # its last message: it has ended
                         raise self._died() from None
                     self._stop_request = None
@@ -233,6 +237,8 @@ class Control:
             return False
         answer: Answer = self._connection.recv()
         self._answers[answer.number] = answer.stats
+        if answer.number is not None and answer.number == self._stop_request:
+            self._final = answer.stats
         return True
 
     @property
@@ -277,6 +283,22 @@ class Control:
             pid=self._pid,
             exitcode=exitcode,
         )
+
+
+def _receive_descriptor(link: connection.Connection) -> int | None:
+    """Receive the descriptor that comes with one byte; return None if this process has none left for it."""
+    carrier = socket.socket(fileno=link.fileno())
+    try:
+        carrier.setblocking(True)  # whatever `socket.setdefaulttimeout` says
+        byte, fds, _, _ = socket.recv_fds(carrier, 1, 1)
+    finally:
+        carrier.detach()
+    if not byte:
+        raise EOFError
+    for fd in fds:
+        os.set_inheritable(fd, False)
+        return fd
+    return None
 
 
 def _wait(poll: Callable[[float], bool], deadline: float, tick: Callable[[], None] | None) -> bool:

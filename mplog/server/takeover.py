@@ -39,12 +39,12 @@ class Takeover:
         self._for_attached = for_attached
         self._changes = LevelChanges(queue.directory) if isinstance(queue, LogQueue) else None
         self._handler: logging.Handler | None = None
-        self._before = self._ours = _Logging.now()
 
     def apply(self, level: int | None, logger_class: type[logging.Logger]) -> None:
         """Take over: one QueueHandler, and the levels, filters and logger class that the server is to have."""
         with self._lock:
             self._active.append(self)
+            self._before = self._ours = _Logging.now()
             if self._config is not None:
                 self._config.apply()
                 note_filters(self._layout.filters, self._config.filters)

@@ -115,3 +115,39 @@ def test_program_without_standard_streams_logs(tmp_path: Path, closing: str) -> 
     assert (done.returncode, done.stderr) == (0, b"")
     closed = str(["/dev/null"] * len(numbers))
     assert [line for line in lines(tmp_path / "app.log") if not line.startswith("mplog: ")] == [closed, closed]
+
+
+WITHOUT_DESCRIPTORS = """
+import logging, mplog, os, resource, signal, sys
+
+if __name__ == "__main__":
+    server = mplog.LogServer("app.log", level="INFO", format="%(message)s").start()
+    logging.info("first")
+    server.flush()
+    killed = server.pid
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 4096))
+    os.kill(killed, signal.SIGKILL)
+    logging.info("second")
+    for _ in range(2):
+        try:
+            server.flush(1)
+        except mplog.DrainTimeoutError:
+            print("in time")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    logging.info("third")
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+def test_program_without_descriptors_is_answered_in_time(tmp_path: Path) -> None:
+    """A program that has no descriptor for the connection to the next logging process waits no longer than told to,
+    also once it has descriptors again; its records are written."""
+    script = write_script(tmp_path, WITHOUT_DESCRIPTORS)
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment(), capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "in time\n" * 2), done.stderr
+    log = tmp_path / "app.log"
+    wait_until(lambda: "third" in lines(log), "what the program has logged is written")
+    assert [line for line in lines(log) if "mplog:" not in line] == ["first", "second", "third"]

@@ -446,6 +446,33 @@ def test_a_child_of_a_handler_holds_nothing_up(tmp_path: Path, stdlib_context: A
     assert len(restarts(log)) == 1
 
 
+def test_a_child_of_a_function_holds_nothing_up(tmp_path: Path) -> None:
+    """What a function has forked, as early as a logging process calls it at all, does not pass for a reader."""
+    first, child, killed = Gate(tmp_path / "first"), Gate(tmp_path / "child"), tmp_path / "killed"
+
+    def deliver(_: list[Any]) -> None:
+        if not killed.exists():
+            first.wait()
+        elif not os.fork():
+            child.wait()
+            os._exit(0)
+
+    try:
+        with mplog.LogServer(mplog.CallableSink(deliver, batch=1), level="INFO") as server:
+            logging.info("x")
+            first.wait_until_reached()
+            parent = psutil.Process(server.pid).ppid()
+            killed.touch()
+            os.kill(server.pid, signal.SIGKILL)
+            child.wait_until_reached()
+            queue = server.queue
+        wait_until(lambda: process_has_ended(parent), "the supervisor ends")
+        with pytest.raises(mplog.NoReaderError):
+            queue.put("nobody reads it")
+    finally:
+        child.open()
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_killed_a_hundred_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -395,6 +395,19 @@ def test_what_is_said_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.processes
+def test_losses_are_said_while_only_bytes_come(tmp_path: Path) -> None:
+    """What is lost between pieces of bytes is said while the process lives, as it is between records."""
+    log = tmp_path / "app.log"
+    sinks = mplog.FileSink(log), mplog.RawSink(tmp_path / "raw", name="raw")
+    with mplog.LogServer(*sinks, level="INFO", format="%(message)s") as server:
+        logging.info("a record")
+        for count in range(1, 5):
+            server.queue.losses.count(INFO, mplog.Reason.QUEUE_FULL, "MainProcess")
+            mplog.write(b"bytes", to="raw")
+            wait_until(lambda: sum(said_to_be_lost(log).values()) == count, "a loss is said")  # noqa: B023
+
+
+@pytest.mark.processes
 def test_counts_are_exact_over_kills(tmp_path: Path) -> None:
     """However often the logging process is killed at random, after flush() every record has been counted once."""
     dice = random.Random(5)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,6 +312,33 @@ def test_stop_leaves_alone_what_the_program_has_changed(log: Path, monkeypatch: 
     assert (root.level, os.environ["MPLOG_QUEUE"]) == (logging.CRITICAL, "changed")
 
 
+def test_stop_leaves_alone_what_another_thread_has_changed_during_start(gate: Gate, nothing_left: None) -> None:
+    """A handler and a level that another thread sets while sinks are being opened are there after stop()."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    handlers, level = root.handlers[:], root.level
+
+    def open_sink() -> logging.Handler:
+        gate.wait()
+        return logging.NullHandler()
+
+    def change() -> None:
+        gate.wait_until_reached()
+        root.addHandler(handler)
+        root.setLevel(logging.ERROR)
+        gate.open()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        with mplog.LogServer(mplog.HandlerSink(open_sink), level="INFO"):
+            assert handler not in root.handlers and root.level == logging.INFO
+        assert handler in root.handlers and root.level == logging.ERROR
+    finally:
+        thread.join(60)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 def test_stop_leaves_a_new_configuration_alone(log: Path) -> None:
     """Handlers that replaced the server's while it ran stay as they are, and the old ones do not come back."""
     root = logging.getLogger()
@@ -453,6 +481,29 @@ def test_stop_within_stop_in_a_signal_handler(log: Path, nothing_left: None, gat
     finally:
         signal.signal(signal.SIGALRM, previous)
     assert len(inner) == 1 and inner[0] < 1
+
+
+def test_stop_in_a_signal_handler_ends_a_flush(nothing_left: None, gate: Gate, tmp_path: Path) -> None:
+    """flush() returns, since everything is written, if a signal handler stops the server meanwhile."""
+    server = blocked(gate, tmp_path / "slow.log")
+    logging.info("x")
+    gate.wait_until_reached()
+    received: list[int] = []
+
+    def handler(_: int, frame: types.FrameType | None) -> None:
+        if {"flush", "poll"} <= {each.name for each in traceback.extract_stack(frame)}:
+            gate.open()
+            received.append(server.stop().received)
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # flush() does not wait yet
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        server.flush(60)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert received == [1]
 
 
 def test_stop_after_the_logging_process_was_killed(log: Path, nothing_left: None) -> None:
