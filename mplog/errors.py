@@ -20,7 +20,7 @@ class QueueNotFoundError(MplogError, FileNotFoundError):
 
 
 class MessageTooLongError(MplogError, ValueError):
-    """An object that is no log record is too long for a queue.
+    """An object that is not a log record is too long for a queue.
 
     Attributes:
         length: its pickled length in bytes.

@@ -62,7 +62,7 @@ class Parsed:
 
 
 class LineParser:
-    """Recognizes lines that begin a record: JSON, or text of a format; raises ValueError if that is none."""
+    """Recognizes lines that begin a record: JSON, or text of a format; raises ValueError if the format is not valid."""
 
     def __init__(self, format: str = DEFAULT_FORMAT, datefmt: str | None = None) -> None:
         self._pattern = re.compile(_to_pattern(format, _DATE if datefmt is None else _date_pattern(datefmt)), re.DOTALL)

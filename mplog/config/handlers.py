@@ -85,7 +85,7 @@ class Handlers:
         likeness = (encoding, rotator, how, is_watched)
         real = os.path.realpath(path)
         if real in self._files:
-            # In the stdlib, two handlers on one file are no mistake. Here, one writes for both.
+            # In the stdlib, two handlers may have one file. Here, one writes for both.
             owner, its_likeness = self._files[real]
             return _SameFileHandler(owner) if its_likeness == likeness else None
         umask = os.umask(0)

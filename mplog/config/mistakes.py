@@ -80,7 +80,7 @@ def join(place: str, key: Any) -> str:
 
 
 def pairs(value: Any) -> list[tuple[Any, Any]] | None:
-    """Return what is inside a value, with its keys or indices; None if it is no container."""
+    """Return what is inside a value, with its keys or indices; None if it is not a container."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, (list, tuple)):

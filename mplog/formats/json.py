@@ -172,7 +172,7 @@ def _to_json(line: dict[str, Any]) -> str:
     try:
         return _encode(line).decode()
     except Exception:
-        # A text that UTF-8 cannot encode, a key that is no text, an endless nesting, or an object with its own code.
+        # A text that UTF-8 cannot encode, a key that is not a text, an endless nesting, or an object with its own code.
         return _encode({readable(name): _plain(value) for name, value in line.items()}).decode()
 
 

@@ -8,7 +8,7 @@
 The reading end of the FIFO and the memory of the buffers stay open here, so a killed logging process leaves only
 unfinished work, which the next one finishes. No code of the program's and no handler runs here that could crash.
 
-It is no thread in the program: Python 3.12 and later warn of forks in processes with threads, and the program may be
+It is not a thread in the program: Python 3.12 and later warn of forks in processes with threads, and the program may be
 busy or gone when the logging process dies.
 """
 

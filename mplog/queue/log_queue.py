@@ -173,7 +173,7 @@ class LogQueue(_Base):
 
         Raises:
             queue.Full: no room within `timeout`; nothing was sent.
-            TypeError: the data are no bytes.
+            TypeError: the data is not bytes.
             ValueError: the queue is closed in this process, or the name is over 255 bytes long.
             NoReaderError: no process reads the queue any more.
             MessageTooLongError: over 256 MiB.

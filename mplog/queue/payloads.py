@@ -1,4 +1,4 @@
-"""What goes through a queue and is no record: pickled objects, and bytes for a sink of their own.
+"""What goes through a queue besides records: pickled objects, and bytes for a sink of their own.
 
 Each has a checksum, because what stands in the queue may be garbage, and nothing else tells these from it.
 """

@@ -37,7 +37,7 @@ class Fields:
 
     Raises:
         ValueError: a constant field is called like something that every record has.
-        TypeError: an enricher or redactor is not callable, or the name of a field is no text.
+        TypeError: an enricher or redactor is not callable, or the name of a field is not a text.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ _MESSAGE_OVERHEAD = 512
 #: Bytes of unfinished messages that a reader holds before it gives the oldest one up.
 UNFINISHED_LIMIT = 512 * 2**20
 
-# What decoding raises for what is no message: of an unknown kind, malformed, nested too deeply.
+# What decoding raises for what is not a message: of an unknown kind, malformed, nested too deeply.
 _BROKEN = (KeyError, ValueError, RecursionError)
 
 

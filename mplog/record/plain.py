@@ -240,7 +240,7 @@ def as_number(value: Any) -> int | float | None:
 
 
 def of_kind(value: Any, kind: type) -> Any:
-    """Return the value as a str, an int of 64 bits or a float; None where it is no number."""
+    """Return the value as a str, an int of 64 bits or a float; None if it is not a number."""
     if value is None:
         return None
     if kind is str:

@@ -50,7 +50,7 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
     except OSError as error:
         raise StartError(
             f"the logging process could not be started: {error}. "
-            "If this is no Python interpreter, name one with multiprocessing.set_executable()."
+            "If this is not a Python interpreter, name one with multiprocessing.set_executable()."
         ) from error
     finally:
         for number in spare:

@@ -20,7 +20,7 @@ from mplog.record.encoding import encode
 #: multiprocessing closes the queue before the last child has ended.
 _INTERVAL = 0.2
 _BATCH = 1000
-#: Stands for an object that is no record. The logging process counts it; it must not unpickle the object.
+#: Stands for an object that is not a record. The logging process counts it; it must not unpickle the object.
 _GARBAGE = b""
 
 

@@ -78,7 +78,7 @@ class Started:
         try:
             queue.preparation, queue.overflow, queue.sync = self.layout.preparation, overflow, self._arguments.sync
             if overflow.policy == "drop_below":
-                Fill(queue.directory, writable=True)  # here, where a full disk can be told; it is opened there
+                Fill(queue.directory, writable=True)  # here, so that a full disk raises in the program
             emergency = EmergencyFile(overflow.emergency or emergency_path(queue.directory), overflow.emergency_size)
             self.takeover = self._make_takeover()
             self.control = Control(Launch(configuration, queue.directory, fd, size, emergency, patience), timeout)

@@ -40,7 +40,7 @@ class ConsoleSink(Sink):
         stream: TextIO | None = getattr(sys, self.stream)
         if stream is None:
             raise OSError(errno.EBADF, f"this program has no {self.stream}")
-        # A character that cannot be shown is shown as an escape: a console is no place for an exception.
+        # A character that cannot be shown is shown as an escape: an exception would be worse.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
         color = _wants_color(stream) if self.color is None else self.color
         return ConsoleHandler(stream, color=color)
