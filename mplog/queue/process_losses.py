@@ -73,7 +73,7 @@ _known_reasons = {int(reason): reason for reason in Reason}
 
 
 def read_file(path: str) -> tuple[ProcessLosses, int]:
-    """Return what is in a file, and the PID namespace of its pid; raise ValueError if it is not such a file, or not yet."""
+    """Return what is in a file, and the PID namespace of its pid; raise ValueError if it is not valid, or not yet."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         data = os.read(fd, SIZE)

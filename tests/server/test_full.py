@@ -266,7 +266,7 @@ def test_stopped_logging_process_goes_on_where_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"overflow": "drop_some"}, "these are: block, drop_newest, drop_oldest, drop_below, fallback"),
+        ({"overflow": "drop_some"}, "Give one of block, drop_newest, drop_oldest, drop_below, fallback"),
         ({"buffer_size": 100}, "at least 2097152 bytes"),
         ({"queue": multiprocessing.get_context("spawn").Queue(10), "overflow": "drop_newest"}, "need a LogQueue"),
         ({"queue": multiprocessing.get_context("spawn").Queue(10), "sync_level": "ERROR"}, "need a LogQueue"),
