@@ -14,7 +14,7 @@ import os
 import msgspec
 
 from mplog.files import regular
-from mplog.files.disk import Disk, Fsync
+from mplog.files.fsync import Fsync, FsyncPolicy
 from mplog.files.notices import Clock, Notices
 from mplog.files.portion import Encoder, Portion, Position
 from mplog.record.encoding import describe
@@ -30,7 +30,7 @@ class FileOptions(msgspec.Struct, frozen=True):
     permissions: int = 0o640
     owner: regular.Owner | None = None
     follow_symlinks: bool = False
-    fsync: Fsync = "never"
+    fsync: FsyncPolicy = "never"
     is_watched: bool = False
 
 
@@ -46,7 +46,7 @@ class OpenFile:
         self.notices = notices
         self.clock = clock
         self.encoder = Encoder(options.encoding)
-        self.disk = Disk(self.path, options.fsync, notices, clock)
+        self.fsync = Fsync(self.path, options.fsync, notices, clock)
         self.written_at = 0.0
         self.whole_texts = 0
         self._options = options
@@ -71,10 +71,10 @@ class OpenFile:
         except BaseException:
             os.close(fd)
             raise
-        self.disk.sync_before_close(self._fd)
+        self.fsync.sync_before_close(self._fd)
         self.replace(fd, status.st_size, status.st_mtime)
         if is_new:
-            self.disk.sync_name()
+            self.fsync.sync_name()
 
     def create(self, path: str) -> int:
         """Make an empty file with the same owner and mode, and return its descriptor."""
@@ -95,7 +95,7 @@ class OpenFile:
     def close(self, *, remove_empty: bool = False) -> None:
         if self._fd < 0:
             return
-        self.disk.sync_before_close(self._fd)
+        self.fsync.sync_before_close(self._fd)
         with contextlib.suppress(OSError):
             if remove_empty and not os.fstat(self._fd).st_size and not self.is_moved():
                 os.unlink(self.path)
@@ -171,7 +171,7 @@ class OpenFile:
         self._length = portion.start.length + done
         self.written_at = self.clock.time()
         self.whole_texts = len(portion.texts)
-        self.disk.sync_after_write(self._fd)
+        self.fsync.sync_after_write(self._fd)
 
     def take_back(self) -> None:
         """Cut off the text that was written in part."""

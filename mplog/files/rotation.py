@@ -64,7 +64,7 @@ class Rotator:
             return
         if file.notices.forget("rotate"):
             file.notices.add(f"{file.path} has been rotated to {archive}")
-        file.disk.sync_name()
+        file.fsync.sync_name()
         self.after_rotation()
 
     def _swap(self) -> str:
@@ -78,7 +78,7 @@ class Rotator:
             os.unlink(self._new_path)
         fd = file.create(self._new_path)
         try:
-            file.disk.sync_before_close(file.fileno())
+            file.fsync.sync_before_close(file.fileno())
             archive = self.put_away()
             try:
                 os.rename(self._new_path, file.path)

@@ -140,15 +140,15 @@ class LogFileHandler(TextHandler):
         self._file.open()
 
     def due(self) -> float | None:
-        return self._file.disk.due
+        return self._file.fsync.due
 
     def work(self) -> None:
-        due = self._file.disk.due
+        due = self._file.fsync.due
         if due is not None and self._file.clock.monotonic() >= due:
             self.sync()
 
     def sync(self) -> bool:
-        return self._file.disk.sync(self._file.fileno())
+        return self._file.fsync.sync(self._file.fileno())
 
     @property
     def is_tidying(self) -> bool:

@@ -64,7 +64,7 @@ def main(places: Places) -> int:
     loop = _plain_loop(dispatcher, places) if places.fd < 0 else recover(dispatcher, places, configuration.overflow)
     if places.supervisor is not None:
         places.supervisor.send(Report.READY)
-    with contextlib.suppress(OSError):  # the parent has gone, but workers may log
+    with contextlib.suppress(OSError):  # the program has gone, but workers may log
         places.control.send(Opened(os.getpid(), dispatcher.needs_details))
     loop.run()
     return 0

@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import logging
 import os
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -116,11 +116,14 @@ class ChildEnded(msgspec.Struct, frozen=True):
     exitcode: int
 
 
+Command = Literal["flush", "stats", "stop"]
+
+
 class Question(msgspec.Struct, frozen=True):
-    """Program to logging process: ``"flush"``, ``"stats"`` or ``"stop"``."""
+    """Program to logging process, answered by an `Answer`."""
 
     number: int
-    command: str
+    command: Command
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -208,7 +208,7 @@ class LogQueue(_Base):
 
     def empty(self) -> bool:
         """Return whether nothing is in the queue at this moment."""
-        return not self.pending() and not self.reader.inbox.ready
+        return not self.pending() and not self.reader.received.ready
 
     @property
     def fill(self) -> float:
@@ -235,7 +235,7 @@ class LogQueue(_Base):
     @property
     def broken(self) -> int:
         """Runs of garbage that `get` has skipped in this process, and long objects that it could not complete."""
-        return self.reader.inbox.broken
+        return self.reader.received.broken
 
     def close(self) -> None:
         """Close the queue in this process: neither `put` nor `get` works here any more."""

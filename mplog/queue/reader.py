@@ -37,7 +37,7 @@ _DECODE: dict[int, Callable[[bytes], Any]] = {
 }
 
 
-class Inbox:
+class Received:
     """What one process has read of a queue.
 
     Attributes:
@@ -81,7 +81,7 @@ class Reader:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._inboxes: dict[int, Inbox] = {}
+        self._received: dict[int, Received] = {}
         fifo.holders.add(self)
 
     def __del__(self) -> None:
@@ -124,56 +124,56 @@ class Reader:
         self._lock_fd = self._lock_fd if fifo.is_open(self._lock_fd) else -1
 
     @property
-    def inbox(self) -> Inbox:
+    def received(self) -> Received:
         """What this process has read; a fork starts empty, and leaves the rest to its parent."""
         pid = os.getpid()
-        inbox = self._inboxes.get(pid)
-        if inbox is None:
-            for other in self._inboxes.keys() - {pid}:
-                self._inboxes.pop(other, None)
-            inbox = self._inboxes.setdefault(pid, Inbox())  # in one step: one for all threads
-        return inbox
+        received = self._received.get(pid)
+        if received is None:
+            for other in self._received.keys() - {pid}:
+                self._received.pop(other, None)
+            received = self._received.setdefault(pid, Received())  # in one step: one for all threads
+        return received
 
     def get(self, block: bool, timeout: float | None) -> Any:
         """Take the next object out of the queue; see `LogQueue.get`."""
         if self._sender.is_closed:
             raise ValueError(f"Queue {self._sender!r} is closed")
         deadline = None if block and timeout is None else time.monotonic() + (timeout or 0 if block else 0)
-        item = self._take(self.inbox, deadline)
+        item = self._take(self.received, deadline)
         # After the lock is released: it may run any code.
         return item.load() if isinstance(item, PickledObject) else item
 
-    def _take(self, inbox: Inbox, deadline: float | None) -> Any:
+    def _take(self, received: Received, deadline: float | None) -> Any:
         try:
-            if not inbox.lock.acquire(timeout=_seconds_until(deadline)):
+            if not received.lock.acquire(timeout=_seconds_until(deadline)):
                 raise queue.Empty
-            if inbox.is_reading:
+            if received.is_reading:
                 raise RuntimeError("get() was called in a signal handler that had interrupted a get()")
             try:
-                inbox.is_reading = True
-                self._read(inbox, deadline)
-                return inbox.ready.popleft()
+                received.is_reading = True
+                self._read(received, deadline)
+                return received.ready.popleft()
             finally:
-                inbox.is_reading = False
+                received.is_reading = False
         finally:
             # A Ctrl-C may come between taking a lock and the next step; a reentrant one knows whether it was taken. Nor
             # must any other call come before the release, since another Ctrl-C may come with it. Nor may there be a
             # loop in the try block: one that comes with its jump back skips the finally block (CPython 3.13).
             try:  # noqa: SIM105
-                inbox.lock.release()
+                received.lock.release()
             except RuntimeError:
                 pass
 
-    def _read(self, inbox: Inbox, deadline: float | None) -> None:
+    def _read(self, received: Received, deadline: float | None) -> None:
         """Read until an object is complete, or raise ``queue.Empty``. Past the deadline, read only what is there."""
         there = -1
-        while not inbox.ready:
+        while not received.ready:
             try:
                 self.open()
                 pending = fifo.pending(self.read_fd)
                 there = pending if there < 0 else there
                 if pending and (there > 0 or not _is_past(deadline)):
-                    count = self._read_frame(inbox)
+                    count = self._read_frame(received)
                     if count:
                         there = max(0, there - count)
                     elif _is_past(deadline):
@@ -183,7 +183,7 @@ class Reader:
                 elif pending:
                     raise queue.Empty
                 else:
-                    inbox.forget_dead()
+                    received.forget_dead()
                     if not fifo.wait(self.read_fd, select.POLLIN, deadline):
                         raise queue.Empty
             except OSError as error:
@@ -191,22 +191,22 @@ class Reader:
                     raise
                 fifo.forget_closed()
 
-    def _read_frame(self, inbox: Inbox) -> int:
+    def _read_frame(self, received: Received) -> int:
         """Read one frame, never a byte more; return how many bytes, 0 where another process is reading."""
         try:
-            return self._read_frame_alone(inbox) if try_lock_process(self._lock_fd) else 0
+            return self._read_frame_alone(received) if try_lock_process(self._lock_fd) else 0
         finally:
             unlock_process(self._lock_fd)
 
-    def _read_frame_alone(self, inbox: Inbox) -> int:
+    def _read_frame_alone(self, received: Received) -> int:
         count = 0
-        while count == 0 or not inbox.frames.is_between_frames:
+        while count == 0 or not received.frames.is_between_frames:
             try:
-                data = os.read(self.read_fd, inbox.frames.wanted)
+                data = os.read(self.read_fd, received.frames.wanted)
             except BlockingIOError:
                 break
             count += len(data)
-            inbox.ready.extend(inbox.frames.feed(data, drained=not fifo.pending(self.read_fd)))
+            received.ready.extend(received.frames.feed(data, drained=not fifo.pending(self.read_fd)))
         return count
 
     def size(self) -> int:
@@ -214,7 +214,7 @@ class Reader:
         self._sender.pending()
         self.open()
         waiting: FrameReader[None] = FrameReader(dict.fromkeys(_DECODE, lambda payload: None))
-        return len(self.inbox.ready) + len(waiting.feed(fifo.peek(self.read_fd), drained=True))
+        return len(self.received.ready) + len(waiting.feed(fifo.peek(self.read_fd), drained=True))
 
 
 def _seconds_until(deadline: float | None) -> float:

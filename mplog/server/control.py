@@ -21,7 +21,17 @@ from multiprocessing import connection
 from typing import Any
 
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, StartError
-from mplog.logging_process.messages import Answer, ChildEnded, GivenUp, Launch, NewProcess, Opened, Question, Records
+from mplog.logging_process.messages import (
+    Answer,
+    ChildEnded,
+    Command,
+    GivenUp,
+    Launch,
+    NewProcess,
+    Opened,
+    Question,
+    Records,
+)
 from mplog.monitoring.process import has_ended
 from mplog.monitoring.statistics import Stats
 from mplog.server.interpreter import module_path, start_supervisor
@@ -180,7 +190,7 @@ class Control:
         except OSError:
             raise self._died() from None
 
-    def ask(self, command: str, timeout: float, tick: Callable[[], None] | None = None) -> Stats:
+    def ask(self, command: Command, timeout: float, tick: Callable[[], None] | None = None) -> Stats:
         """Send a request and return the answer, calling `tick` every `TICK_SECONDS` meanwhile.
 
         Raises:
@@ -210,7 +220,7 @@ class Control:
         finally:
             self._asking.release()
 
-    def _send_request(self, command: str, deadline: float) -> int | None:
+    def _send_request(self, command: Command, deadline: float) -> int | None:
         """Return the number of the request, or None when there was no time to send it."""
         if command == "stop" and self._stop_request is not None:
             return self._stop_request  # asked before, and given up: its one answer is still to come
@@ -262,7 +272,7 @@ class Control:
         # subprocess would warn of a child that outlives its Popen object, as this one does on purpose.
         self._process.returncode = 0
 
-    def _too_slow(self, command: str, timeout: float) -> DrainTimeoutError:
+    def _too_slow(self, command: Command, timeout: float) -> DrainTimeoutError:
         what_now = "It goes on writing, and nothing is lost as long as it lives."
         if command == "stop":
             what_now = (

@@ -39,7 +39,7 @@ def is_wanted(stream: TextIO | None) -> bool:
         return False
 
 
-class Backlog:
+class Remainder:
     """What is left of what was logged to a queue, as far as it is known: a plain queue does not tell."""
 
     def __init__(self, queue: Any) -> None:
@@ -66,7 +66,7 @@ class Backlog:
 class Progress:
     """Shows what is left while a server writes it."""
 
-    def __init__(self, backlog: Backlog) -> None:
+    def __init__(self, backlog: Remainder) -> None:
         self._backlog = backlog
         self._stream = sys.stderr
         self._began = time.monotonic()

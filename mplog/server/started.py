@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, StartOSError
-from mplog.logging_process.messages import Launch, Patience, Records
+from mplog.logging_process.messages import Command, Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.directory import emergency_path
 from mplog.queue.emergency import EmergencyFile
@@ -22,7 +22,7 @@ from mplog.queue.log_queue import LogQueue
 from mplog.server.arguments import Arguments
 from mplog.server.control import Control
 from mplog.server.plain_queue import Pump
-from mplog.server.progress import Backlog, Progress
+from mplog.server.progress import Progress, Remainder
 from mplog.server.takeover import Takeover
 
 
@@ -59,7 +59,7 @@ class Started:
         self.queue: Any = arguments.queue
         if self.queue is None:
             self.queue = LogQueue() if hasattr(os, "mkfifo") else multiprocessing.get_context("spawn").Queue(10_000)
-        self._backlog = Backlog(self.queue)
+        self._remainder = Remainder(self.queue)
         self.pump: Pump | None = None
         self.owner = os.getpid()
         if isinstance(self.queue, LogQueue):
@@ -100,7 +100,7 @@ class Started:
         for sink in self._arguments.sinks:
             sink.clear_up()
 
-    def ask(self, command: str, timeout: float, tick: Callable[[], None] | None = None) -> Stats:
+    def ask(self, command: Command, timeout: float, tick: Callable[[], None] | None = None) -> Stats:
         """Ask the logging process, as `Control.ask` does, and say how much is left when the time is over."""
         try:
             return self.control.ask(command, timeout, tick)
@@ -111,7 +111,7 @@ class Started:
     def backlog(self) -> int:
         """Return how many bytes of records are not written; 0 if that is not known."""
         with contextlib.suppress(OSError, ValueError):
-            return self._backlog.look()[1]
+            return self._remainder.look()[1]
         return 0
 
     def counted(self) -> Stats | None:
@@ -126,7 +126,7 @@ class Started:
         if self.pump is not None and not self.pump.stop(max(0.0, deadline - time.monotonic())):
             raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
         try:
-            with contextlib.closing(Progress(self._backlog)) as progress:
+            with contextlib.closing(Progress(self._remainder)) as progress:
                 stats = self.ask("stop", max(0.0, deadline - time.monotonic()), progress.ticker)
         except LoggingProcessDiedError:
             if self.control.parting_words is None:
@@ -138,7 +138,7 @@ class Started:
 
     def drain_at_exit(self, timeout: float, *, is_stopping: bool) -> None:
         """Wait until all that was logged so far is written: by a flush, or by a stop that was asked for before."""
-        with contextlib.closing(Progress(self._backlog)) as progress:
+        with contextlib.closing(Progress(self._remainder)) as progress:
             if is_stopping:
                 self.control.wait(timeout, progress.ticker)
             else:

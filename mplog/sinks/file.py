@@ -15,7 +15,7 @@ from typing import Any, Literal
 from mplog.errors import SinkError
 from mplog.files import lock as file_lock
 from mplog.files import regular
-from mplog.files.disk import Fsync
+from mplog.files.fsync import FsyncPolicy
 from mplog.files.open_file import FileOptions
 from mplog.files.rotation import rotator_of
 from mplog.files.rotation_rules import make_rotation
@@ -73,7 +73,7 @@ class FileSink(Sink):
         keep: str | int | None = None,
         compress: Literal["gz", "zst"] | None = None,
         timezone: str | datetime.tzinfo | None = None,
-        fsync: Fsync = "never",
+        fsync: FsyncPolicy = "never",
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -141,7 +141,7 @@ def _check_mode(mode: object) -> int:
     raise ValueError(f"mode={mode!r} is not a file mode. Write it in octal: mode=0o640, or '640'")
 
 
-def _check_fsync(fsync: object) -> Fsync:
+def _check_fsync(fsync: object) -> FsyncPolicy:
     if fsync in ("never", "batch"):
         return fsync
     if isinstance(fsync, (int, float)) and not isinstance(fsync, bool) and 0 < fsync < math.inf:

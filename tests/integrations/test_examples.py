@@ -45,7 +45,7 @@ TESTED = {
     "uvicorn_workers.py",
 }
 
-#: Directories, each with the files of one application; run by tests/test_frameworks.py and tests/test_with_xdist.py.
+#: Directories, each with the files of one application; run by test_frameworks.py and test_with_xdist.py.
 APPLICATIONS = {"django_site", "fastapi_app", "flask_app", "pytest_xdist"}
 
 

@@ -132,7 +132,7 @@ def test_stopped_consumer_does_not_stop_a_timeout(queue: LogQueue) -> None:
 def test_thread_that_waits_does_not_stop_a_timeout(queue: LogQueue) -> None:
     """While another thread waits in get(), a get() with a timeout ends in time."""
     waiting = Thread(queue.get)
-    wait_until(lambda: queue.reader.inbox.is_reading, "the thread waits")
+    wait_until(lambda: queue.reader.received.is_reading, "the thread waits")
     with pytest.raises(stdlib_queue.Empty):
         queue.get(timeout=0.05)
     with pytest.raises(stdlib_queue.Empty):
@@ -198,7 +198,7 @@ def test_ctrl_c_while_get_waits_takes_nothing(queue: LogQueue) -> None:
         main = threading.get_ident()
 
         def interrupt() -> None:
-            wait_until(lambda: queue.reader.inbox.is_reading, "the main thread waits")
+            wait_until(lambda: queue.reader.received.is_reading, "the main thread waits")
             signal.pthread_kill(main, signal.SIGINT)
 
         thread = Thread(interrupt)
@@ -234,7 +234,7 @@ def test_signal_handler_that_gets(queue: LogQueue) -> None:
 def test_fork_of_a_waiting_reader_can_read(queue: LogQueue) -> None:
     """A fork that is made while a thread waits in get() reads by itself, with no lock of the thread's."""
     waiting = Thread(queue.get)
-    wait_until(lambda: queue.reader.inbox.is_reading, "the thread waits")
+    wait_until(lambda: queue.reader.received.is_reading, "the thread waits")
     answers = LogQueue()
     with child(lambda: answers.put(sorted([queue.get(timeout=60), queue.get(timeout=60)]))):
         os.kill(os.getpid(), 0)

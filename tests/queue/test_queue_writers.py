@@ -159,7 +159,7 @@ def test_writer_killed_in_a_long_message_costs_that_one(small: LogQueue, kind: s
     with pytest.raises(stdlib_queue.Empty):
         small.get_nowait()
     assert small.broken == 1
-    assert small.reader.inbox.frames.incomplete() == []
+    assert small.reader.received.frames.incomplete() == []
 
 
 @pytest.mark.processes
@@ -184,10 +184,10 @@ def test_full_in_the_middle_of_a_long_message(small: LogQueue) -> None:
         with pytest.raises(stdlib_queue.Full):
             small.put(b"x" * 1_000_000, block, timeout)
         assert drain(small) == []
-        assert len(small.reader.inbox.frames.incomplete()) == 1
+        assert len(small.reader.received.frames.incomplete()) == 1
         small.put("next")
         assert small.get() == "next"
-        assert small.reader.inbox.frames.incomplete() == []
+        assert small.reader.received.frames.incomplete() == []
     assert small.broken == 0
 
 
@@ -224,7 +224,7 @@ def test_ctrl_c_in_the_middle_of_a_long_message(small: LogQueue) -> None:
         os.kill(process.pid, signal.SIGINT)
         assert small.get(timeout=60) == "interrupted"
         ended(process, "it has put")
-    assert small.reader.inbox.frames.incomplete() == []
+    assert small.reader.received.frames.incomplete() == []
     assert small.broken == 0
 
 
@@ -238,7 +238,7 @@ def test_threads_send_each_notice(small: LogQueue) -> None:
     assert sorted(small.get(timeout=60) for _ in range(200)) == sorted(list(range(50)) * 4)
     for thread in threads:
         thread.finish("it has put everything")
-    assert small.reader.inbox.frames.incomplete() == []
+    assert small.reader.received.frames.incomplete() == []
     fresh = LogQueue(4096)
     for each in (small, fresh):
         each.put(1)

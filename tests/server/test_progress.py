@@ -128,7 +128,7 @@ def test_progress_starts_no_thread(tmp_path: Path) -> None:
     import contextlib, threading
     from mplog.server import progress as module
     module.SHOWN_AFTER = -1
-    with contextlib.closing(module.Progress(module.Backlog(None))) as progress:
+    with contextlib.closing(module.Progress(module.Remainder(None))) as progress:
         progress.ticker()
         progress.ticker()
         assert threading.active_count() == 1, threading.enumerate()

@@ -10,13 +10,13 @@ from mplog.files.notices import Clock, Notices
 from mplog.record.encoding import describe
 
 #: "never", after each "batch", or at the latest after this many seconds.
-Fsync = Literal["never", "batch"] | float
+FsyncPolicy = Literal["never", "batch"] | float
 
 
-class Disk:
-    """The disk of a file. `due`: the monotonic time at which to call `sync`; None for no such time."""
+class Fsync:
+    """Forces a file to the disk as its policy says. `due`: when to call `sync`, by the monotonic clock, or None."""
 
-    def __init__(self, path: str, policy: Fsync, notices: Notices, clock: Clock) -> None:
+    def __init__(self, path: str, policy: FsyncPolicy, notices: Notices, clock: Clock) -> None:
         self._path = path
         self._policy = policy
         self._notices = notices
