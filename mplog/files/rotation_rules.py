@@ -163,7 +163,7 @@ def _read_schedule(part: str, words: str) -> Schedule:
         day = match[1] or "daily"
         hour, minute, second = (int(group or 0) for group in match.groups()[1:])
         if hour > 23 or minute > 59 or second > 59:
-            raise ValueError(f"rotate={words!r}: this is not a time of day. Times are 00:00 to 23:59")
+            raise ValueError(f"rotate={words!r}: there is no such time of day. Times are 00:00 to 23:59")
         time = datetime.time(hour, minute, second)
     if day == "daily" or part == "midnight":
         return TimeOfDay(time)

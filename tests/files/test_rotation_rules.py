@@ -308,7 +308,7 @@ def test_names_of_rotated_files(log: str, pattern: str | None, expected: str) ->
         ("%B{index}", "'%B'"),
         ("%-d{index}", "'%-'"),
         ("%{index}", "'%'"),
-        ("{index", "no pattern"),
+        ("{index", "is not a pattern"),
         ("{index!r}", "no other"),
         ("{index:x}", "no other"),
         ("{name}.{index}", "no other"),
