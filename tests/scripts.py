@@ -89,6 +89,17 @@ def fill_disk(disk: Path) -> Path:
     return ballast
 
 
+def stop_all_threads(pid: int) -> None:
+    """Send SIGSTOP to a process, and wait until each of its threads stands still: the call returns before that."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def is_stopped() -> bool:
+        tasks = Path(f"/proc/{pid}/task").glob("*/stat")
+        return all(task.read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
+
+    wait_until(is_stopped, "it stands still")
+
+
 class Gate:
     """A gate between processes: tests see that a process waits there. Once opened, the gate stays open."""
 

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import pytest
 from oracle import wait_until
-from scripts import BlockedHandler, Gate, environment, kill_for_good, run, run_script
+from scripts import BlockedHandler, Gate, environment, kill_for_good, run, run_script, stop_all_threads
 from terminal import Terminal
 
 import mplog
@@ -152,7 +152,7 @@ def test_top_shows_a_restart(server: mplog.LogServer) -> None:
 def test_top_shows_full_buffers_and_a_suspended_server(tmp_path: Path, log: Path) -> None:
     """How full they are while nothing is written, and that the logging process is suspended."""
     with mplog.LogServer(log, level="INFO", buffer_size=2**22) as server:
-        os.kill(server.pid, signal.SIGSTOP)
+        stop_all_threads(server.pid)
         try:
             (found,) = servers()
             assert (found["state"], found["fill"]) == ("suspended", 0.0)
@@ -268,8 +268,8 @@ def test_looking_does_not_disturb(tmp_path: Path, log: Path) -> None:
     """The queue is never opened: neither does a look keep a server alive, nor is one asked; it may stand still."""
     server = mplog.LogServer(log, level="INFO").start()
     supervisor = psutil.Process(server.pid).ppid()
-    os.kill(server.pid, signal.SIGSTOP)
-    os.kill(supervisor, signal.SIGSTOP)
+    stop_all_threads(server.pid)
+    stop_all_threads(supervisor)
     try:
         opened = subprocess.run(
             [sys.executable, "-c", _AUDIT, *TOP[1:], "--json"],

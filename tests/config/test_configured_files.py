@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pytest
 from logs import rotated
 from oracle import Producer, acknowledged, verdict, wait_until
-from scripts import lines
+from scripts import lines, stop_all_threads
 
 import mplog
 from mplog.logging_process.messages import Patience
@@ -180,7 +180,7 @@ def test_batch_of_many_rotations_is_killed(tmp_path: Path, monkeypatch: pytest.M
         logging.info("record a")
         server.flush()
         pid = server.pid
-        os.kill(pid, signal.SIGSTOP)
+        stop_all_threads(pid)
         for number in range(12):
             logging.info("record %d", number)
         os.kill(pid, signal.SIGCONT)

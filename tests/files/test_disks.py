@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from oracle import Producer, verdict, wait_until
-from scripts import drop_privileges, elapsed, fill_disk, lines, run_script
+from scripts import drop_privileges, elapsed, fill_disk, lines, run_script, stop_all_threads
 
 import mplog
 from mplog.queue.kill_points import VARIABLE
@@ -128,7 +128,7 @@ def test_flush_while_a_batch_waits_for_the_disk_doubles_nothing(
         with pytest.raises(mplog.DrainTimeoutError):
             server.flush(0.2)
         ballast = fill_disk(small_disk)
-        os.kill(pid, signal.SIGSTOP)  # so that it is one batch
+        stop_all_threads(pid)  # so that it is one batch
         for number in range(300):
             logging.info("%0100d", number)
         os.kill(pid, signal.SIGCONT)
@@ -177,7 +177,7 @@ def test_killed_while_one_of_two_files_waits_for_its_disk(tmp_path: Path, small_
         logging.info("begin")
         server.flush()
         ballast, pid = fill_disk(small_disk), server.pid
-        os.kill(pid, signal.SIGSTOP)  # so that it is one batch
+        stop_all_threads(pid)  # so that it is one batch
         for number in range(50):
             logging.info("%0100d", number)
         os.kill(pid, signal.SIGCONT)

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from oracle import wait_until
-from scripts import environment, lines, write_script
+from scripts import environment, lines, stop_all_threads, write_script
 
 import mplog
 
@@ -57,7 +57,7 @@ def test_logging_process_without_descriptors_writes_on(tmp_path: Path, policy: s
         server.flush()
         pid, context = server.pid, multiprocessing.get_context("fork")
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
-        os.kill(pid, signal.SIGSTOP)
+        stop_all_threads(pid)
         worker = context.Process(target=_log, args=(server.initializer, count))
         worker.start()
         worker.join(60)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from oracle import Producer, acknowledged, verdict, wait_until
 from readers import in_fork
-from scripts import Gate, lines, process_has_ended, run_script
+from scripts import Gate, lines, process_has_ended, run_script, stop_all_threads
 
 import mplog
 from mplog.logging_process import supervisor
@@ -180,7 +180,7 @@ def test_killed_while_it_stops(tmp_path: Path) -> None:
     for number in range(2000):
         logging.info("%d", number)
     pid = server.pid
-    os.kill(pid, signal.SIGSTOP)
+    stop_all_threads(pid)
     killer = threading.Timer(0.3, lambda: os.kill(pid, signal.SIGKILL))
     killer.start()
     server.stop()

@@ -13,7 +13,7 @@ from typing import Any
 import jobs
 import pytest
 from oracle import wait_until
-from scripts import FORMAT, process_has_ended, run_script
+from scripts import FORMAT, process_has_ended, run_script, stop_all_threads
 from start_methods import START_METHODS
 
 import mplog
@@ -229,7 +229,7 @@ def test_a_silent_worker_is_watched_over_a_restart(
     server.flush()
     first = server.pid
     if when == "before the restart":
-        os.kill(first, signal.SIGSTOP)
+        stop_all_threads(first)
         for worker in workers.values():
             os.kill(worker.pid, signal.SIGUSR1)
         # Dead, and not waited for: a zombie.

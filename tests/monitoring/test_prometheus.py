@@ -14,6 +14,7 @@ import prometheus_client
 import pytest
 from oracle import wait_until
 from prometheus_client.parser import text_string_to_metric_families
+from scripts import stop_all_threads
 
 import mplog
 from mplog.logging_process.messages import Patience
@@ -75,7 +76,7 @@ def test_metrics_are_what_was_counted(
         server.flush()
         seen = scrape(registry)
         sent = 0
-        os.kill(server.pid, signal.SIGSTOP)
+        stop_all_threads(server.pid)
         try:
             while not (fill := scrape(registry)["mplog_queue_fill_ratio",]):  # a scrape asks no process
                 logging.info("x" * 1000)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from oracle import wait_until
 from readers import in_fork
-from scripts import BlockedHandler, Gate, lines
+from scripts import BlockedHandler, Gate, lines, stop_all_threads
 
 import mplog
 from mplog import Overflow
@@ -327,7 +327,7 @@ def test_loss_lines_add_up_to_the_gaps(tmp_path: Path, gate: Gate, policy: str, 
         args = (server.initializer, count, 900, done, go)
         workers = [context.Process(target=log_numbers, args=args) for _ in range(3)]
         if kills:
-            os.kill(server.pid, signal.SIGSTOP)
+            stop_all_threads(server.pid)
         for worker in workers:
             worker.start()
         for _ in range(kills):
@@ -338,7 +338,7 @@ def test_loss_lines_add_up_to_the_gaps(tmp_path: Path, gate: Gate, policy: str, 
             pid = server.pid
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda pid=pid: server.pid != pid, "it is restarted")
-            os.kill(server.pid, signal.SIGSTOP)
+            stop_all_threads(server.pid)
         for _ in workers:
             assert done.acquire(timeout=60)
         os.kill(server.pid, signal.SIGCONT)

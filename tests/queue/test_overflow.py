@@ -22,7 +22,7 @@ import pytest
 from oracle import Counter as SharedCounter
 from oracle import wait_until
 from readers import Reader, emergency_messages, fill, flood, in_fork, in_threads_and_handler, read_losses
-from scripts import elapsed
+from scripts import elapsed, stop_all_threads
 
 import mplog
 from mplog import Overflow, Reason
@@ -341,7 +341,7 @@ def test_a_stopped_logging_process_stops_no_worker(log: Path, tmp_path: Path, st
                 worker.start()
             calls = [SharedCounter(tmp_path, name) for name in names]
             wait_until(lambda: all(each.value > 100 for each in calls), "all workers log")
-            os.kill(server.pid, signal.SIGSTOP)
+            stop_all_threads(server.pid)
             before = [each.value for each in calls]
             wait_until(
                 lambda: all(now.value > then + 3000 for now, then in zip(calls, before)), "workers go on", timeout=60

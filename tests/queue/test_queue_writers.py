@@ -16,6 +16,7 @@ import psutil
 import pytest
 from oracle import wait_until
 from queue_use import FORK, PIPE_BUF, Thread, child, drain, ended, fill, put_all, record
+from scripts import stop_all_threads
 
 import mplog
 from mplog import LogQueue
@@ -167,7 +168,7 @@ def test_stopped_writer_is_waited_for(small: LogQueue) -> None:
     """A writer that is stopped in the middle of a long message is not dead: the message arrives when it goes on."""
     with child(put_long, small, "object") as process:
         in_the_middle(small, process)
-        os.kill(process.pid, signal.SIGSTOP)
+        stop_all_threads(process.pid)
         with pytest.raises(stdlib_queue.Empty):
             small.get(timeout=0.05)
         small.put("meanwhile")

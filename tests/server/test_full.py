@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from oracle import wait_until
-from scripts import BlockedHandler, Gate, elapsed, lines
+from scripts import BlockedHandler, Gate, elapsed, lines, stop_all_threads
 
 import mplog
 from mplog.queue.emergency import EmergencyFile
@@ -195,7 +195,7 @@ def test_losses_are_said_while_nobody_logs(tmp_path: Path) -> None:
     with mplog.LogServer(path, level="INFO", format="%(message)s", overflow="drop_newest") as server:
         logging.info("first")
         wait_until(lambda: path.read_text() == "first\n", "the log has looked for losses just now")
-        os.kill(server.pid, signal.SIGSTOP)
+        stop_all_threads(server.pid)
         while not server.queue.losses.counts:
             logging.info(_FILLING)
         os.kill(server.pid, signal.SIGCONT)
@@ -246,7 +246,7 @@ def _log_and_look(initializer: Any, path: str) -> None:
 
 
 def _stop_for_a_moment(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
+    stop_all_threads(pid)
 
 
 def test_stopped_logging_process_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from oracle import Counter, wait_until
 from readers import flood, running
-from scripts import lines
+from scripts import lines, stop_all_threads
 
 import mplog
 
@@ -50,8 +50,7 @@ def test_stopped_logging_process_keeps_the_policy(tmp_path: Path, policy: str, s
         with running(workers):
             wait_until(lambda: all(each.value > 100 for each in calls), "everybody logs")
             pid = server.pid
-            os.kill(pid, signal.SIGSTOP)
-            wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it stands still")
+            stop_all_threads(pid)
             wait_until(server.queue.full, "the queue is full")
             pids = [pid, *(worker.pid for worker in workers)]
             memory, before = _memory(pids), sum(each.value for each in calls)

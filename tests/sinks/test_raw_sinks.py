@@ -21,7 +21,7 @@ import pytest
 from floods import PIECE, flood_with_pieces, piece
 from oracle import Counter, wait_until
 from readers import running
-from scripts import lines
+from scripts import lines, stop_all_threads
 
 import mplog
 from mplog.queue.payloads import decode_bytes
@@ -234,7 +234,7 @@ def test_no_overflow_policy_drops_bytes(tmp_path: Path, policy: str) -> None:
     with mplog.LogServer(
         tmp_path / "app.log", mplog.RawSink(tmp_path / "raw.bin"), level="INFO", overflow=policy, buffer_size=2 * 2**20
     ) as server:
-        os.kill(server.pid, signal.SIGSTOP)
+        stop_all_threads(server.pid)
         try:
             sent = 0
             with pytest.raises(queue.Full):

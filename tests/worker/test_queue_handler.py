@@ -20,6 +20,7 @@ from typing import Any
 import jobs
 import pytest
 from oracle import Producer, verdict, wait_until
+from scripts import stop_all_threads
 
 import mplog
 
@@ -533,7 +534,7 @@ def test_a_signal_handler_may_log_while_the_queue_is_full(server: mplog.LogServe
     """Signal handlers that log while the queue is full wait for room, too, and nothing is lost."""
     context = multiprocessing.get_context("fork")
     process = context.Process(target=log_while_full, args=(server.initializer, str(tmp_path)))
-    os.kill(server.pid, signal.SIGSTOP)
+    stop_all_threads(server.pid)
     try:
         process.start()
         wait_until(server.queue.full, "the queue is full")
