@@ -105,7 +105,7 @@ def test_words_of_keep(words: Any, expected: Keep) -> None:
         ({"rotate": -1}, "not understood"),
         ({"rotate": "1 MB or 2 MB"}, "two sizes"),
         ({"rotate": "0.5 seconds"}, "more often than once a second"),
-        ({"rotate": "25:00"}, "not a time of day"),
+        ({"rotate": "25:00"}, "no such time of day"),
         ({"rotate": "midnight at 04:30"}, "not understood"),
         ({"rotate": "at at 04:30"}, "not understood"),
         ({"rotate": "funday at 04:30"}, "not understood"),

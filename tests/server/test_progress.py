@@ -112,7 +112,7 @@ def test_a_logging_process_that_stands_still_is_named(tmp_path: Path) -> None:
     with mplog.LogServer("app.log", level="INFO") as server:
         logging.info("x")
         print(server.pid, "stops", flush=True)
-        stop_all_threads(server.pid)
+        os.kill(server.pid, signal.SIGSTOP)
     """
     with Terminal(command(tmp_path, program), columns=120) as terminal:
         shown = terminal.wait_for("is suspended: kill -CONT")
