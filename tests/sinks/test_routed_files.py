@@ -249,6 +249,17 @@ def test_sinks_that_cannot_collide_are_accepted(sinks: tuple[Any, ...]) -> None:
     """Names that have nothing in common go together."""
     _sinks(*sinks)
 
+def test_rotated_files_are_tidied_up_with_a_plain_queue(tmp_path: Path) -> None:
+    """With a plain queue of the stdlib, too, rotated files are compressed, and the oldest removed."""
+    sink = RoutedFileSink(tmp_path / "{job}.log", rotate="200 B", keep=2, compress="gz")
+    plain = multiprocessing.get_context("spawn").Queue(1000)
+    with mplog.LogServer(sink, level="INFO", format="%(message)s", queue=plain) as server:
+        for number in range(10):
+            logging.info("%d %s", number, "x" * 100, extra={"job": "a"})
+            server.flush()
+        wait_until(lambda: len(list(tmp_path.glob("a.*.gz"))) == 2, "two are kept, compressed")
+
+
 
 @pytest.mark.processes
 def test_two_servers_of_one_pattern(tmp_path: Path) -> None:
