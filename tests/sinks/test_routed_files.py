@@ -249,6 +249,8 @@ def test_sinks_that_cannot_collide_are_accepted(sinks: tuple[Any, ...]) -> None:
     """Names that have nothing in common go together."""
     _sinks(*sinks)
 
+
+@pytest.mark.processes
 def test_rotated_files_are_tidied_up_with_a_plain_queue(tmp_path: Path) -> None:
     """With a plain queue of the stdlib, too, rotated files are compressed, and the oldest removed."""
     sink = RoutedFileSink(tmp_path / "{job}.log", rotate="200 B", keep=2, compress="gz")
@@ -258,7 +260,6 @@ def test_rotated_files_are_tidied_up_with_a_plain_queue(tmp_path: Path) -> None:
             logging.info("%d %s", number, "x" * 100, extra={"job": "a"})
             server.flush()
         wait_until(lambda: len(list(tmp_path.glob("a.*.gz"))) == 2, "two are kept, compressed")
-
 
 
 @pytest.mark.processes
