@@ -565,7 +565,7 @@ if __name__ == "__main__":
             ready()
             time.sleep(60)
 """)
-    program.wait_until_ready()
+    program.wait_until_ready(main_waits=True)
     gate.wait_until_reached()
     program.send(signal.SIGTERM)
     program.process.wait(30)
