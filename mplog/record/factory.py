@@ -138,7 +138,7 @@ else:
 def task_name() -> str | None:
     """Return the name of asyncio's task that is running; None where there is none, and before Python 3.12."""
     asyncio = sys.modules.get("asyncio")
-    if asyncio is None or not getattr(logging, "logAsyncioTasks", False):
+    if asyncio is None or not getattr(logging, "logAsyncioTasks", False) or not _HAS_TASK_NAME:
         return None
     try:
         if asyncio._get_running_loop() is None:
