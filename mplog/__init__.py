@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mplog.errors import ServerStateError as ServerStateError
     from mplog.errors import SinkError as SinkError
     from mplog.errors import StartError as StartError
-    from mplog.errors import StartOSError as StartOSError
     from mplog.formats.escaping import unescape as unescape
     from mplog.formats.json import JSONFormatter as JSONFormatter
     from mplog.handlers.raw import Writer as Writer
@@ -72,7 +71,6 @@ _MODULES = {
         "ServerStateError",
         "SinkError",
         "StartError",
-        "StartOSError",
     ],
     "record.context": ["bind", "carry_context", "context", "unbind"],
     "record.fields": ["Fields"],

@@ -35,13 +35,6 @@ class StartError(MplogError, RuntimeError):
     """The logging process could not start."""
 
 
-class StartOSError(StartError, OSError):
-    """The system refused what a server needs for its start, such as room in the directory for temporary files.
-
-    Its ``__cause__`` is the original error.
-    """
-
-
 class ConfigurationError(StartError, ValueError):
     """Something in a logging configuration is wrong.
 

@@ -41,6 +41,11 @@ from mplog.server.progress import TICK_SECONDS
 _OPENING_TIMEOUT = 5.0
 
 
+_NO_DESCRIPTOR = (
+    "this program had no file descriptor left for the connection to it. Close files, or raise the limit (ulimit -n)"
+)
+
+
 class _NoneLeftError(Exception):
     """There will be no other logging process: the supervisor has ended, or given up."""
 
@@ -64,6 +69,8 @@ class Control:
         self._answers: dict[int | None, Stats] = {}
         self._asking = threading.RLock()
         self._sending = threading.RLock()
+        #: Whether there was no descriptor for the connection to the latest logging process. It writes all the same.
+        self._is_out_of_reach = False
         self._stop_request: int | None = None
         #: The answer to "stop".
         self._final: Stats | None = None
@@ -91,6 +98,8 @@ class Control:
                 or f"the logging process ended before it was ready (exit status {self._ended()}); "
                 "what it wrote to stderr tells why"
             ) from None
+        if self._is_out_of_reach:
+            raise StartError(f"the logging process cannot be asked whether it is ready: {_NO_DESCRIPTOR}")
         raise StartError(
             f"the logging process has not opened its sinks within {timeout:g} seconds. "
             "A handler that connects to somewhere may wait for an answer: give it a time-out of its own."
@@ -115,16 +124,17 @@ class Control:
         """Receive the connection to the latest logging process; return whether it came before the deadline."""
         taken = False
         try:
-            while self._link.poll(0 if taken else max(0.0, deadline - time.monotonic())):
+            while self._link.poll(0 if taken or self._is_out_of_reach else max(0.0, deadline - time.monotonic())):
                 message: NewProcess | GivenUp = self._link.recv()
                 if isinstance(message, GivenUp):
                     raise _NoneLeftError(message.reason)
-                fd = _receive_descriptor(self._link)
+                fd, self._pid = _receive_descriptor(self._link), message.pid
+                self._is_out_of_reach = fd is None
                 if fd is None:
-                    continue  # this one writes, but cannot be asked
+                    continue
                 if self._connection is not None:
                     self._connection.close()
-                self._connection, self._pid, taken = connection.Connection(fd), message.pid, True
+                self._connection, taken = connection.Connection(fd), True
         except (EOFError, OSError):  # ended, also between the message and the connection, or closed by `wait`
             if not taken:
                 raise _NoneLeftError from None
@@ -278,6 +288,10 @@ class Control:
             what_now = (
                 "It goes on alone until all is written. Records for which a disk has no room within a minute are lost, "
                 "and stderr says so."
+            )
+        if self._is_out_of_reach:
+            return DrainTimeoutError(
+                f"the logging process (pid {self._pid}) cannot be asked to {command}: {_NO_DESCRIPTOR}. {what_now}"
             )
         return DrainTimeoutError(
             f"the logging process (pid {self._pid}) has not answered {command}() within "

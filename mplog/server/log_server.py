@@ -32,7 +32,7 @@ from mplog.queue.sync import Sync
 from mplog.record.fields import Fields
 from mplog.record.level import read_level
 from mplog.server.arguments import Arguments
-from mplog.server.started import Started, told_as_start_errors
+from mplog.server.started import Started, advice_on_a_full_disk
 from mplog.sinks.sink import Sink
 from mplog.worker.initializer import Initializer
 
@@ -160,14 +160,14 @@ class LogServer:
         server._arguments.adopts = True
         return server
 
-    @told_as_start_errors()
+    @advice_on_a_full_disk()
     def start(self) -> LogServer:
         """Start the logging process, and return the server when its sinks are open.
 
         Raises:
-            StartError: the logging process could not start; `SinkError` if a sink cannot be opened,
-                `LogFileLockedError` if another logging process writes its file, and `StartOSError` if the system
-                refuses something else, such as room for the queue.
+            StartError: the logging process could not start; `SinkError` if a sink cannot be opened, and
+                `LogFileLockedError` if another logging process writes its file.
+            OSError: the queue could not be made, for want of room in the directory for temporary files, say.
             ServerStateError: the server was started before.
         """
         with self._lock:

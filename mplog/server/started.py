@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, StartOSError
+from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError
 from mplog.logging_process.messages import Command, Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.directory import emergency_path
@@ -27,22 +27,15 @@ from mplog.server.takeover import Takeover
 
 
 @contextlib.contextmanager
-def told_as_start_errors() -> Iterator[None]:
-    """Raise an OSError of the start as a `StartOSError`."""
+def advice_on_a_full_disk() -> Iterator[None]:
+    """Raise an OSError for which there is no room with what to do in its message."""
     try:
         yield
-    except MplogError:
-        raise
     except OSError as error:
-        advice = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = (
-                f". The queue needs room in the directory for temporary files, {tempfile.gettempdir()}, and there is "
-                "none: free some, or set TMPDIR to another directory."
-            )
-        refused = StartOSError(f"the server could not start: {error}{advice}")
-        refused.errno = error.errno
-        raise refused from error
+        if isinstance(error, MplogError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        advice = "The server needs room in the directory for temporary files: free some, or set TMPDIR to another one"
+        raise OSError(error.errno, f"{error.strerror}. {advice}", tempfile.gettempdir()) from error
 
 
 class Started:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import errno
 import logging
@@ -106,8 +105,12 @@ class FileSink(Sink):
             raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
         if os.path.isdir(self.path):
             raise IsADirectoryError(errno.EISDIR, "Is a directory. Name a file in it")
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # the next checks say more about these
+        try:
             os.lstat(self.path)
+        except (FileNotFoundError, PermissionError):
+            pass  # the next checks say more
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}. Correct the path") from None
         place = self.path if os.path.exists(self.path) else directory
         if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, f"{place} may not be written. Correct its permissions, or the path")

@@ -279,10 +279,8 @@ def test_start_cleans_up_after_a_full_disk(log: Path, nothing_left: None, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mplog.server.takeover.LoggingState.save", full)
-    with pytest.raises(OSError, match="No space left") as raised:
+    with pytest.raises(OSError, match=r"No space left.*set TMPDIR"):
         mplog.LogServer(log, level="DEBUG").start()
-    assert isinstance(raised.value, mplog.StartError)
-    assert raised.value.__cause__ is not None
 
 
 # --- the logging of the program ---

@@ -199,8 +199,6 @@ except mplog.LogFileLockedError as error:
     as_os_error: OSError = error
 except mplog.SinkError as error:
     assert_type(error.details, str)
-except mplog.StartOSError as error:
-    as_os_error = error
 except mplog.StartError as error:
     as_runtime_error: RuntimeError = error
 except mplog.MplogError:

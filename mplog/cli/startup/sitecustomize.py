@@ -31,9 +31,11 @@ class _Finder:
         loader: Any = None if spec is None else spec.loader
 
         def exec_module(module: ModuleType) -> None:
-            del loader.exec_module  # from here on, it is that of the loader's class again
-            loader.exec_module(module)
-            _tell(name)
+            type(loader).exec_module(loader, module)
+            # The loader of a zip file loads all of its modules.
+            if module.__name__ == name:
+                loader.__dict__.pop("exec_module", None)
+                _tell(name)
 
         if loader is not None:
             loader.exec_module = exec_module
