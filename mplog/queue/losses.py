@@ -43,7 +43,7 @@ class Reason(enum.IntEnum):
     NO_EMERGENCY = 7
     #: It is in the emergency file, and the logging process takes it from there later.
     EMERGENCY = 8
-    #: No record has this number: the call was encoded again, or ``put()`` has raised ``queue.Full``.
+    #: No record has this number, since the call was encoded again, or ``put()`` has raised ``queue.Full``.
     UNUSED = 9
     #: Its long texts were cut.
     TRUNCATED = 10
