@@ -18,11 +18,19 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from scripts import FORMAT, TESTS, Gate
 from start_methods import LIBRARIES, PAIRS, START_METHODS
 
 import mplog
+
+# Other programs run beside the tests, so no example has a limit of its own. Each run has the same examples;
+# --hypothesis-profile=explore looks for new ones.
+EXAMPLES: dict[str, Any] = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck)}
+hypothesis.settings.register_profile("explore", **EXAMPLES)
+hypothesis.settings.register_profile("repeat", derandomize=True, **EXAMPLES)
+hypothesis.settings.load_profile("repeat")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mplog.cli.wire import encode
@@ -25,7 +25,6 @@ VALUES = st.recursive(
 FIELDS = st.dictionaries(TEXTS.map(lambda text: f"field {text}"), VALUES | TEXTS.map(lambda text: text * 300))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS | TEXTS.map(lambda text: text * 9000), FIELDS, TEXTS, st.integers(-5, 2**31), TEXTS)
 def test_record_is_the_same(message: str, fields: dict[str, Any], logger: str, level: int, process: str) -> None:
     """Every attribute is that of the record which logging makes and mplog.record.encoding encodes."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from logs import Clock, open_log, rotated, written, zstd
 from oracle import wait_until
@@ -278,7 +278,6 @@ FILES = st.lists(st.builds(Archive, st.text(), st.integers(1, 99), st.integers(1
 LIMITS = st.none() | st.integers(1, 99)
 
 
-@settings(deadline=None)  # other programs run beside this
 @given(FILES, LIMITS, LIMITS, LIMITS)
 def test_what_is_kept(files: list[Archive], count: int | None, seconds: int | None, size: int | None) -> None:
     """What is kept is within every limit, and the newest; what goes, goes because of one."""

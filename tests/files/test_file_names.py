@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mplog.files.names import NAME_SIZE, FileNames
@@ -45,7 +45,6 @@ def test_what_a_name_is(pattern: str, values: list[Any], expected: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["{job}.log", "{job}", "x{job}", "{job}-{task}.log", "{job}--{process}-{task}.log"])
-@settings(deadline=None)  # other programs run beside this
 @given(texts, texts, texts, texts)
 def test_different_values_never_share_a_name(pattern: str, a: str, b: str, c: str, d: str) -> None:
     """Two records get one name if and only if all their values are equal."""
@@ -56,7 +55,6 @@ def test_different_values_never_share_a_name(pattern: str, a: str, b: str, c: st
 
 
 @pytest.mark.parametrize("pattern", ["{job}.log", "{job}", "{job}-{task}.log"])
-@settings(deadline=None)  # other programs run beside this
 @given(texts, texts)
 def test_every_name_is_a_safe_file_name(pattern: str, one: str, other: str) -> None:
     """No separator, no control character, no dot at the beginning, not empty, not too long, not that of an archive."""

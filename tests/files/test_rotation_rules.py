@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import mplog
@@ -146,7 +146,6 @@ def test_words_of_wrong_types_are_refused(words: dict[str, Any]) -> None:
         mplog.FileSink("app.log", **words)
 
 
-@settings(deadline=None)  # other programs run beside this
 @given(st.text(max_size=30) | st.text(alphabet="0123456789.: abdehimorstuwyGKMB", max_size=20))
 def test_any_text_is_understood_or_refused(text: str) -> None:
     """Any text is either understood or raises ValueError, in each place."""
@@ -222,7 +221,6 @@ SCHEDULES: list[tuple[Schedule, float]] = [
 INSTANTS = st.floats(0, 2**33, allow_nan=False)
 
 
-@settings(deadline=None)  # other programs run beside this
 @given(st.sampled_from(SCHEDULES), st.sampled_from(ZONES), INSTANTS)
 @example(SCHEDULES[4], BERLIN, at(2026, 10, 25, 2, 30, fold=1))
 def test_next_time_is_ahead_and_not_far(case: tuple[Schedule, float], zone: Any, after: float) -> None:
@@ -239,7 +237,6 @@ def test_next_time_is_ahead_and_not_far(case: tuple[Schedule, float], zone: Any,
 # --- clocks ---
 
 
-@settings(deadline=None)  # other programs run beside this
 @given(st.sampled_from(SCHEDULES), st.sampled_from(ZONES), st.lists(st.floats(-(10**9), 10**9), max_size=30), INSTANTS)
 def test_no_clock_makes_a_storm(case: tuple[Schedule, float], zone: Any, jumps: list[float], start: float) -> None:
     """However the clock jumps, a file that has just been begun is not due, and none waits for over two periods."""
@@ -343,7 +340,6 @@ def _with_index(parts: list[str], place: int) -> str:
     return "".join([*parts[:place], "{index}", *parts[place:]])
 
 
-@settings(deadline=None)  # other programs run beside this
 @given(FILE_NAMES, st.none() | PATTERNS, st.sampled_from(ZONES), INSTANTS, st.integers(1, 10**6))
 def test_every_name_is_read_back(log: str, pattern: str | None, zone: Any, written_at: float, index: int) -> None:
     """For any log and pattern, a rotated file is in the directory, is known as one, and is not the log."""
@@ -362,7 +358,6 @@ def test_every_name_is_read_back(log: str, pattern: str | None, zone: Any, writt
     assert names.name(written_at, zone, index + 1) != name
 
 
-@settings(deadline=None)  # other programs run beside this
 @given(st.lists(st.tuples(INSTANTS, st.integers(1, 999)), min_size=2, max_size=5))
 def test_default_names_sort_as_the_records_do(files: list[tuple[float, int]]) -> None:
     """By default, files sorted by name are sorted by day and index."""

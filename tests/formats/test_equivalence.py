@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mplog
@@ -359,9 +359,7 @@ def log(step: dict[str, Any], logger: logging.Logger) -> None:
         logger.log(step["level"], message, *arguments, **options)
 
 
-several = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+several = settings(max_examples=150)
 
 
 @pytest.fixture(autouse=True)

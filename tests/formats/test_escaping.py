@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import mplog
@@ -84,7 +84,7 @@ def records_in(text: str) -> list[str]:
 
 
 @given(texts)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @example("")
 @example(r"\U00110000")
 @example("\ud83d\ude00 \U0001f600")
@@ -97,14 +97,14 @@ def test_escaping_is_reversible(text: str) -> None:
 
 
 @given(texts, st.sampled_from(["ascii", "latin-1", "cp1252"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_reversible_in_every_encoding(text: str, encoding: str) -> None:
     """What an encoding does not have, and a sink writes as an escape of its own, unescape() gives back as well."""
     assert unescape(escape(text).encode(encoding, "backslashreplace").decode(encoding)) == text
 
 
 @given(texts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_unescape_takes_any_text(text: str) -> None:
     """unescape() raises nothing, also for what was never escaped."""
     unescape(text)
@@ -199,7 +199,7 @@ def rendered(formatter: logging.Formatter, batch: Sequence[Entry], terminator: s
 
 @pytest.mark.parametrize(("style", "format"), FORMATS)
 @given(st.lists(any_entries(), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60)
 def test_one_record_is_one_record(style: Any, format: str, batch: list[Entry]) -> None:
     """Whatever comes with records, compiled or not, the log falls apart into them, and nothing dangerous is there."""
     formatter = logging.Formatter(format, style=style)
@@ -217,7 +217,7 @@ def test_one_record_is_one_record(style: Any, format: str, batch: list[Entry]) -
 
 
 @given(any_entries())
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200)
 def test_record_is_read_back(entry: Entry) -> None:
     """unescape() of all the lines of a record is the text that would have been written without the option."""
     for style, format in (
@@ -230,7 +230,7 @@ def test_record_is_read_back(entry: Entry) -> None:
 
 
 @given(any_entries())
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200)
 def test_formatter_of_ones_own(entry: Entry) -> None:
     """A formatter that is not compiled sees escaped records, the parts of an exception too, and its breaks get tabs."""
     safe = escaped_formatter(Custom("%(message)s\n%(user)s"))
@@ -241,7 +241,7 @@ def test_formatter_of_ones_own(entry: Entry) -> None:
 
 
 @given(st.lists(any_entries(), min_size=1, max_size=3), st.sampled_from(["text", "frames"]))
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200)
 def test_json(batch: list[Entry], exceptions: Any) -> None:
     """JSON says the same with the option as without it, by both ways, and has nothing dangerous in it."""
     formatter = mplog.JSONFormatter({"m": "message", "n": "name", "u": "user", "f": "funcName"}, exceptions=exceptions)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mplog.formats.json import DEFAULT_FIELDS, JSONFormatter
@@ -125,7 +125,7 @@ def test_bad_arguments_are_refused(options: dict[str, Any]) -> None:
 
 
 @given(st.lists(st.one_of(st.floats(-62135596800, 253402300799), st.floats(1.7e9, 1.7e9 + 2), st.floats(-2, 2))))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_times_are_those_of_datetime(times: list[float]) -> None:
     """Each RFC 3339 time is the record's, cut to microseconds, from year 1 to 9999, in any order."""
     batch = [decode_entry(encode(make(created=created))) for created in times]
@@ -254,7 +254,7 @@ def any_values(draw: st.DrawFn) -> Entry:
     return decode_entry(encode(record))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100)
 @given(
     st.one_of(st.none(), st.dictionaries(texts, attributes, max_size=6)),
     st.sampled_from(["rfc3339", "epoch"]),

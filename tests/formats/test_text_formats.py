@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mplog.formats.text import DatedFormatter, compiled, renderer
@@ -145,7 +145,7 @@ def any_values(draw: st.DrawFn) -> Entry:
     return make(draw(texts), **attributes)
 
 
-several = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+several = settings(max_examples=100)
 anything = given(any_formatters(), st.lists(any_values(), max_size=6), st.sampled_from(["\n", "", "\0"]))
 
 
@@ -317,7 +317,7 @@ def test_changes_of_the_clock(time_zone: str, converter: Any, datefmt: str | Non
 
 
 @given(st.lists(times, max_size=8), st.sampled_from(["%(asctime)s", "%(asctime)s %(message)s"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_seconds_that_come_in_any_order(seconds: list[float], text: str) -> None:
     """In batches across seconds, forwards and backwards, before 1970 too, no date is one of another record."""
     compare(logging.Formatter(text), [make(created=second) for second in seconds])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import log_lines
 from logs import Clock, open_log, rotated, write_all, written
@@ -62,7 +62,7 @@ def test_file_that_is_too_long_already_is_rotated(log: Path, open_handler: Opene
     assert written(log) == ["x" * 100 + "\n", *numbered(1)]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     # No ESC, which means something else in ISO 2022, and no ends of lines but ours.
     batches=st.lists(

@@ -115,7 +115,7 @@ OTHERS = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batches=st.lists(st.tuples(TEXTS, st.just(0), st.booleans()), max_size=6),
     before=OTHERS,
@@ -140,7 +140,7 @@ NIGHTS = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     batches=st.lists(
         st.tuples(TEXTS, st.sampled_from([0, 1, 59, 1800, 3600, 9000, 43_200, 86_400, 500_000]), st.booleans()),

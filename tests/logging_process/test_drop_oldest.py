@@ -106,7 +106,7 @@ PIECES = st.lists(
 
 
 @given(PIECES, st.integers(1, 30_000), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whatever_is_there_records_are_kept_or_counted(pieces: Any, wanted: int, dice: random.Random) -> None:
     """Of any content, what is dropped is what is told, nothing else changes, and never is there more than before."""
     content, sent = b"", Counter[tuple[int, str, int]]()

@@ -18,7 +18,7 @@ from typing import Any
 import jobs
 import psutil
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import wait_until
 from scripts import lines
@@ -337,7 +337,7 @@ def check_both_ways(dice: random.Random) -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000)
 @example(random.Random(1))
 def test_fast_way_is_the_slow_way(dice: random.Random) -> None:
     """However a stream of honest, hostile and broken frames is cut, both ways give the same messages and counts."""
@@ -345,7 +345,7 @@ def test_fast_way_is_the_slow_way(dice: random.Random) -> None:
 
 
 @given(st.lists(st.one_of(st.sampled_from([b"\xffmp\x01", b"\x92\xcd", b"\0\5", b"\xff"]), st.binary(max_size=9))))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_by_both_ways(pieces: list[bytes]) -> None:
     """Arbitrary bytes with many pieces of frames give the same by both ways."""
     stream = b"".join(pieces)

@@ -291,7 +291,7 @@ OPERATIONS = st.lists(
 
 
 @given(OPERATIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_is_done_the_bytes_come_out_as_they_went_in(operations: list[tuple[str, int]]) -> None:
     """Any order of writes, intakes, swaps, commits of a part, and reopenings keeps every byte, once, in order."""
     memory, pipe = buffer_memory.create(SIZE), Pipe()

@@ -15,7 +15,7 @@ from typing import Any
 
 import jobs
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mplog
@@ -158,7 +158,6 @@ _values = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.dictionaries(st.text(), _values, max_size=4), st.dictionaries(st.sampled_from("ab"), _values))
 def test_bound_fields_arrive_as_extra_does(
     log: tuple[logging.Logger, Collect], around: dict[str, Any], own: dict[str, Any]

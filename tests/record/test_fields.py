@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from field_records import make, own_fields
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run_script
 
@@ -161,7 +161,6 @@ _values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(), _values, max_size=4), st.text(), st.booleans())
 def test_no_secret_gets_past(fields: dict[str, Any], text: str, details: bool) -> None:
     """Wherever it stands, it is not in what is sent; and what is not secret arrives as without redactors."""

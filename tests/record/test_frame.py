@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mplog.record import frame, frame_reader
@@ -178,7 +178,7 @@ def streams(draw: st.DrawFn) -> list[Unit]:
     return [next(sources[number]) for number in order]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100)
 @given(streams(), st.randoms(use_true_random=False), st.sampled_from([1, 7, 100, 5000, 10**6]))
 def test_garbage_is_skipped_and_counted(units: list[Unit], dice: random.Random, largest: int) -> None:
     """Each valid message comes out once, in order, in whatever pieces the stream arrives; all else is counted."""
@@ -208,7 +208,6 @@ def test_garbage_is_skipped_and_counted(units: list[Unit], dice: random.Random, 
     assert reader.given_up == 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=20), st.booleans())
 def test_arbitrary_bytes_raise_nothing(chunks: list[bytes], drained: bool) -> None:
     """Arbitrary bytes raise nothing, and every one of them is counted."""
@@ -307,7 +306,6 @@ def test_lost_messages_are_dropped_by_choice() -> None:
     assert [message.pid for message in reader.incomplete()] == [1, 3]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, FRAME_SIZE - 100)), max_size=200))
 def test_unfinished_messages_are_bounded(parts: list[tuple[int, int]]) -> None:
     """Unfinished messages never take more than the limit; the oldest one goes first, and is counted."""
@@ -351,7 +349,6 @@ def test_longest_message_fits_the_limit() -> None:
 # --- a reader that shares the queue ---
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(several_messages(1, 6), st.binary(max_size=HEADER - 1), st.booleans())
 def test_wanted_never_reads_past_a_frame(writers: list[list[Unit]], junk: bytes, is_slow: bool) -> None:
     """Reading what is wanted stops at the end of each frame, also after a few bytes of junk, so others can go on."""

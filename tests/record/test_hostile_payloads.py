@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from travel import PLAIN, Code, Colour, Point, Scalar, make, travel, travelled
 
@@ -212,7 +212,7 @@ RICH = encode(
 )
 
 
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500)
 @given(st.data())
 def test_mutated_payload_is_a_record_or_a_value_error(data: st.DataObject) -> None:
     """A record with some bytes changed, cut out or put in is a record that a formatter takes, or a ValueError."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run_script
 
@@ -93,7 +93,6 @@ instants = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names, levels, paths, st.integers(), st.one_of(st.text(), st.integers()), arguments_, instants)
 def test_any_record_is_the_one_of_the_stdlib(
     frozen: list[int], name: Any, level: Any, path: Any, line: int, message: Any, args: Any, instant: int

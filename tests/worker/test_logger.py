@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sent import Rewriting, Sent, Talking
 
@@ -483,12 +483,7 @@ levels = st.one_of(st.sampled_from([10, 20, 30, 40, 50, Level.ODD, True]), st.in
 
 
 @given(st.lists(st.tuples(levels, messages, st.lists(values, max_size=3), options | st.just({})), max_size=5))
-@settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=150)
 def test_any_calls_send_what_they_send_with_the_stdlib(sent: Sent, calls: list[Any]) -> None:
     """Whatever is logged, at whatever level and with whatever options, arrives as from a logging.Logger."""
 
