@@ -59,7 +59,8 @@ def _is_of_server(process: psutil.Process) -> bool:
 def end(process: psutil.Popen, number: int = signal.SIGTERM) -> int:
     """End it by a signal, and return its exit status."""
     process.send_signal(number)
-    status: int = process.wait(30)
+    # A worker of gunicorn that is just starting overlooks SIGTERM, and gunicorn kills it after 30 seconds.
+    status: int = process.wait(60)
     return status
 
 
