@@ -100,6 +100,27 @@ def stop_all_threads(pid: int) -> None:
     wait_until(is_stopped, "it stands still")
 
 
+def wait_until_main_waits(pid: int) -> None:
+    """Wait until a main thread has been in one and the same wait for longer than it waits for the GIL (5 ms).
+
+    A signal that comes in the instant before it begins to wait, CPython handles when the wait is over.
+    """
+    if sys.platform != "linux":
+        return
+    seen: list[str] = []
+    since = 0.0
+
+    def waits() -> bool:
+        nonlocal seen, since
+        status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+        state = re.findall(r"^(?:State|(?:non)?voluntary_ctxt_switches):.*", status, re.MULTILINE)
+        if state != seen:
+            seen, since = state, time.monotonic()
+        return "sleeping" in state[0] and time.monotonic() - since > 0.05
+
+    wait_until(waits, "the main thread waits")
+
+
 class Gate:
     """A gate between processes: tests see that a process waits there. Once opened, the gate stays open."""
 

@@ -51,7 +51,9 @@ def send(directory: Path, first: int, last: int, task: str = "celery_prefork.add
 
 def wait_for_tasks(log: Path, number: int) -> None:
     """Wait until so many tasks are done."""
-    wait_until(lambda: len(said(log, "celery.app.trace", "succeeded")) >= number, f"{number} tasks are done")
+    wait_until(
+        lambda: len(said(log, "celery.app.trace", "succeeded")) >= number, f"{number} tasks are done", timeout=60
+    )
 
 
 def check(log: Path, tasks: int) -> set[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from oracle import acknowledged, verdict, wait_until
-from scripts import environment, lines, process_has_ended, run, run_script, write_script
+from scripts import environment, lines, process_has_ended, run, run_script, wait_until_main_waits, write_script
 from start_methods import PAIRS, skip_without_dill
 
 pytestmark = pytest.mark.processes
@@ -173,6 +173,7 @@ def test_ctrl_c_three_times_loses_nothing(tmp_path: Path, start_method: str) -> 
         try:
             for name in ("w1", "w2", "w3"):
                 wait_until(lambda name=name: acknowledged(tmp_path, name) > 100, f"{name} logs")  # type: ignore[misc]
+            wait_until_main_waits(program.pid)
             for _ in range(3):
                 os.killpg(program.pid, signal.SIGINT)
                 time.sleep(random.uniform(0, 0.1))  # the random moment, not a wait for anything

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from oracle import Verdict, acknowledged, verdict, wait_until
-from scripts import elapsed, environment, lines, process_has_ended, write_script
+from scripts import elapsed, environment, lines, process_has_ended, wait_until_main_waits, write_script
 from start_methods import skip_without_dill
 
 import mplog
@@ -73,27 +72,8 @@ class Program:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n", self.process.communicate(timeout=30)[1]
         wait_until(lambda: self.producers_that_log() >= producers, f"{producers} producers log")
-        if main_waits and sys.platform == "linux":
-            self._wait_until_main_waits()
-
-    def _wait_until_main_waits(self) -> None:
-        """Wait until the main thread has been in one and the same wait for longer than it waits for the GIL (5 ms).
-
-        A signal that comes in the instant before it begins to wait, CPython handles when the wait is over.
-        """
-        pid = self.process.pid
-        seen: list[str] = []
-        since = 0.0
-
-        def waits() -> bool:
-            nonlocal seen, since
-            status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
-            state = re.findall(r"^(?:State|(?:non)?voluntary_ctxt_switches):.*", status, re.MULTILINE)
-            if state != seen:
-                seen, since = state, time.monotonic()
-            return "sleeping" in state[0] and time.monotonic() - since > 0.05
-
-        wait_until(waits, "the main thread waits")
+        if main_waits:
+            wait_until_main_waits(self.process.pid)
 
     def producers_that_log(self) -> int:
         """Return how many producers have logged a few lines."""
