@@ -137,10 +137,9 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._ready_pid, signal.SIGTERM)
 
-    def _pause(self, seconds: float) -> None:
-        """Wait, but no longer than until SIGTERM."""
+    def _pause(self, seconds: float, was_terminated: bool) -> None:
+        """Wait, but no longer than until SIGTERM, unless it had come before the logging process ended."""
         deadline = time.monotonic() + seconds
-        was_terminated = self._is_terminated
         while self._is_terminated == was_terminated and (left := deadline - time.monotonic()) > 0:
             connection.wait([self.wakeup.awake], left)
             self.wakeup.clear()
@@ -161,6 +160,7 @@ class Supervisor:
                 return self._become_logging_process(theirs, asking)
             theirs.close()
             asking.close()
+            was_terminated = self._is_terminated
             status = self.attend(pid, requests, control)
             requests.close()
             if self._is_done:
@@ -171,7 +171,7 @@ class Supervisor:
             pause = self._attempts.pause(is_terminated=self._is_terminated)
             if pause is None:
                 return self._give_up(self._stories[-1])
-            self._pause(pause)
+            self._pause(pause, was_terminated)
 
     def _become_logging_process(self, control: Connection, supervisor: Connection) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
