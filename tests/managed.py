@@ -39,7 +39,7 @@ def running(command: list[str], directory: Path, *examples: str) -> Iterator[psu
     finally:
         if process.poll() is None:
             family = [*process.children(recursive=True), process]
-            logging = [each for each in family if _is_of_server(each)]
+            logging = [each for each in family if is_of_server(each)]
             for each in set(family) - set(logging):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
@@ -48,7 +48,8 @@ def running(command: list[str], directory: Path, *examples: str) -> Iterator[psu
             assert not left, "the logging process does not end"
 
 
-def _is_of_server(process: psutil.Process) -> bool:
+def is_of_server(process: psutil.Process) -> bool:
+    """Whether a process is one that mplog has started for a server."""
     try:
         command: list[str] = process.cmdline()
     except psutil.NoSuchProcess:

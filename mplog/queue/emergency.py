@@ -117,6 +117,7 @@ class EmergencyFile:
                 piece.settle(is_there)
         finally:
             unlock_file(fd)
+            os.close(fd)
 
 
 class _Piece:
@@ -201,13 +202,19 @@ def open_locked(path: str, flags: int, deadline: float) -> int | None:
             return None
 
 
+def check_magic(fd: int, path: str) -> None:
+    """Raise an error if this is not an emergency file; there may be no header yet, or half of one."""
+    magic = os.pread(fd, len(MAGIC), 0)
+    if magic not in (MAGIC[: len(magic)], bytes(len(magic))):
+        raise _refused(path)
+
+
 def find_end(fd: int, path: str) -> int:
     """Return where to append; write the header first if the file is new, or its header was never finished."""
     header = os.pread(fd, HEADER.size, 0)
     length = os.fstat(fd).st_size
     if len(header) < HEADER.size:
-        if header[: len(MAGIC)] not in (MAGIC[: len(header)], bytes(len(MAGIC))[: len(header)]):
-            raise _refused(path)
+        check_magic(fd, path)
         # The magic last: without it, the next process writes the header again.
         write_all(fd, HEADER.pack(bytes(8), os.urandom(8), HEADER.size, HEADER.size), 0)
         os.pwrite(fd, MAGIC, 0)

@@ -1,9 +1,12 @@
 """`EmergencyReader`: reads the emergency file for the logging process, and removes it. POSIX only.
 
-The reader first takes the file: it renames it, and workers that append make a new one. `EmergencyReader.commit` notes
-in the header how far it is read. `EmergencyReader.note` says the same; the caller stores that note so that it changes
-at one instant with the end of the log. With the note, a kill neither loses nor doubles anything; with the header alone,
-what was read between two commits comes again.
+The reader first takes the file: it renames it, and workers that append make a new one. Only then does it wait for the
+lock, with which a worker may still be writing. So a reader or a worker that is stopped while it holds the lock (SIGSTOP)
+holds up only those who opened that very file before it was taken.
+
+`EmergencyReader.commit` notes in the header how far it is read. `EmergencyReader.note` says the same; the caller stores
+that note so that it changes at one instant with the end of the log. With the note, a kill neither loses nor doubles
+anything; with the header alone, what was read between two commits comes again.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ import errno
 import os
 import time
 
-from mplog.queue.emergency import HEADER, MAGIC, WORD, EmergencyRefusedError, find_end, open_locked, open_own
-from mplog.queue.locks import unlock_file
+from mplog.queue.emergency import HEADER, WORD, EmergencyRefusedError, check_magic, find_end, open_own
+from mplog.queue.locks import lock_file, unlock_file
 from mplog.record import frame
 
 _TAKEN = ".reading"
@@ -108,21 +111,23 @@ class EmergencyReader:
             fd = open_own(self._taken_path, 0)
         except FileNotFoundError:
             try:
-                locked = open_locked(self.path, 0, time.monotonic() + patience)
+                fd = open_own(self.path, 0)
+                try:
+                    check_magic(fd, self.path)
+                    os.rename(self.path, self._taken_path)
+                except BaseException:
+                    os.close(fd)
+                    raise
             except FileNotFoundError:
                 return False
-            if locked is None:
-                return False  # a worker is just writing, or stopped while it holds the lock; next time
-            try:
-                find_end(locked, self.path)
-                os.rename(self.path, self._taken_path)
-                fd = os.dup(locked)
-            finally:
-                unlock_file(locked)
         try:
-            header = os.pread(fd, HEADER.size, 0).ljust(HEADER.size, b"\0")
-            magic, file_id, self._end, self._position = HEADER.unpack(header)
-            if magic != MAGIC or not HEADER.size <= self._position <= self._end <= os.fstat(fd).st_size:
+            if not lock_file(fd, time.monotonic() + patience):
+                os.close(fd)
+                return False  # a worker is just writing, or stopped while it holds the lock; next time
+            self._end = find_end(fd, self._taken_path)
+            unlock_file(fd)  # whoever gets the lock from now on sees that the file is taken, and writes nothing
+            _, file_id, _, self._position = HEADER.unpack(os.pread(fd, HEADER.size, 0))
+            if not HEADER.size <= self._position <= self._end:
                 raise EmergencyRefusedError(errno.EINVAL, "not an emergency file, so it is not read", self._taken_path)
         except BaseException:
             os.close(fd)

@@ -13,7 +13,6 @@ Three kinds, because each has what the others lack:
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import time
 
@@ -53,7 +52,6 @@ def lock_file(fd: int, deadline: float) -> bool:
 
 
 def unlock_file(fd: int) -> None:
-    """Give back what `lock_file` has taken, and close the file."""
+    """Give back what `lock_file` has taken."""
     # A process that another thread has forked meanwhile has the file open, too: closing alone would not free it.
     fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-from managed import end, entries, running, said
+from managed import end, entries, is_of_server, running, said
 from oracle import wait_until
 from scripts import environment
 
@@ -20,16 +20,6 @@ pytestmark = pytest.mark.processes
 CELERY = str(Path(sys.executable).with_name("celery"))
 WORKER = [sys.executable, CELERY, "-A", "celery_prefork", "worker", "-c", "2"]
 
-
-#: Has each process of the pool say that it is there.
-BEGINNING = """
-from celery import signals
-from celery_prefork import logger
-
-@signals.worker_process_init.connect
-def say_so(**_):
-    logger.info("begins")
-"""
 
 #: A task that kills its process.
 DEADLY = """
@@ -75,20 +65,15 @@ def check(log: Path, tasks: int) -> set[str]:
 def test_processes_that_end_after_some_tasks(tmp_path: Path) -> None:
     """With max-tasks-per-child, the log has each task's records once, and a warm shutdown loses none."""
     log = tmp_path / "celery.log"
-    (tmp_path / "beginning.py").write_text(BEGINNING)
-
-    def all_are_replaced() -> bool:
-        done = Counter(line["process"] for line in entries(log) if " succeeded in " in line["text"])
-        return len(said(log, "celery_prefork", "^begins$")) == 2 + list(done.values()).count(5)
-
-    with running([*WORKER, "--max-tasks-per-child", "5", "-I", "beginning"], tmp_path, "celery_prefork.py") as celery:
+    with running([*WORKER, "--max-tasks-per-child", "5"], tmp_path, "celery_prefork.py") as celery:
         send(tmp_path, 0, 20)
         wait_for_tasks(log, 20)
         send(tmp_path, 20, 40)
         wait_for_tasks(log, 40)
-        # Celery itself, also without mplog, now and then never ends if it is told to while it replaces a process.
-        wait_until(all_are_replaced, "there is a process in the place of each that has done its tasks")
-        assert end(celery) == 0
+        celery.send_signal(signal.SIGTERM)
+        # Not its end: when all is said and done, Celery, also without mplog, may wait for ever for a lock that one of
+        # its processes has died with (Pool._help_stuff_finish of billiard 4.3).
+        wait_until(lambda: not any(map(is_of_server, celery.children(recursive=True))), "the logging process has ended")
     names = check(log, 40)
     assert len(names) >= 8
     assert all(re.fullmatch(r"ForkPoolWorker-\d+", name) for name in names)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from oracle import Counter
+from oracle import Counter, wait_until
 from readers import in_fork
 from scripts import elapsed
 
@@ -269,7 +270,7 @@ def test_any_write_may_fail(path: str, call: int, monkeypatch: pytest.MonkeyPatc
 
 def test_a_holder_that_is_stopped_costs_a_bounded_time(path: str) -> None:
     """While another process holds the lock, a call waits for it as long as it may, and says that nothing was written;
-    a reader comes back later."""
+    a reader comes back later, and calls after it do not wait."""
     file = EmergencyFile(path, SIZE)
     file.append(message("one"))
     fd = os.open(path, os.O_RDWR)
@@ -279,8 +280,33 @@ def test_a_holder_that_is_stopped_costs_a_bounded_time(path: str) -> None:
     assert emergency.LOCK_TIMEOUT <= elapsed(start) < emergency.LOCK_TIMEOUT + 1
     reader = EmergencyReader(path)
     assert reader.read() == b""
+    start = time.monotonic()
+    assert file.append(message("two"))
+    assert elapsed(start) < emergency.LOCK_TIMEOUT
+    assert reader.read() == b""
     os.close(fd)
-    assert rest(reader) == ["one"]
+    assert rest(reader) == ["one", "two"]
+
+
+def test_who_waits_for_the_lock_of_a_file_that_is_taken_writes_into_the_next(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that takes the file from under calls that wait for its lock loses nothing of them."""
+    monkeypatch.setattr(emergency, "LOCK_TIMEOUT", 30.0)
+    file = EmergencyFile(path, SIZE)
+    file.append(message("one"))
+    fd = os.open(path, os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    threads = [threading.Thread(target=file.append, args=(message("two"),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: [each.path for each in psutil.Process().open_files()].count(path) == 3, "both wait")
+    reader = EmergencyReader(path)
+    assert reader.read() == b""
+    os.close(fd)
+    for thread in threads:
+        thread.join(10)
+    assert rest(reader) == ["one", "two", "two"]
 
 
 @pytest.mark.processes
