@@ -1,8 +1,8 @@
 """`EmergencyReader`: reads the emergency file for the logging process, and removes it. POSIX only.
 
 The reader first takes the file: it renames it, and workers that append make a new one. Only then does it wait for the
-lock, with which a worker may still be writing. So a reader or a worker that is stopped while it holds the lock (SIGSTOP)
-holds up only those who opened that very file before it was taken.
+lock, with which a worker may still be writing. So a reader or a worker that is stopped (SIGSTOP) while it holds the
+lock holds up only those who opened that very file before it was taken.
 
 `EmergencyReader.commit` notes in the header how far it is read. `EmergencyReader.note` says the same; the caller stores
 that note so that it changes at one instant with the end of the log. With the note, a kill neither loses nor doubles
