@@ -167,19 +167,24 @@ def test_file_of_others_is_left_alone(
     assert (after.st_ino, after.st_mode, after.st_size) == (before.st_ino, before.st_mode, before.st_size)
 
 
-def test_compressing_is_abandoned_at_the_end(log: Path, open_handler: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-    """close() does not wait for a long compression: the original stays, and the next start does it again."""
-    reached, gate = threading.Event(), threading.Event()
-    monkeypatch.setattr(archives, "CLOSE_SECONDS", 0.1)
-    monkeypatch.setattr(archives, "CHUNK", 2)
-    crc32 = zlib.crc32
+def stop_in_compression(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Have gzip wait in the middle; return what says that it does, and what lets it go on."""
+    reached, gate, crc32 = threading.Event(), threading.Event(), zlib.crc32
 
-    def slow(*arguments: Any) -> int:
+    def wait(*arguments: Any) -> int:
         reached.set()
         assert gate.wait(30)
         return crc32(*arguments)
 
-    monkeypatch.setattr(zlib, "crc32", slow)
+    monkeypatch.setattr(zlib, "crc32", wait)
+    return reached, gate
+
+
+def test_compressing_is_abandoned_at_the_end(log: Path, open_handler: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """close() does not wait for a long compression: the original stays, and the next start does it again."""
+    monkeypatch.setattr(archives, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(archives, "CHUNK", 2)
+    reached, gate = stop_in_compression(monkeypatch)
     handler = open_handler(compress="gz")
     handler.write(["1\n", "2\n", "3\n", "4\n"])
     assert reached.wait(30)
@@ -196,15 +201,7 @@ def test_file_is_not_touched_before_the_next_portion_is_written(
     log: Path, open_handler: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then a restart may look for it by its inode, which must not have become another file's."""
-    reached, gate = threading.Event(), threading.Event()
-    crc32 = zlib.crc32
-
-    def slow(*arguments: Any) -> int:
-        reached.set()
-        assert gate.wait(30)
-        return crc32(*arguments)
-
-    monkeypatch.setattr(zlib, "crc32", slow)
+    reached, gate = stop_in_compression(monkeypatch)
     handler = open_handler(compress="gz")
     # The thread compresses the first file, and is asked to look again after the second was rotated.
     handler.write(["1\n", "2\n", "3\n", "4\n"])

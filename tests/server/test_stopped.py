@@ -20,8 +20,8 @@ pytestmark = pytest.mark.processes
 
 _WORKERS = 2
 #: By policy: how many calls there are at least while it stands still, more than find room in the last page of a full
-#: FIFO. With ``drop_below`` errors wait for room.
-_CALLS = {"block": 0, "drop_newest": 1000, "drop_oldest": 1000, "drop_below": 1, "fallback": 1000}
+#: FIFO. With ``drop_below`` errors wait for room, and each worker comes to one soon, maybe before it is looked at.
+_CALLS = {"block": 0, "drop_newest": 1000, "drop_oldest": 1000, "drop_below": 0, "fallback": 1000}
 #: Bytes that a process may grow by.
 _GROWTH = 20 * 2**20
 
