@@ -109,7 +109,7 @@ def test_stdlib_survey_has_every_file_of_the_standard_library(tmp_path: Path, pa
     assert about == Counter(files)
     assert f"{len(files)} files of {directory} in " in printed
     rows = re.findall(r"^(\S+ \d+) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) *$", printed, re.MULTILINE)
-    assert len(rows) >= 3  # two workers and the program itself
+    assert len(rows) >= 2  # the program itself, and a worker: one may be done before the others have begun
     assert all(logged == there for _, logged, there, *_ in rows)
     assert sum(int(there) for _, _, there, *_ in rows) == len(re.findall(r"^\S+ \S+ \w+ +\S+ \d+ #\d+ ", text, re.M))
 
