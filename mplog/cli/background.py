@@ -55,13 +55,15 @@ def start_in_background(serve: Callable[[socket.socket], int], *, is_known: bool
                 if path:
                     _print_path(path, is_known=is_known)
                     is_told = True
-                    connection.send(b"\n")
-                    return 0
+                    with contextlib.suppress(OSError):  # it has been killed
+                        connection.send(b"\n")
+                        return 0
         finally:
             if not is_told:  # it has failed, or it ends because the connection is closed, as after Ctrl-C
                 os.waitpid(child, 0)
         errors.seek(0)
-        sys.stderr.write(errors.read().decode(errors="replace"))
+        said = errors.read().decode(errors="replace")
+        sys.stderr.write(said or "mplog serve: the server was killed while it started\n")
         return 1
 
 

@@ -73,9 +73,9 @@ def ask_to_end(directory: str, timeout: float) -> Answer:
             raise MplogError(
                 f"there is no server in {directory}: {error.strerror}. It has ended, or is ending"
             ) from None
-        connection.sendall(f"{timeout}\n".encode())
         connection.settimeout(timeout + GRACE)
         try:
+            connection.sendall(f"{timeout}\n".encode())
             with connection.makefile("rb") as stream:
                 return msgspec.json.decode(stream.read(), type=Answer)
         except TimeoutError:

@@ -9,8 +9,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +22,7 @@ from scripts import environment, process_has_ended
 
 from mplog.cli import stop_socket
 from mplog.cli.main import main
+from mplog.errors import MplogError
 from mplog.queue.log_queue import LogQueue
 
 pytestmark = pytest.mark.processes
@@ -338,6 +341,48 @@ def test_stop_of_a_server_that_is_killed(tmp_path: Path, queue: str) -> None:
         serving.kill()
         assert "was killed before it could answer" in stopping.communicate(timeout=60)[1]
     assert stopping.returncode == 1
+
+
+@pytest.mark.parametrize("path", [b"", b"/queue\n"])
+def test_start_of_a_server_that_is_killed(path: bytes, tmp_path: Path) -> None:
+    """One that is killed while it starts, also when it has just said that it is ready, is said to have been."""
+    code = f"""\
+import os, signal, sys
+from mplog.cli import background
+
+class Output:
+    def fileno(self):
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        return 1
+
+def serve(starter):
+    starter.sendall({path!r})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+sys.stdout = Output()
+sys.exit(background.start_in_background(serve, is_known=True))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.encode() == path
+    assert (done.returncode, done.stderr) == (1, "mplog serve: the server was killed while it started\n")
+
+
+def test_stop_of_a_server_that_is_killed_before_it_is_told_how_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes no difference to what is said."""
+    listener = stop_socket.listen(str(tmp_path))
+
+    class Late(socket.socket):
+        def connect(self, address: Any) -> None:
+            super().connect(address)
+            listener.close()
+
+    monkeypatch.setattr(socket, "socket", Late)
+    with pytest.raises(MplogError, match="was killed before it could answer"):
+        stop_socket.ask_to_end(str(tmp_path), 1.0)
 
 
 @needs_proc
