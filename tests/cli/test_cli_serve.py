@@ -347,10 +347,10 @@ def test_stop_of_a_server_that_is_killed(tmp_path: Path, queue: str) -> None:
 def test_start_of_a_server_that_is_killed(path: bytes, tmp_path: Path) -> None:
     """One that is killed while it starts, also when it has just said that it is ready, is said to have been."""
     code = f"""\
-import os, signal, sys
+import io, os, signal, sys
 from mplog.cli import background
 
-class Output:
+class Output(io.TextIOWrapper):
     def fileno(self):
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         return 1
@@ -359,7 +359,7 @@ def serve(starter):
     starter.sendall({path!r})
     os.kill(os.getpid(), signal.SIGKILL)
 
-sys.stdout = Output()
+sys.stdout = Output(sys.stdout.buffer)
 sys.exit(background.start_in_background(serve, is_known=True))
 """
     done = subprocess.run(
