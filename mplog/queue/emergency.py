@@ -100,7 +100,7 @@ class EmergencyFile:
 
     def _append_all(self, waiting: list[_Piece]) -> None:
         """Append the pieces in the list, and take them out."""
-        fd = open_locked(self.path, os.O_CREAT, time.monotonic() + LOCK_TIMEOUT)
+        fd = open_locked(self.path, time.monotonic() + LOCK_TIMEOUT)
         if fd is None:
             while waiting:
                 waiting.pop(0).settle(False)
@@ -182,10 +182,11 @@ def open_own(path: str, flags: int) -> int:
     return fd
 
 
-def open_locked(path: str, flags: int, deadline: float) -> int | None:
-    """Open and lock the file that the path names; return None if another process holds the lock past the deadline."""
+def open_locked(path: str, deadline: float) -> int | None:
+    """Open and lock the file that the path names, made if there is none; return None if another process holds the lock
+    past the deadline."""
     while True:
-        fd = open_own(path, flags)
+        fd = open_own(path, os.O_CREAT)
         is_ours = False
         try:
             if not lock_file(fd, deadline):
