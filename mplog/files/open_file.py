@@ -10,6 +10,7 @@ import contextlib
 import errno
 import math
 import os
+import time
 
 import msgspec
 
@@ -21,6 +22,11 @@ from mplog.record.encoding import describe
 
 #: Seconds between two looks whether the path still leads to the open file.
 _LOOK_SECONDS = 1.0
+
+#: Seconds for which a program that has moved the file may take to make the new one. logrotate's ``create`` does so at
+#: once; where the new file is there before it, it moves that away, too, with an error.
+_CREATION_SECONDS = 0.2
+_CREATION_PAUSE = 0.001
 
 
 class FileOptions(msgspec.Struct, frozen=True):
@@ -140,6 +146,9 @@ class OpenFile:
 
     def follow_move(self) -> None:
         """Reopen the path; if that fails, go on in the file that was moved."""
+        deadline = time.monotonic() + _CREATION_SECONDS
+        while not os.path.lexists(self.path) and time.monotonic() < deadline:
+            time.sleep(_CREATION_PAUSE)
         try:
             self.open()
         except OSError as error:

@@ -17,6 +17,7 @@ from logs import Clock, open_log, rotated, written
 from scripts import drop_privileges, run_script
 
 from mplog.files import regular as regular_file
+from mplog.files.open_file import FileOptions
 from mplog.handlers.log_file import LogFileHandler
 
 Opener = Callable[..., LogFileHandler]
@@ -42,6 +43,30 @@ def test_moved_file_is_noticed(log: Path, clock: Clock, open_handler: Opener) ->
     assert (log.parent / "app.log.1").read_text() == "".join(numbered(1, 2))
     assert log.read_text() == numbered(3)[0]
     assert handler.take_notices() == [f"mplog: {log} was moved; the log goes on in a new file"]
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_the_program_that_has_moved_the_file_makes_the_new_one(
+    log: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, is_watched: bool
+) -> None:
+    """logrotate's ``create`` fails if the new file is there before it, so it gets a moment for it."""
+    made: list[int] = []
+
+    def make(_: float) -> None:
+        """Stands for logrotate, which goes on while we sleep."""
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        made.append(os.fstat(fd).st_ino)
+        os.close(fd)
+
+    handler = LogFileHandler(str(log), FileOptions(is_watched=is_watched), clock=clock)
+    handler.write(numbered(1))
+    log.rename(log.parent / "app.log.1")
+    clock.forward(1)
+    monkeypatch.setattr("mplog.files.open_file.time.sleep", make)
+    handler.write(numbered(2))
+    handler.close()
+    assert [log.stat().st_ino] == made
+    assert log.read_text() == numbered(2)[0]
 
 
 def test_moved_file_is_noticed_before_it_is_rotated(log: Path, clock: Clock, open_handler: Opener) -> None:
