@@ -61,6 +61,8 @@ class OpenFile:
         #: Where the file must be cut, because that has failed for the last text.
         self._cut_at: int | None = None
         self._looked_at = -math.inf
+        #: Whether the program that has moved this file was given time to make the new one.
+        self._has_waited = False
 
     def fileno(self) -> int:
         """Return its descriptor; -1 if it is not open."""
@@ -94,6 +96,7 @@ class OpenFile:
                 os.close(before)
         self._length = length
         self._cut_at = None
+        self._has_waited = False
         self._looked_at = self.clock.monotonic()
         self.written_at = written_at if length else self.clock.time()
         self.encoder.continue_at(length)
@@ -146,9 +149,11 @@ class OpenFile:
 
     def follow_move(self) -> None:
         """Reopen the path; if that fails, go on in the file that was moved."""
-        deadline = time.monotonic() + _CREATION_SECONDS
-        while not os.path.lexists(self.path) and time.monotonic() < deadline:
-            time.sleep(_CREATION_PAUSE)
+        if not self._has_waited:  # once: a path that cannot be opened must not delay all that is written meanwhile
+            self._has_waited = True
+            deadline = time.monotonic() + _CREATION_SECONDS
+            while not os.path.lexists(self.path) and time.monotonic() < deadline:
+                time.sleep(_CREATION_PAUSE)
         try:
             self.open()
         except OSError as error:

@@ -9,6 +9,7 @@ import resource
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +68,31 @@ def test_the_program_that_has_moved_the_file_makes_the_new_one(
     handler.close()
     assert [log.stat().st_ino] == made
     assert log.read_text() == numbered(2)[0]
+
+
+def test_a_new_file_is_waited_for_once(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the path cannot be opened, the moved file is written on, and no record waits again."""
+    pauses: list[float] = []
+    sleep = time.sleep
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        sleep(seconds)
+
+    log = tmp_path / "logs" / "app.log"
+    log.parent.mkdir()
+    handler = LogFileHandler(str(log), FileOptions(is_watched=True), clock=clock)
+    log.parent.rename(tmp_path / "moved")
+    monkeypatch.setattr("mplog.files.open_file.time.sleep", pause)
+    handler.write(numbered(1))
+    waited = len(pauses)
+    handler.write(numbered(2))
+    assert 0 < waited == len(pauses)
+    assert (tmp_path / "moved" / "app.log").read_text() == "".join(numbered(1, 2))
+    log.parent.mkdir()
+    handler.write(numbered(3))
+    handler.close()
+    assert log.read_text() == numbered(3)[0]
 
 
 def test_moved_file_is_noticed_before_it_is_rotated(log: Path, clock: Clock, open_handler: Opener) -> None:
