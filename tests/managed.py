@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 from oracle import wait_until
-from scripts import environment
+from scripts import environment, server_processes
 from test_examples import EXAMPLES, LINE
 
 
@@ -38,23 +38,11 @@ def running(command: list[str], directory: Path, *examples: str) -> Iterator[psu
         yield process
     finally:
         if process.poll() is None:
-            family = [*process.children(recursive=True), process]
-            logging = [each for each in family if is_of_server(each)]
-            for each in set(family) - set(logging):
+            for each in [*process.children(recursive=True), process]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
             process.wait(10)
-            _, left = psutil.wait_procs(logging, 10)
-            assert not left, "the logging process does not end"
-
-
-def is_of_server(process: psutil.Process) -> bool:
-    """Whether a process is one that mplog has started for a server."""
-    try:
-        command: list[str] = process.cmdline()
-    except psutil.NoSuchProcess:
-        return False
-    return "-c" in command and "mplog" in command[command.index("-c") + 1]
+            wait_until(lambda: not server_processes(), "the logging process has ended")
 
 
 def end(process: psutil.Popen, number: int = signal.SIGTERM) -> int:

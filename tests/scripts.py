@@ -206,6 +206,24 @@ def kill_for_good(server: Any) -> int:
     return pid
 
 
+def server_processes() -> list[psutil.Process]:
+    """Return the supervisors and logging processes that were started with this temporary directory: no one's children.
+
+    Each pytest process has a temporary directory of its own.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if is_of_server(process) and process.environ().get("TMPDIR") == os.environ["TMPDIR"]:
+                found.append(process)
+    return found
+
+
+def is_of_server(process: psutil.Process) -> bool:
+    """Whether a process is one that mplog has started for a server."""
+    return any("from mplog.logging_process.supervisor import run" in argument for argument in process.cmdline())
+
+
 def has_let_go(pid: int) -> bool:
     """Whether a process that was killed has closed what it had open: its main thread may end before the others do."""
     try:

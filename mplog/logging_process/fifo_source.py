@@ -12,13 +12,14 @@ from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.inbox import CHECK_SECONDS, Inbox
 from mplog.logging_process.intake import Intake
 from mplog.logging_process.program import Places
+from mplog.logging_process.silent_writers import SilentWriters
 from mplog.logging_process.source import Batch, Source
 from mplog.logging_process.troubles import REPORT_INTERVAL
 from mplog.monitoring.statistics import PEAK_UNIT
 from mplog.monitoring.tallies import Tallies
 from mplog.queue import directory, fifo
 from mplog.queue.buffers import BufferPair
-from mplog.queue.directory import fifo_path
+from mplog.queue.directory import current_fifo_path
 from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import Overflow
@@ -57,7 +58,7 @@ class FifoSource(Source):
         self._dispatcher = dispatcher
         self._read_fd = places.fd
         # A writing end of our own: as long as the program lives, the FIFO never looks deserted.
-        self._write_fd: int | None = fifo.open_writer(fifo_path(self._directory))
+        self._write_fd: int | None = fifo.open_writer(current_fifo_path(self._directory))
         self._inbox = Inbox(self._directory, tallies, dispatcher.troubles)
         self._unfinished = _Unfinished(self._directory)
         for data in (self._unfinished.load(pair.state.base), bytes(pair.written())):
@@ -66,7 +67,9 @@ class FifoSource(Source):
         self._files_first = 0 if places.stories else emergency.files
         self._fill_due = 0.0
         fill = Fill(self._directory, writable=True) if overflow.policy == "drop_below" else None
-        self._intake = Intake(pair, places.fd, wake, drops_oldest=overflow.policy == "drop_oldest", fill=fill)
+        drops_oldest = overflow.policy == "drop_oldest"
+        silent = SilentWriters(self._directory)
+        self._intake = Intake(pair, places.fd, wake, silent.are_left, drops_oldest=drops_oldest, fill=fill)
 
     def start(self) -> None:
         self._intake.start()
@@ -171,6 +174,9 @@ class FifoSource(Source):
             self._write_fd = None
         return False
 
+    def halt(self) -> None:
+        self._intake.stop()
+
     def end(self, work: Callable[[], bool], release: Callable[[], None]) -> None:
         """Close the FIFO so that a record is either read here, or refused where it is logged.
 
@@ -185,9 +191,9 @@ class FifoSource(Source):
             while self.done() < due and (work() or self._pair.intake(self._read_fd) > 0):
                 pass
 
-        path = fifo_path(self._directory)
         self._intake.stop()
         drain()
+        path = directory.end(self._directory)
         release()
         with contextlib.suppress(FileNotFoundError):  # the directory has been removed, so no new writer can come
             if self._write_fd is None:

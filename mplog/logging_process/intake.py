@@ -26,18 +26,25 @@ _LONGEST_NAP = 3
 #: half of its bytes, since each has a page to itself.
 _NAP_PART = 0.25
 
+#: Milliseconds between two looks for a writer while processes live that may write later.
+_DESERTED_PAUSE = 1000
+
 #: Seconds that the intake waits for the sinks before it drops the oldest records.
 _SWAP_SECONDS = 0.05
 
 
 class Intake(threading.Thread):
-    """Calls `notify` when there is something to write, when there is no room for more, and when no writer is left."""
+    """Calls `notify` when there is something to write, when there is no room for more, and when no writer is left.
+
+    `has_silent_writers` tells whether a process that has closed its writing end may open it again.
+    """
 
     def __init__(
         self,
         pair: BufferPair,
         fd: int,
         notify: Callable[[], None],
+        has_silent_writers: Callable[[], bool],
         *,
         drops_oldest: bool = False,
         fill: Fill | None = None,
@@ -47,6 +54,7 @@ class Intake(threading.Thread):
         self._fd = fd
         self._fifo_size = pair.state.fifo_size
         self._notify = notify
+        self._has_silent_writers = has_silent_writers
         self._drops_oldest = drops_oldest
         self._fill = fill
         self._has_room = threading.Event()
@@ -75,6 +83,9 @@ class Intake(threading.Thread):
             count = self._pair.intake(self._fd)
             self.tell_fill()
             if count == END:
+                if self._has_silent_writers():
+                    napping.poll(_DESERTED_PAUSE)
+                    continue
                 self.is_over = True
                 self._notify()
                 return

@@ -12,6 +12,7 @@ written, while it still listens to the program and to signals.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ import msgspec
 
 from mplog.logging_process.accounts import Accounts
 from mplog.logging_process.dispatch import Dispatcher
-from mplog.logging_process.messages import ChildEnded, Records
+from mplog.logging_process.messages import ChildEnded, Records, Report
 from mplog.logging_process.program import Program
-from mplog.logging_process.signals import QUIET_SECONDS, Signals
+from mplog.logging_process.signals import TERMINATION_SECONDS, Signals
 from mplog.logging_process.source import Batch, Source
 from mplog.logging_process.workers import Workers
 from mplog.monitoring.statistics import Stats
@@ -79,7 +80,6 @@ class Loop:
         self._flushes: list[_Flush] = []
         self._stop_request: int | None = None
         self._is_over = False
-        self._heard_at = 0.0
         #: Records that were taken while a file could not be written; None if all can.
         self._unwritten: int | None = None
         self.dispatcher.keep_trying()
@@ -95,8 +95,8 @@ class Loop:
 
     # --- the pass ---
 
-    def run(self) -> None:
-        """Handle records until told to stop, or until no writer is left."""
+    def run(self) -> int:
+        """Handle records until told to stop, or until no writer is left; return the exit status."""
         self.source.start()
         listened_at = 0.0
         while not self._is_over:
@@ -107,7 +107,11 @@ class Loop:
                 self._attend(0 if has_worked else self._timeout())
                 self._check()
                 listened_at = time.monotonic()
+                if self.signals.has_waited and self.program.supervisor is not None and not self._is_over:
+                    self._leave()
+                    return 0
         self._finish()
+        return 0
 
     def _work(self) -> bool:
         batch = self.source.take()
@@ -138,7 +142,6 @@ class Loop:
             if self._unwritten is not None:
                 self._unwritten += len(batch.entries)
             self._retry()
-        self._heard_at = time.monotonic()
 
     def _retry(self) -> None:
         """Wait until everything is in its file, however long that takes, and say so."""
@@ -149,7 +152,6 @@ class Loop:
         while self.dispatcher.stuck and (not self._is_over or time.monotonic() - since < LAST_RETRIES_SECONDS):
             # Records of a plain queue come meanwhile. Once many wait, the loop leaves further ones in the queue.
             self._attend(pause, hears_program=self._unwritten < _MOST_UNWRITTEN)
-            self._check_termination()
             pause = min(2 * pause, _LONGEST_RETRY)
             self.dispatcher.say_stuck()
             self.dispatcher.flush()
@@ -161,18 +163,24 @@ class Loop:
     def _attend(self, timeout: float | None, *, hears_program: bool = True) -> None:
         """Wait at most `timeout` seconds for a question of the program, a death or a signal, and act on it."""
         control = self.program.control if hears_program else None
-        awake, ended = self.signals.awake, self.workers.fileno()
-        ready = wait([one for one in (control, awake, ended) if one is not None], timeout)
+        awake, ended, supervisor = self.signals.awake, self.workers.fileno(), self.program.supervisor
+        ready = wait([one for one in (control, awake, ended, supervisor) if one is not None], timeout)
         if awake in ready:
             self.signals.clear()
         if ended in ready:
             self.accounts.see_ended(self.workers.look(self.source.due))
+        if supervisor in ready:  # the end of it: it says nothing that it is not asked for
+            self.program.supervisor = None
+            self.dispatcher.say(
+                "mplog: the supervisor of the logging process was killed. The log goes on, but if the logging process "
+                "is killed, too, no other takes its place.",
+                logging.WARNING,
+            )
         if control in ready:
             self._answer()
 
     def _check(self) -> None:
         self.workers.say_deaths(self.source.done())
-        self._check_termination()
         if self.signals.shall_reopen:
             self.signals.shall_reopen = False
             self.dispatcher.reopen()
@@ -189,7 +197,7 @@ class Loop:
     def _timeout(self) -> float | None:
         """Return the seconds until something is due; None if nothing is: an idle logging process never wakes up."""
         if self.signals.terminated_at is not None:
-            return QUIET_SECONDS / 5
+            return TERMINATION_SECONDS / 5
         if any(flush.marks is not None for flush in self._flushes):
             return _DELIVERY_SECONDS
         dispatcher = self.dispatcher
@@ -199,9 +207,6 @@ class Loop:
             self.accounts.timeout(),
         ]
         return min((each for each in times if each is not None), default=None)
-
-    def _check_termination(self) -> None:
-        self._is_over |= self.signals.is_over(self._heard_at)
 
     def _keep_said(self) -> None:
         """Commit lines and counts that belong to no batch, so that a restart does not take them back."""
@@ -233,7 +238,7 @@ class Loop:
             self._stop_request = message.number
             self._is_over = True
 
-    def _reply(self, number: int | None, stats: Stats | None = None) -> None:
+    def _reply(self, number: int, stats: Stats | None = None) -> None:
         if self.program.control is not None:
             self.program.answer(number, stats or self.accounts.stats())
             if self.program.control is None:
@@ -273,6 +278,13 @@ class Loop:
 
     # --- the end ---
 
+    def _leave(self) -> None:
+        """Close the log, and have another logging process go on with what is not written."""
+        self.source.halt()
+        self.dispatcher.close()
+        self._keep_said()
+        self.program.report(Report.REPLACE)
+
     def _finish(self) -> None:
         """Take out what is left, close the log, and report."""
         self.source.end(self._work, self.program.release)
@@ -283,7 +295,8 @@ class Loop:
         self._answer_delivered()
         stats = self.accounts.stats()
         self.source.remove()
-        self.program.done()
-        self._reply(self._stop_request, stats)
+        self.program.report(Report.DONE)
+        if self._stop_request is not None:
+            self._reply(self._stop_request, stats)
         self.signals.close()
         self.workers.close()

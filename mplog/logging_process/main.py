@@ -13,7 +13,6 @@ import logging
 import multiprocessing.process
 import os
 import pickle
-import signal
 import traceback
 
 from mplog.errors import MplogError, SinkError, StartError
@@ -24,7 +23,7 @@ from mplog.logging_process.loop import Loop
 from mplog.logging_process.messages import Configuration, Opened, Report
 from mplog.logging_process.program import Places, Program
 from mplog.logging_process.recovery import recover
-from mplog.logging_process.signals import Signals
+from mplog.logging_process.signals import Signals, ignore_signals
 from mplog.logging_process.source import PlainSource
 from mplog.logging_process.workers import Workers
 from mplog.monitoring.deaths import Watch
@@ -66,8 +65,7 @@ def main(places: Places) -> int:
         places.supervisor.send(Report.READY)
     with contextlib.suppress(OSError):  # the program has gone, but workers may log
         places.control.send(Opened(os.getpid(), dispatcher.needs_details))
-    loop.run()
-    return 0
+    return loop.run()
 
 
 def _plain_loop(dispatcher: Dispatcher, places: Places) -> Loop:
@@ -75,13 +73,6 @@ def _plain_loop(dispatcher: Dispatcher, places: Places) -> Loop:
     source, accounts = PlainSource(tallies, dispatcher.troubles), Accounts("", tallies, dispatcher, [], [], 0)
     workers = Workers(Watch(None, places.launch.program), tallies, dispatcher.say)
     return Loop(dispatcher, source, None, accounts, workers, Program(places.control, places.supervisor), Signals())
-
-
-def ignore_signals() -> None:
-    """Let the program decide when to end: Ctrl-C and a closed terminal reach the whole group of processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _load(blob: bytes) -> Configuration:

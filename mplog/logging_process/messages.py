@@ -3,7 +3,7 @@
 ::
 
     program ------- Launch ---------------------------> supervisor
-            <------ NewProcess and a connection, GivenUp
+            <------ its pid, NewProcess and a connection, Ended
     program ------- Records, ChildEnded, Question ----> logging process
             <------ Opened or an exception, Answer
     supervisor <--- Report, RELEASE answered by None -- logging process
@@ -77,10 +77,13 @@ class NewProcess(msgspec.Struct, frozen=True):
     pid: int
 
 
-class GivenUp(msgspec.Struct, frozen=True):
-    """Supervisor to program: there will be no logging process any more, and why."""
+class Ended(msgspec.Struct, frozen=True):
+    """Supervisor to program, last: there will be no logging process any more."""
 
-    reason: str
+    #: The exit status of the last one, negative for the signal that killed it.
+    exitcode: int
+    #: Why, if the supervisor has given up.
+    reason: str = ""
 
 
 class Report(enum.Enum):
@@ -92,6 +95,8 @@ class Report(enum.Enum):
     RELEASE = enum.auto()
     #: Everything is written, and the directory of the queue removed.
     DONE = enum.auto()
+    #: SIGTERM has ended it, and the program and the workers go on. Another one is to take its place.
+    REPLACE = enum.auto()
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -127,7 +132,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Logging process to program, with the number of the question; None if it ends without having been asked to."""
+    """Logging process to program, with the number of the question."""
 
-    number: int | None
+    number: int
     stats: Stats

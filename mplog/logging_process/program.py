@@ -29,7 +29,8 @@ class Program:
     def __init__(self, control: Connection, supervisor: Connection | None) -> None:
         #: None once the program has gone.
         self.control: Connection | None = control
-        self._supervisor = supervisor
+        #: None once the supervisor has gone, and with a plain queue.
+        self.supervisor = supervisor
 
     def receive(self) -> Records | ChildEnded | Question | None:
         """Return the next message; None if the program has gone."""
@@ -41,7 +42,7 @@ class Program:
             return None
         return message
 
-    def answer(self, number: int | None, stats: Stats) -> None:
+    def answer(self, number: int, stats: Stats) -> None:
         if self.control is not None:
             try:
                 self.control.send(Answer(number, stats))
@@ -50,18 +51,19 @@ class Program:
 
     def release(self) -> None:
         """Have the supervisor close the reading end of the FIFO, so that writers learn that no process reads."""
-        if self._supervisor is not None:
+        if self.supervisor is not None:
             with contextlib.suppress(EOFError, OSError):  # it has been killed
-                self._supervisor.send(Report.RELEASE)
-                self._supervisor.recv()
+                self.supervisor.send(Report.RELEASE)
+                self.supervisor.recv()
 
-    def done(self) -> None:
-        if self._supervisor is not None:
+    def report(self, report: Report) -> None:
+        """Tell the supervisor how this process ends."""
+        if self.supervisor is not None:
             with contextlib.suppress(OSError):  # it has been killed
-                self._supervisor.send(Report.DONE)
+                self.supervisor.send(report)
 
     def let_go(self) -> None:
         """Runs in a process that a handler has forked: close both connections."""
-        for connection in (self.control, self._supervisor):
+        for connection in (self.control, self.supervisor):
             if connection is not None:
                 connection.close()

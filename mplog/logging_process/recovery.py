@@ -21,7 +21,7 @@ from mplog.monitoring.deaths import Watch
 from mplog.monitoring.restart_lines import not_noted
 from mplog.monitoring.tallies import Tallies
 from mplog.queue.buffers import BufferPair
-from mplog.queue.directory import emergency_path, fifo_path
+from mplog.queue.directory import current_fifo_path, emergency_path
 from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.overflow import Overflow
 
@@ -43,7 +43,7 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     if stories:
         stories[-1] += f", restarted as {os.getpid()}"
     accounts = Accounts(directory, tallies, dispatcher, note.restarts, stories, source.due())
-    workers = Workers(Watch(fifo_path(directory), places.launch.program), tallies, dispatcher.say)
+    workers = Workers(Watch(current_fifo_path(directory), places.launch.program), tallies, dispatcher.say)
     workers.resume()
     commit = Commit(pair, announcements, accounts, emergency, dispatcher.outputs)
     if stories:

@@ -1,4 +1,7 @@
-"""What wakes up the loop and the supervisor: signals, and threads that have something for the loop."""
+"""What wakes up the loop and the supervisor: signals, and threads that have something for the loop.
+
+Signals that are sent to all processes of a service do not end the log: it ends after the program and the last worker.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,18 @@ import signal
 import socket
 import time
 
-#: After SIGTERM, the logging process ends once no record has come for this many seconds: SIGTERM to a group of
-#: processes ends the workers at the same moment, and they log about that.
-QUIET_SECONDS = 0.5
-#: But no later than this after SIGTERM, in seconds.
-_TERMINATION_SECONDS = 5.0
+#: Seconds after SIGTERM at which the logging process lets another one take its place. SIGTERM to all processes of a
+#: service also ends the program and the workers; most take less, and the log then ends with the last of them.
+TERMINATION_SECONDS = 5.0
+
+
+def ignore_signals() -> None:
+    """Have no signal end this process that is meant for the program; it may have blocked some of them."""
+    for name in ("SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 class Wakeup:
@@ -55,13 +65,10 @@ class Signals(Wakeup):
     def _on_sighup(self, *_: object) -> None:
         self.shall_reopen = True
 
-    def is_over(self, heard_at: float) -> bool:
-        """Whether SIGTERM ends the logging process now; `heard_at` is when the last record came."""
-        if self.terminated_at is None:
-            return False
-        now = time.monotonic()
-        quiet = now - max(heard_at, self.terminated_at)
-        return quiet > QUIET_SECONDS or now - self.terminated_at > _TERMINATION_SECONDS
+    @property
+    def has_waited(self) -> bool:
+        """Whether SIGTERM came so long ago that it was meant for this process alone."""
+        return self.terminated_at is not None and time.monotonic() - self.terminated_at > TERMINATION_SECONDS
 
     def let_go(self) -> None:
         """Runs in a process that a handler has forked: its signals are those of a process of its own."""

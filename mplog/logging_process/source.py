@@ -71,6 +71,9 @@ class Source:
         """Go on without the program; return whether that is the end."""
         return True
 
+    def halt(self) -> None:
+        """Take in no more, and leave the rest to the next logging process."""
+
     def end(self, work: Callable[[], bool], release: Callable[[], None]) -> None:
         """Let no process send any more, and have `work` handle what is left; `release` closes the supervisor's end."""
 

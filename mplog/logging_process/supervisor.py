@@ -3,7 +3,7 @@
 ::
 
     program --- exec ---> supervisor --- fork ---> logging process, and another one when it has died
-               Launch, NewProcess                  FIFO, buffers; Report
+               Launch, NewProcess, Ended           FIFO, buffers; Report
 
 The reading end of the FIFO and the memory of the buffers stay open here, so a killed logging process leaves only
 unfinished work, which the next one finishes. No code of the program's and no handler runs here that could crash.
@@ -23,20 +23,20 @@ import socket
 import sys
 import time
 import traceback
-from multiprocessing import Pipe, connection
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
 from mplog.errors import MplogError
 from mplog.files.notices import say_on_stderr
 from mplog.handlers.backlog import count_undelivered
 from mplog.logging_process import main as logging_process
-from mplog.logging_process.messages import GivenUp, Launch, NewProcess, Patience, Report
+from mplog.logging_process.messages import Ended, Launch, NewProcess, Patience, Report
 from mplog.logging_process.program import Places
-from mplog.logging_process.signals import Wakeup
+from mplog.logging_process.signals import Wakeup, ignore_signals
 from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills, memory_kills_since
 from mplog.queue import buffer_memory, buffers, fifo, kill_points
-from mplog.queue.directory import fifo_path, given_up_path
+from mplog.queue.directory import current_fifo_path, given_up_path
 from mplog.queue.emergency import EmergencyFile
 
 if sys.platform != "win32":
@@ -45,7 +45,7 @@ if sys.platform != "win32":
 
 def main(link: Connection) -> int:
     """Run a logging process, and another one after each death; return the exit status of the last."""
-    logging_process.ignore_signals()
+    ignore_signals()
     # All that is imported stays, so the garbage collector need not look at it, here nor in the logging process. It
     # would write into what it looks at, and the kernel would have to copy those pages for each process.
     gc.freeze()
@@ -57,7 +57,7 @@ def main(link: Connection) -> int:
     try:
         memory = _make_memory(launch.buffer_size, fifo.size(launch.fd))
     except (OSError, ValueError) as error:
-        link.send(GivenUp(f"there is no memory for the buffers: {error}"))
+        link.send(Ended(logging_process.NOT_STARTED, f"there is no memory for the buffers: {error}"))
         return logging_process.NOT_STARTED
     supervisor = Supervisor(link, launch, memory)
     with contextlib.closing(supervisor.wakeup):
@@ -84,21 +84,24 @@ class _Attempts:
         self._written = 0
         self._written_at = time.monotonic()
 
-    def pause(self, *, is_terminated: bool) -> float | None:
-        """Return the seconds until another logging process is to start; None to give up."""
+    def pause(self, lived: float) -> float | None:
+        """Return the seconds until another logging process is to start; None to give up.
+
+        `lived`: for how many seconds the last one has lived. The death of one that had nothing to do for long is none
+        of a series.
+        """
         now = time.monotonic()
         try:
-            written = buffer_memory.read_state(self._memory).committed
+            state = buffer_memory.read_state(self._memory)
         except ValueError as error:
             say_on_stderr(f"mplog: {error}")
             return None
-        if written > self._written:
-            self._written, self._written_at, self.failed = written, now, 0
+        if state.committed > self._written:
+            self._written, self._written_at, self.failed = state.committed, now, 0
             return 0.0
-        self.failed += 1
         patience = self._patience
-        is_long = is_terminated or now - self._written_at > patience.seconds
-        if self.failed > patience.restarts and is_long:
+        self.failed = 1 if lived > patience.seconds and not state.unwritten else self.failed + 1
+        if self.failed > patience.restarts and now - self._written_at > patience.seconds:
             return None
         pauses = self.failed - patience.at_once
         return min(patience.first_pause * 2 ** (pauses - 1), patience.longest_pause) if pauses > 0 else 0.0
@@ -115,63 +118,62 @@ class Supervisor:
         self._memory = memory
         self._fd = launch.fd
         self._attempts = _Attempts(memory, launch.patience)
-        #: The logging process, when its sinks are open; 0 until then.
-        self._ready_pid = 0
+        #: Whether a logging process has ever opened its sinks.
         self._was_ready = False
-        self._is_done = False
-        self._is_terminated = False
+        #: How the logging process ends, if it has said so.
+        self._ending: Report | None = None
         #: How logging processes have ended, as long as no later one has noted it for the log.
         self._stories: list[str] = []
         # The end of its connection does not tell that a logging process has died: its children may hold it open.
         self.wakeup = Wakeup()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that a poll wakes up
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-
-    def _on_sigterm(self, *_: object) -> None:
-        self._is_terminated = True
-        self._pass_on_sigterm()
-
-    def _pass_on_sigterm(self) -> None:
-        """Once the logging process is ready, tell it to end when everything is written."""
-        if self._is_terminated and self._ready_pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._ready_pid, signal.SIGTERM)
-
-    def _pause(self, seconds: float, was_terminated: bool) -> None:
-        """Wait, but no longer than until SIGTERM, unless it had come before the logging process ended."""
-        deadline = time.monotonic() + seconds
-        while self._is_terminated == was_terminated and (left := deadline - time.monotonic()) > 0:
-            connection.wait([self.wakeup.awake], left)
-            self.wakeup.clear()
+        # Meant for the program and the workers, whose records are still to be written. The log ends after them.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def run(self) -> int:
         """Return the exit status of the last logging process; in a logging process, its own."""
         while True:
-            control, theirs = Pipe()
-            requests, asking = Pipe()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            kills = memory_kills()
-            pid = os.fork()
-            if not pid:
-                self._link.close()
-                control.close()
-                requests.close()
-                return self._become_logging_process(theirs, asking)
-            theirs.close()
-            asking.close()
-            was_terminated = self._is_terminated
-            status = self.attend(pid, requests, control)
-            requests.close()
-            if self._is_done:
-                return 0  # however it has ended: a second SIGTERM may have come as the interpreter ended
+            kills, began, reason = memory_kills(), time.monotonic(), ""
+            try:
+                pid, control, requests = self._fork()
+            except OSError as error:
+                status = 1
+                story = reason = f"no logging process could be started: {error}"
+            else:
+                if not pid:
+                    return self._become_logging_process(control, requests)
+                status = self.attend(pid, requests, control)
+                story = f"logging process {pid} {describe_end(status, memory_kills_since(kills))}"
+                if self._ending is Report.REPLACE:
+                    story = f"logging process {pid} was ended by SIGTERM"
+                if self._ending is Report.DONE:
+                    return self._end(0)  # however it has ended: the interpreter may fail as it ends
+                if self._was_ready:
+                    self._stories.append(story)
             if not self._was_ready:
-                return status
-            self._stories.append(f"logging process {pid} {describe_end(status, memory_kills_since(kills))}")
-            pause = self._attempts.pause(is_terminated=self._is_terminated)
+                return self._end(status, reason)
+            pause = 0.0 if self._ending is Report.REPLACE else self._attempts.pause(time.monotonic() - began)
             if pause is None:
-                return self._give_up(self._stories[-1])
-            self._pause(pause, was_terminated)
+                return self._give_up(story)
+            time.sleep(pause)
+
+    def _fork(self) -> tuple[int, Connection, Connection]:
+        """Fork; return the pid, 0 in the child, and the ends of the connections to the program and between the two."""
+        self._ending = None
+        control, theirs = Pipe()
+        requests, asking = Pipe()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        pid = os.fork()
+        for end in (theirs, asking) if pid else (self._link, control, requests):
+            end.close()
+        return (pid, control, requests) if pid else (0, theirs, asking)
+
+    def _end(self, status: int, reason: str = "") -> int:
+        with contextlib.suppress(OSError):  # the program has gone
+            self._link.send(Ended(status, reason))
+        return status
 
     def _become_logging_process(self, control: Connection, supervisor: Connection) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -180,7 +182,7 @@ class Supervisor:
         if self._was_ready:
             kill_points.arm("")  # each is reached once
         if self._fd < 0:
-            self._fd = fifo.open_reader(fifo_path(self._directory))
+            self._fd = fifo.open_reader(current_fifo_path(self._directory))
         places = Places(control, self._launch, self._fd, self._memory, supervisor, tuple(self._stories))
         try:
             return logging_process.main(places)
@@ -192,8 +194,11 @@ class Supervisor:
         """Give the program its end of the control connection."""
         with control, contextlib.suppress(OSError):  # the program has gone
             self._link.send(NewProcess(pid))
-            with socket.socket(fileno=os.dup(self._link.fileno())) as carrier:
+            carrier = socket.socket(fileno=self._link.fileno())
+            try:
                 socket.send_fds(carrier, [b"\0"], [control.fileno()])
+            finally:
+                carrier.detach()
 
     def attend(self, pid: int, requests: Connection, control: Connection) -> int:
         """Do what the logging process asks for, until it has ended; return its exit status, negative for a signal.
@@ -206,7 +211,7 @@ class Supervisor:
         waiting.register(requests, select.POLLIN)
         waiting.register(self._link, select.POLLOUT)
         status = None
-        with control, contextlib.suppress(EOFError, OSError):
+        with control, requests, contextlib.suppress(EOFError, OSError):
             while status is None:
                 ready = [fd for fd, _ in waiting.poll()]
                 if self._link.fileno() in ready:
@@ -217,13 +222,12 @@ class Supervisor:
                     ended, how = os.waitpid(pid, os.WNOHANG)
                     status = how if ended else None
                 while requests.poll():  # also what it has said before it ended
-                    self._answer(pid, requests)
+                    self._answer(requests)
         if status is None:
             status = os.waitpid(pid, 0)[1]
-        self._ready_pid = 0
         return os.waitstatus_to_exitcode(status)
 
-    def _answer(self, pid: int, requests: Connection) -> None:
+    def _answer(self, requests: Connection) -> None:
         """Do what the logging process asks for; raise EOFError or OSError if it has ended."""
         report: Report = requests.recv()
         if report is Report.RELEASE:
@@ -231,11 +235,11 @@ class Supervisor:
                 os.close(self._fd)
                 self._fd = -1
             requests.send(None)
-            return
-        self._ready_pid, self._was_ready = pid, True
-        self._stories.clear()  # it has noted them down
-        self._is_done = report is Report.DONE
-        self._pass_on_sigterm()
+        elif report is Report.READY:
+            self._was_ready = True
+            self._stories.clear()  # it has noted them down
+        else:
+            self._ending = report
 
     def _rescue(self, emergency: EmergencyFile) -> bool:
         """Save what is in the buffers and in the FIFO; return whether there was room."""
@@ -243,7 +247,7 @@ class Supervisor:
         if self._fd < 0:
             # The last logging process was about to end, and had the FIFO closed. Workers may have written since.
             with contextlib.suppress(OSError):
-                self._fd = fifo.open_reader(fifo_path(self._directory))
+                self._fd = fifo.open_reader(current_fifo_path(self._directory))
         while _save(pair, emergency):
             if self._fd < 0:
                 return True
@@ -268,9 +272,7 @@ class Supervisor:
             undelivered = count_undelivered(self._directory)
             where += f"; records lost that waited for a CallableSink: {undelivered}" if undelivered else ""
         say_on_stderr(f"mplog: {story}; {where}")
-        with contextlib.suppress(OSError):
-            self._link.send(GivenUp(story))
-        return 1
+        return self._end(1, story)
 
 
 def _save(pair: buffers.BufferPair, emergency: EmergencyFile) -> bool:
@@ -291,9 +293,4 @@ def run(link: Connection) -> None:
     except MplogError as error:
         say_on_stderr(f"mplog: {error}")
         status = 1
-    if status < 0:
-        # End as the logging process has ended.
-        if -status != signal.SIGKILL:
-            signal.signal(-status, signal.SIG_DFL)
-        os.kill(os.getpid(), -status)
     sys.exit(status)

@@ -78,7 +78,7 @@ class Senders:
         for fd in sorted(map(int, os.listdir(f"/proc/{pid}/fd")), reverse=True):
             link = f"/proc/{pid}/fd/{fd}"
             with contextlib.suppress(FileNotFoundError):  # closed in the meantime
-                if os.path.basename(os.readlink(link)).removesuffix(" (deleted)") == name:
+                if os.path.basename(os.readlink(link)).startswith(name):
                     found = os.stat(link)
                     if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
                         return True

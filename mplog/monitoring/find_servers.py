@@ -21,7 +21,7 @@ from mplog.monitoring.process import has_ended, is_held, start_mark
 from mplog.monitoring.server_notice import Notice, read_notice, this_world
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue import buffer_memory
-from mplog.queue.directory import fifo_path, given_up_path
+from mplog.queue.directory import current_fifo_path, given_up_path
 
 _PREFIX = "mplog-"
 #: How many files of one sink are listed: a sink that names files by the records may have thousands.
@@ -148,7 +148,7 @@ def find_servers(directories: Sequence[str] = ()) -> Found:
         if not _is_own(directory):
             continue
         notice = read_notice(directory)
-        if notice is None or not os.path.lexists(fifo_path(directory)):
+        if notice is None or not os.path.lexists(current_fifo_path(directory)):
             continue  # just starting or ending, or a queue without a server
         if notice.world != this_world():
             continue  # of a container with the same temporary directory: whether it runs is not known here

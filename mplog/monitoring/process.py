@@ -86,6 +86,18 @@ def is_held(pid: int) -> bool:
     return found is not None and found.state in b"Tt"
 
 
+def pids_that_map(path: str) -> list[int]:
+    """Return which other processes have a file mapped into their memory, as far as they may be looked at."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and int(name) != os.getpid():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/maps", "rb") as file:
+                    if os.fsencode(path) in file.read():
+                        found.append(int(name))
+    return found
+
+
 def exit_status(pid: int, started: bytes, pidfd: int) -> int | None:
     """Return how a dead process ended, as wait(2) gives it; None where the kernel has forgotten."""
     stat = Stat.find(pid)

@@ -12,6 +12,24 @@ def fifo_path(directory: str) -> str:
     return os.path.join(directory, "queue")
 
 
+def ended_path(directory: str) -> str:
+    """Return the path that the FIFO gets when the server ends in order: from then on, no process opens it."""
+    return os.path.join(directory, "queue-ended")
+
+
+def current_fifo_path(directory: str) -> str:
+    """Return where the FIFO is, also while the server ends."""
+    path = fifo_path(directory)
+    return path if os.path.lexists(path) else ended_path(directory)
+
+
+def end(directory: str) -> str:
+    """Tell writers that the server ends, so that they do not keep their records for the next one; return the path."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(fifo_path(directory), ended_path(directory))
+    return ended_path(directory)
+
+
 def lock_path(directory: str) -> str:
     """Return the path of the file that a process locks while it reads a frame."""
     return os.path.join(directory, "readers")
@@ -28,7 +46,7 @@ def given_up_path(directory: str) -> str:
 
 
 def is_given_up(directory: str) -> bool:
-    """Whether no logging process will read the queue any more."""
+    """Whether no logging process will read the queue any more, though its server has not ended in order."""
     return os.path.exists(given_up_path(directory))
 
 
@@ -41,6 +59,6 @@ def remove(directory: str) -> None:
 
 def remove_if_unused(directory: str) -> None:
     """Remove the directory if its FIFO is gone: a new file of this process has kept it from being removed."""
-    if not os.path.exists(fifo_path(directory)):
+    if not os.path.exists(current_fifo_path(directory)):
         with contextlib.suppress(OSError):
             os.rmdir(directory)

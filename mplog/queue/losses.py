@@ -20,7 +20,7 @@ import struct
 import time
 from collections import Counter
 
-from mplog.queue.directory import fifo_path
+from mplog.queue.directory import current_fifo_path
 from mplog.queue.shared_file import map_fd
 
 
@@ -146,7 +146,7 @@ class Losses:
         try:
             os.write(fd, HEADER.pack(MAGIC, os.getpid(), began, encoded, pid_namespace()))
             made = memoryview(map_fd(fd, SIZE))[FIRST_ROW:].cast("q")
-            os.stat(fifo_path(self._directory))  # if it is gone, the directory is just being removed
+            os.stat(current_fifo_path(self._directory))  # if it is gone, the directory is just being removed
         except BaseException:
             os.unlink(path)
             raise

@@ -69,6 +69,7 @@ class Sender:
         self.losses = Losses(directory)
         self._gave_up_at = -math.inf
         self._abandoned: list[bytes] = []
+        self._told_in_pid = 0
         fifo.holders.add(self)
 
     def __repr__(self) -> str:
@@ -194,7 +195,7 @@ class Sender:
         try:
             self.send(frame.BYTES, payload, timeout != 0, timeout)
         except NoReaderError:
-            if not is_given_up(self.directory):
+            if not self._has_next_server():
                 raise
             if self._emergency_file().append(frame.whole(frame.BYTES, payload), sync=True) is False:
                 raise
@@ -266,7 +267,7 @@ class Sender:
                 self._gave_up_at = time.monotonic()
             return self._put_elsewhere(payload, Reason.TIMEOUT if timeout else Reason.QUEUE_FULL, limit is not None)
         except NoReaderError as error:
-            if not is_given_up(self.directory):
+            if not self._has_next_server():
                 self.count(payload, _reason(error))
                 raise
             is_kept = self._put_elsewhere(payload, Reason.REJECTED, is_synced=True)
@@ -302,6 +303,26 @@ class Sender:
             reason = Reason.NO_EMERGENCY
         self.count(payload, reason)
         return False
+
+    def _has_next_server(self) -> bool:
+        """Whether the next server of the log is to write what no process reads now.
+
+        The FIFO is still in its place if the logging process and its supervisor were killed, and gone if they have
+        ended in order.
+        """
+        if is_given_up(self.directory):
+            return True  # the supervisor has said so
+        path = self.overflow.emergency
+        if path is None or not os.path.exists(self.path):
+            return False
+        if self._told_in_pid != os.getpid() and sys.stderr is not None:
+            self._told_in_pid = os.getpid()
+            with contextlib.suppress(Exception):
+                sys.stderr.write(
+                    f"mplog: the logging process and its supervisor were killed. Records of pid {os.getpid()} go into "
+                    f"{path}, and the next server of the log writes them.\n"
+                )
+        return True
 
     def _emergency_file(self) -> EmergencyFile:
         overflow = self.overflow

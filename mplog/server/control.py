@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import select
-import signal
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -21,20 +17,9 @@ from multiprocessing import connection
 from typing import Any
 
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, StartError
-from mplog.logging_process.messages import (
-    Answer,
-    ChildEnded,
-    Command,
-    GivenUp,
-    Launch,
-    NewProcess,
-    Opened,
-    Question,
-    Records,
-)
-from mplog.monitoring.process import has_ended
+from mplog.logging_process.messages import Answer, ChildEnded, Command, Ended, Launch, Opened, Question, Records
 from mplog.monitoring.statistics import Stats
-from mplog.server.interpreter import module_path, start_supervisor
+from mplog.server.link import Link, NoneLeftError, have_hung_up, kill
 from mplog.server.progress import TICK_SECONDS
 
 #: Seconds that the next logging process may take to open its sinks while the program asks for its pid.
@@ -46,27 +31,17 @@ _NO_DESCRIPTOR = (
 )
 
 
-class _NoneLeftError(Exception):
-    """There will be no other logging process: the supervisor has ended, or given up."""
-
-
 class Control:
     """A running logging process; raises StartError, with what went wrong there, if it could not start."""
 
     def __init__(self, launch: Launch, timeout: float) -> None:
-        self._link, theirs = multiprocessing.Pipe()
+        self._link = Link(launch)
         #: With a plain queue, the supervisor is the logging process.
-        self._connection: Any = self._link if launch.directory is None else None
-        try:
-            self._process = start_supervisor(theirs, launch.fd)
-        except BaseException:
-            self._link.close()
-            raise
-        finally:
-            theirs.close()
-        self._pid = self._process.pid
+        self._connection: Any = self._link.end if launch.directory is None else None
+        self._pid = 0
+        self._owner = os.getpid()
         self._numbers = itertools.count(1)
-        self._answers: dict[int | None, Stats] = {}
+        self._answers: dict[int, Stats] = {}
         self._asking = threading.RLock()
         self._sending = threading.RLock()
         #: Whether there was no descriptor for the connection to the latest logging process. It writes all the same.
@@ -76,27 +51,25 @@ class Control:
         self._final: Stats | None = None
         self.needs_details = True
         try:
-            self._start(launch, timeout)
+            self._start(timeout)
         except BaseException:
             self._kill()
             self._close()
             raise
 
-    def _start(self, launch: Launch, timeout: float) -> None:
+    def _start(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         try:
-            self._link.send(module_path())
-            self._link.send(launch)
-            if self._connect(deadline):
+            if self._link.greet(deadline) and self._connect(deadline):
                 return
         except MplogError:  # of which some are OSErrors
             raise
-        except (EOFError, OSError, _NoneLeftError) as error:
-            reason = str(error) if isinstance(error, _NoneLeftError) else ""
+        except (EOFError, OSError, NoneLeftError):
+            ended = self._last_words()
             raise StartError(
-                reason
-                or f"the logging process ended before it was ready (exit status {self._ended()}); "
-                "what it wrote to stderr tells why"
+                (ended and ended.reason)
+                or "the logging process ended before it was ready "
+                f"(exit status {'unknown' if ended is None else ended.exitcode}); what it wrote to stderr tells why"
             ) from None
         if self._is_out_of_reach:
             raise StartError(f"the logging process cannot be asked whether it is ready: {_NO_DESCRIPTOR}")
@@ -108,9 +81,9 @@ class Control:
     def _connect(self, deadline: float) -> bool:
         """Connect to the latest logging process; return whether its sinks are open before the deadline.
 
-        Raises what has kept it from opening them, EOFError or OSError if it has died, and _NoneLeftError.
+        Raises what has kept it from opening them, EOFError or OSError if it has died, and NoneLeftError.
         """
-        if self._connection is not self._link and not self._take_connection(deadline):
+        if self._connection is not self._link.end and not self._take_connection(deadline):
             return False
         if not self._connection.poll(max(0.0, deadline - time.monotonic())):
             return False
@@ -124,31 +97,28 @@ class Control:
         """Receive the connection to the latest logging process; return whether it came before the deadline."""
         taken = False
         try:
-            while self._link.poll(0 if taken or self._is_out_of_reach else max(0.0, deadline - time.monotonic())):
-                message: NewProcess | GivenUp = self._link.recv()
-                if isinstance(message, GivenUp):
-                    raise _NoneLeftError(message.reason)
-                fd, self._pid = _receive_descriptor(self._link), message.pid
+            while (next_one := self._link.take(0 if taken or self._is_out_of_reach else deadline)) is not None:
+                self._pid, fd = next_one
                 self._is_out_of_reach = fd is None
                 if fd is None:
                     continue
                 if self._connection is not None:
                     self._connection.close()
                 self._connection, taken = connection.Connection(fd), True
-        except (EOFError, OSError):  # ended, also between the message and the connection, or closed by `wait`
+        except NoneLeftError:
             if not taken:
-                raise _NoneLeftError from None
+                raise
             # The last logging process may still have something to say.
         return taken
 
     def _follow(self, deadline: float) -> bool:
         """Connect to the next logging process, now that this one has died; return whether that was done in time."""
-        if self._connection is self._link:
+        if self._connection is self._link.end:
             raise self._died()
         while True:
             try:
                 return self._connect(deadline)
-            except _NoneLeftError:
+            except NoneLeftError:
                 raise self._died() from None
             except (EOFError, OSError, MplogError):
                 continue  # it has died, too, or could not open its sinks; the supervisor starts another, or ends
@@ -156,41 +126,38 @@ class Control:
     @property
     def is_alive(self) -> bool:
         """Whether the logging process runs, or a supervisor that will start another one."""
-        return self._process.poll() is None
+        return not have_hung_up(self._ends, 0)
+
+    @property
+    def _ends(self) -> set[Any]:
+        return {self._link.end, self._connection} - {None}
 
     @property
     def pid(self) -> int:
-        """The process id of the latest logging process."""
-        if self._connection is not self._link and self._asking.acquire(blocking=False):
+        """The process id of the latest logging process; in a fork of the program, as far as it is known there."""
+        is_asked = self._connection is not self._link.end and self._owner == os.getpid()
+        if is_asked and self._asking.acquire(blocking=False):
             try:
-                with contextlib.suppress(EOFError, OSError, MplogError, _NoneLeftError):
-                    if self._link.poll(0):
+                with contextlib.suppress(EOFError, OSError, MplogError, NoneLeftError):
+                    if self._link.end.poll(0):
                         self._connect(time.monotonic() + _OPENING_TIMEOUT)
             finally:
                 self._asking.release()
         return self._pid
 
     def _kill(self) -> None:
-        """Kill the supervisor, which would start another logging process, and then the logging process."""
-        self._process.kill()
-        self._process.wait()
-        if self._pid != self._process.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-            # Not a child of this process. Until it has ended, it holds the locks of its files.
-            deadline = time.monotonic() + 5
-            while not has_ended(self._pid) and time.monotonic() < deadline:
-                time.sleep(0.002)
+        """Kill the supervisor, and then the logging process."""
+        self._link.kill()
+        if self._pid not in (0, self._link.pid):
+            kill(self._pid)
 
     def _close(self) -> None:
-        for end in {self._link, self._connection} - {None}:
+        for end in self._ends:
             end.close()
 
-    def _ended(self) -> int:
-        """Return the exit status of a logging process that is about to end, and kill one that does not end."""
-        if not self._ends_within(5):
-            self._process.kill()
-        return self._process.wait()
+    def _last_words(self) -> Ended | None:
+        """Return how the last logging process has ended, None if the supervisor has not said so."""
+        return None if self._connection is self._link.end else self._link.last_words(5.0)
 
     def send(self, message: Records | ChildEnded) -> None:
         """Send something that is not answered; raise LoggingProcessDiedError if the logging process has ended."""
@@ -220,8 +187,6 @@ class Control:
                 except (EOFError, OSError):
                     if self._final is not None:  # another thread has stopped it: everything is written
                         return self._final
-                    if None in self._answers:  # its last message: it has ended
-                        raise self._died() from None
                     self._stop_request = None
                     number = self._send_request(command, deadline) if self._follow(deadline) else None
             if number is None:
@@ -257,30 +222,19 @@ class Control:
             return False
         answer: Answer = self._connection.recv()
         self._answers[answer.number] = answer.stats
-        if answer.number is not None and answer.number == self._stop_request:
+        if answer.number == self._stop_request:
             self._final = answer.stats
         return True
 
-    @property
-    def parting_words(self) -> Stats | None:
-        """What a logging process has counted that SIGTERM, and not the program, has ended."""
-        return self._answers.get(None)
-
     def wait(self, timeout: float, tick: Callable[[], None] | None = None) -> None:
-        """Wait for the end of a logging process that was asked to stop, with a `tick` every `TICK_SECONDS`."""
+        """Wait for the end of a logging process that was asked to stop, with a `tick` every `TICK_SECONDS`.
+
+        If the time is over, it goes on alone, and ends after the last process that logs.
+        """
+        ends = list(self._ends)
+        if _wait(lambda seconds: have_hung_up(ends, seconds), time.monotonic() + timeout, tick):
+            self._link.reap()
         self._close()
-        if not _wait(self._ends_within, time.monotonic() + timeout, tick):
-            self.leave()
-
-    def _ends_within(self, timeout: float) -> bool:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout)
-        return self._process.returncode is not None
-
-    def leave(self) -> None:
-        """Let the logging process go on alone: it ends after the last process that logs."""
-        # subprocess would warn of a child that outlives its Popen object, as this one does on purpose.
-        self._process.returncode = 0
 
     def _too_slow(self, command: Command, timeout: float) -> DrainTimeoutError:
         what_now = "It goes on writing, and nothing is lost as long as it lives."
@@ -299,30 +253,14 @@ class Control:
         )
 
     def _died(self) -> LoggingProcessDiedError:
-        exitcode = self._process.returncode if self._ends_within(1) else None
-        how = "was terminated" if exitcode == 0 else f"died with exit status {exitcode}"
+        ended = self._last_words()
+        how = "died" if ended is None else f"died with exit status {ended.exitcode}"
         return LoggingProcessDiedError(
             f"the logging process (pid {self._pid}) {how}; what was logged since is not in the log. "
-            "Look at stderr for the reason, and start a new server.",
+            "Look at stderr for the reason, and start a new server, which writes what is in the emergency file.",
             pid=self._pid,
-            exitcode=exitcode,
+            exitcode=None if ended is None else ended.exitcode,
         )
-
-
-def _receive_descriptor(link: connection.Connection) -> int | None:
-    """Receive the descriptor that comes with one byte; return None if this process has none left for it."""
-    carrier = socket.socket(fileno=link.fileno())
-    try:
-        carrier.setblocking(True)  # whatever `socket.setdefaulttimeout` says
-        byte, fds, _, _ = socket.recv_fds(carrier, 1, 1)
-    finally:
-        carrier.detach()
-    if not byte:
-        raise EOFError
-    for fd in fds:
-        os.set_inheritable(fd, False)
-        return fd
-    return None
 
 
 def _wait(poll: Callable[[float], bool], deadline: float, tick: Callable[[], None] | None) -> bool:

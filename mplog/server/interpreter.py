@@ -1,4 +1,8 @@
-"""Start a fresh interpreter that inherits a connection and the FIFO, and nothing else of the program."""
+"""Start a fresh interpreter that inherits a connection and the FIFO, and nothing else of the program.
+
+It has a session of its own, so that no signal for the program's terminal or process group reaches it. And it is the
+child of a process that has ended: a program that waits for all its children (wait(2)) does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,21 @@ from mplog.errors import StartError
 # program would take it. What is imported is no garbage, so the garbage collector is off until
 # `mplog.logging_process.supervisor.main`.
 _BOOTSTRAP = (
-    "import gc, sys; gc.disable(); sys.path = [entry for entry in sys.path if entry]; "
+    ("import os; os.fork() and os._exit(0); " if hasattr(os, "fork") else "import os; ")
+    + "import gc, sys; gc.disable(); sys.path = [entry for entry in sys.path if entry]; "
     "from multiprocessing import connection; "
-    "control = getattr(connection, sys.argv[1])(int(sys.argv[2])); sys.path[:] = control.recv(); "
+    "control = getattr(connection, sys.argv[1])(int(sys.argv[2])); "
+    "control.send(os.getpid()); sys.path[:] = control.recv(); "
     "from mplog.logging_process.supervisor import run; run(control)"
 )
 
 
 def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
-    """Start the supervisor with its `end` of the connection, where it first receives `module_path`; -1 is no `fd`."""
+    """Start the supervisor with its `end` of the connection; -1 is no `fd`.
+
+    Over the connection, it first sends its pid, and then receives `module_path`. The process that is returned ends as
+    soon as the supervisor has begun, except on Windows, where it is the supervisor.
+    """
     executable = _executable()
     options: dict[str, Any] = {}
     number, spare = end.fileno(), []
@@ -45,6 +55,7 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
             stdin=subprocess.DEVNULL,
             # Some Pythons (3.13.0) cannot import everything where the working directory has been removed.
             cwd=_working_directory(),
+            start_new_session=True,
             **options,
         )
     except OSError as error:

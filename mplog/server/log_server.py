@@ -370,4 +370,3 @@ class LogServer:
             pass  # a user who presses Ctrl-C once more does not want to wait; the logging process goes on alone
         except MplogError as error:
             say_on_stderr(f"mplog: at the end of the program, {error}")
-        started.control.leave()

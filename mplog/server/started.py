@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError
+from mplog.errors import DrainTimeoutError, MplogError
 from mplog.logging_process.messages import Command, Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.directory import emergency_path
@@ -118,14 +118,8 @@ class Started:
         """Have everything written, and end the logging process, as `LogServer.stop` does; return what was counted."""
         if self.pump is not None and not self.pump.stop(max(0.0, deadline - time.monotonic())):
             raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
-        try:
-            with contextlib.closing(Progress(self._remainder)) as progress:
-                stats = self.ask("stop", max(0.0, deadline - time.monotonic()), progress.ticker)
-        except LoggingProcessDiedError:
-            if self.control.parting_words is None:
-                raise
-            self.clear_up()
-            stats = self.control.parting_words
+        with contextlib.closing(Progress(self._remainder)) as progress:
+            stats = self.ask("stop", max(0.0, deadline - time.monotonic()), progress.ticker)
         self.control.wait(max(1.0, deadline - time.monotonic()))
         return stats
 

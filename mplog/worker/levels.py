@@ -51,8 +51,13 @@ class LevelChanges:
         self._word[0] = count  # in this order: a worker that sees the new number finds the new file
 
 
+def counter_path(directory: str) -> str:
+    """Return the path of the word that counts the changes, which each process that logs has mapped."""
+    return os.path.join(directory, _COUNTER_NAME)
+
+
 def _map(directory: str, *, writable: bool = False) -> memoryview:
-    return memoryview(map_file(os.path.join(directory, _COUNTER_NAME), _WORD, writable=writable)).cast("Q")
+    return memoryview(map_file(counter_path(directory), _WORD, writable=writable)).cast("Q")
 
 
 def watch(directory: str) -> None:

@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-from managed import end, entries, is_of_server, running, said
+from managed import end, entries, running, said
 from oracle import wait_until
-from scripts import environment
+from scripts import environment, server_processes
 
 pytestmark = pytest.mark.processes
 
@@ -73,7 +73,7 @@ def test_processes_that_end_after_some_tasks(tmp_path: Path) -> None:
         celery.send_signal(signal.SIGTERM)
         # Not its end: when all is said and done, Celery, also without mplog, may wait for ever for a lock that one of
         # its processes has died with (Pool._help_stuff_finish of billiard 4.3).
-        wait_until(lambda: not any(map(is_of_server, celery.children(recursive=True))), "the logging process has ended")
+        wait_until(lambda: not server_processes(), "the logging process has ended")
     names = check(log, 40)
     assert len(names) >= 8
     assert all(re.fullmatch(r"ForkPoolWorker-\d+", name) for name in names)

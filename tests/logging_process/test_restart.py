@@ -11,7 +11,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import psutil
 import pytest
 from oracle import Producer, acknowledged, verdict, wait_until
 from readers import in_fork
-from scripts import Gate, lines, process_has_ended, run_script, stop_all_threads
+from scripts import Gate, lines, process_has_ended, run_script, server_processes, stop_all_threads
 
 import mplog
 from mplog.logging_process import supervisor
@@ -226,15 +226,14 @@ def test_parent_killed_leaves_a_supervised_log(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def no_process_left() -> Iterator[Callable[[], list[int]]]:
+def no_process_left() -> Iterator[None]:
     """Check that a test has left no process running."""
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    yield lambda: [child.pid for child in psutil.Process().children(recursive=True) if child.pid not in before]
-    left = {child.pid for child in psutil.Process().children(recursive=True)} - before
-    assert [pid for pid in left if not process_has_ended(pid)] == []
+    before = server_processes()
+    yield
+    assert server_processes() == before
 
 
-def test_supervisor_killed(tmp_path: Path, no_process_left: Callable[[], list[int]]) -> None:
+def test_supervisor_killed(tmp_path: Path, no_process_left: None) -> None:
     """Without its supervisor, the logging process goes on, and stop() writes everything."""
     with mplog.LogServer(tmp_path / "app.log", level="INFO", format="%(message)s") as server:
         logging.info("before")
@@ -362,49 +361,6 @@ def test_program_that_asks_nothing_holds_up_no_restart() -> None:
     """However many ends of connections wait for the program, the supervisor attends to the next logging process. The
     program gets the end to it when it takes the others."""
     in_fork(_attend_with_a_full_link)
-
-
-@pytest.mark.parametrize("moment", ["waiting", "starting"])
-def test_sigterm_to_the_supervisor_between_two_logging_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """SIGTERM while the supervisor waits before a restart, or in the midst of one, is not lost: everything is written,
-    and the end comes."""
-    monkeypatch.setattr("mplog.server.log_server.PATIENCE", Patience(at_once=0, first_pause=300.0, longest_pause=300.0))
-    if moment == "starting":
-        monkeypatch.setattr("mplog.server.log_server.PATIENCE", Patience())
-    log, gate = tmp_path / "app.log", Gate(tmp_path / "gate")
-
-    def stand() -> logging.Handler:
-        if os.path.exists(log):
-            gate.wait()
-        return logging.NullHandler()
-
-    sinks = (mplog.FileSink(log, format="%(message)s"),)
-    if moment == "starting":
-        sinks = (mplog.HandlerSink(stand), *sinks)  # type: ignore[assignment]
-    server = mplog.LogServer(*sinks, level="INFO").start()
-    logging.info("before")
-    server.flush()
-    parent = psutil.Process(server.pid).parent()
-    assert parent is not None
-    # What was written since the last death makes a restart a success: this one counts, the next not.
-    for is_last in [True] if moment == "starting" else [False, True]:
-        pid = psutil.Process(parent.pid).children()[0].pid
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda pid=pid: process_has_ended(pid), "it is dead")
-        if not is_last:
-            wait_until(lambda pid=pid: server.pid != pid, "there is another one")
-    logging.info("after")
-    if moment == "starting":
-        gate.wait_until_reached()
-    else:
-        wait_until(lambda: not parent.children(), "there is no logging process")
-    parent.terminate()
-    gate.open()
-    wait_until(lambda: process_has_ended(parent.pid), "the supervisor ends")
-    server.stop()
-    assert [line for line in lines(log) if "mplog:" not in line] == ["before", "after"]
 
 
 class _Forking(logging.Handler):

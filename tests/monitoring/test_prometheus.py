@@ -14,7 +14,7 @@ import prometheus_client
 import pytest
 from oracle import wait_until
 from prometheus_client.parser import text_string_to_metric_families
-from scripts import stop_all_threads
+from scripts import kill_for_good, stop_all_threads
 
 import mplog
 from mplog.logging_process.messages import Patience
@@ -153,10 +153,10 @@ def test_metrics_of_a_logging_process_that_is_given_up(
 def test_metrics_of_a_logging_process_that_has_ended(
     tmp_path: Path, registry: prometheus_client.CollectorRegistry
 ) -> None:
-    """A scrape works when the logging process has been terminated."""
+    """A scrape works when the logging process and its supervisor have been killed."""
     server = mplog.LogServer(tmp_path / "app.log", level="INFO").start()
     registry.register(MplogCollector(server))
-    os.kill(server.pid, signal.SIGTERM)
-    wait_until(lambda: not server.is_running, "it has ended")
+    kill_for_good(server)
     assert scrape(registry)["mplog_up",] == 0
-    server.stop()
+    with pytest.raises(mplog.LoggingProcessDiedError):
+        server.stop()

@@ -1,0 +1,24 @@
+"""Processes that have closed their end of the FIFO and may yet log: programs that have become daemons, say.
+
+Such a program closes all descriptors, and opens the FIFO anew when it next logs, which may be hours later. But whatever
+it closes, it still has the counter of level changes in its memory.
+"""
+
+from __future__ import annotations
+
+from mplog.monitoring.process import has_ended, pids_that_map
+from mplog.worker.levels import counter_path
+
+
+class SilentWriters:
+    """Finds them, by the directory of their queue. Only Linux tells what other processes have mapped."""
+
+    def __init__(self, directory: str) -> None:
+        self._path = counter_path(directory)
+        self._pids: list[int] = []
+
+    def are_left(self) -> bool:
+        """Whether one is left. All processes are looked at only when those that were found have ended."""
+        if all(map(has_ended, self._pids)):
+            self._pids = pids_that_map(self._path)
+        return bool(self._pids)

@@ -1,0 +1,166 @@
+"""The program's connection to the supervisor: start it, take the connections to its logging processes, learn its end.
+
+The supervisor is no child of the program. When it ends, its end of the link is closed, and the link hangs up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from multiprocessing import connection
+from typing import Any
+
+from mplog.logging_process.messages import Ended, Launch, NewProcess
+from mplog.monitoring.process import has_ended
+from mplog.server.interpreter import module_path, start_supervisor
+
+
+class NoneLeftError(Exception):
+    """There will be no other logging process: the supervisor has ended, or given up."""
+
+
+class Link:
+    """A started supervisor.
+
+    Args:
+        launch: what it is to run.
+
+    Attributes:
+        end: this end of the connection.
+        pid: of the supervisor; 0 until `greet`.
+        ended: what the supervisor has said last, None while it runs, and if it was killed.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.end, theirs = multiprocessing.Pipe()
+        self.pid = 0
+        self.ended: Ended | None = None
+        self._launch = launch
+        try:
+            self._process = start_supervisor(theirs, launch.fd)
+        except BaseException:
+            self.end.close()
+            raise
+        finally:
+            theirs.close()
+
+    def greet(self, deadline: float) -> bool:
+        """Tell the supervisor what to run; return whether it has begun before the deadline.
+
+        Raises:
+            EOFError, OSError: it has ended; `ended` says how.
+        """
+        try:
+            if not self.end.poll(max(0.0, deadline - time.monotonic())):
+                return False
+            self.pid = self.end.recv()
+            if hasattr(os, "fork"):
+                self._process.wait()
+            else:
+                self._process.returncode = 0  # subprocess would warn of a child that outlives this object
+            self.end.send(module_path())
+            self.end.send(self._launch)
+        except (EOFError, OSError):
+            if not self.pid:
+                self.ended = Ended(self._process.wait())
+            raise
+        return True
+
+    def take(self, deadline: float) -> tuple[int, int | None] | None:
+        """Return the pid of the next logging process and a descriptor of the connection to it; None if none came.
+
+        The descriptor is None where this process has none left for it.
+
+        Raises:
+            NoneLeftError: there will be no other one.
+        """
+        try:
+            if self.end.poll(max(0.0, deadline - time.monotonic())):
+                message: NewProcess | Ended = self.end.recv()
+                if isinstance(message, NewProcess):
+                    return message.pid, _receive_descriptor(self.end)
+                self.ended = message
+                raise NoneLeftError
+        except (EOFError, OSError):  # killed, also between the message and the descriptor, or closed by `close`
+            raise NoneLeftError from None
+        return None
+
+    def last_words(self, timeout: float) -> Ended | None:
+        """Return `ended`, after waiting for it."""
+        deadline = time.monotonic() + timeout
+        with contextlib.suppress(NoneLeftError):
+            while self.ended is None and (taken := self.take(deadline)) is not None:
+                if taken[1] is not None:
+                    os.close(taken[1])
+        return self.ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the supervisor has ended."""
+        return have_hung_up([self.end], 0)
+
+    def kill(self) -> None:
+        """Kill the supervisor, which would start another logging process."""
+        if not self.pid:
+            self._process.kill()
+            self._process.wait()
+            return
+        if not self.has_ended:
+            kill(self.pid)
+        self.reap()
+
+    def reap(self) -> None:
+        """Wait for a supervisor that has ended: where this is process 1 of a container, it has become its child."""
+        with contextlib.suppress(OSError):
+            os.waitpid(self.pid, 0)
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and wait until it has ended: until then, it holds what it has locked."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+    # Not a child of this process.
+    deadline = time.monotonic() + 5
+    while not has_ended(pid) and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def have_hung_up(ends: Iterable[Any], timeout: float) -> bool:
+    """Wait until the other ends of all of these connections are closed; return whether they are."""
+    deadline = time.monotonic() + timeout
+    for end in ends:
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(end.fileno(), 0)  # nothing but the end
+            if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+                return False
+            continue
+        try:
+            while end.poll(max(0.0, deadline - time.monotonic())):
+                end.recv_bytes()
+            return False
+        except (EOFError, OSError):
+            continue
+    return True
+
+
+def _receive_descriptor(link: connection.Connection) -> int | None:
+    """Receive the descriptor that comes with one byte; return None if this process has none left for it."""
+    carrier = socket.socket(fileno=link.fileno())
+    try:
+        carrier.setblocking(True)  # whatever `socket.setdefaulttimeout` says
+        byte, fds, _, _ = socket.recv_fds(carrier, 1, 1)
+    finally:
+        carrier.detach()
+    if not byte:
+        raise EOFError
+    for fd in fds:
+        os.set_inheritable(fd, False)
+        return fd
+    return None
