@@ -260,6 +260,7 @@ class Supervisor:
         """Save what is left in the emergency file, into which workers write from now on, and say so loudly."""
         emergency = self._launch.emergency
         assert emergency is not None
+        self.wakeup.close()  # what follows needs two descriptors, which may be what there was none of
         with contextlib.suppress(OSError), open(given_up_path(self._directory), "w", encoding="ascii"):
             pass
         story = f"{story}; it was restarted {self._attempts.failed} times without success, and is given up"

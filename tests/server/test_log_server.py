@@ -19,7 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from oracle import wait_until
+from readers import in_fork
 from scripts import (
     BlockedHandler,
     Gate,
@@ -590,3 +593,15 @@ def test_logging_process_collects_garbage(tmp_path: Path, kind: str) -> None:
     options: dict[str, Any] = {"queue": multiprocessing.Queue(10)} if kind == "plain" else {}
     with mplog.LogServer(mplog.HandlerSink(lambda: _note_collector(path)), level="INFO", **options):
         assert path.read_text() == "True True"
+
+
+def test_a_fork_reads_no_message_of_its_parent(log: Path) -> None:
+    """`pid` and `is_running` work in a fork, and take nothing that was sent to the parent."""
+    with mplog.LogServer(log, level="INFO", format="%(message)s") as server:
+        pid, supervisor = server.pid, psutil.Process(server.pid).parent()
+        assert supervisor is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: [each for each in supervisor.children() if each.pid != pid], "there is another one")
+        in_fork(lambda: (server.pid, server.is_running, server.queue_fill))
+        server.flush()
+        assert server.pid == supervisor.children()[0].pid

@@ -296,3 +296,43 @@ def test_script_without_a_main_guard(tmp_path: Path, start_method: str, library:
         assert "StartError" in result.stderr
         assert lines(tmp_path / "app.log") == []
     assert no_directory()
+
+
+DAEMON = """
+import logging, os, sys
+import mplog
+
+server = mplog.LogServer("app.log", level="INFO", format="%(message)s").start()
+logging.info("before")
+pid = server.pid
+if os.fork():
+    os._exit(0)
+os.setsid()
+if os.fork():
+    os._exit(0)
+os.closerange(3, 4096)
+print(pid, flush=True)
+sys.stdin.read()
+logging.info("first words of the daemon")
+os.closerange(3, 4096)
+print("again", flush=True)
+logging.info("last words")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process has mapped")
+def test_program_becomes_a_daemon_after_the_start(tmp_path: Path) -> None:
+    """A program that forks twice and closes all descriptors keeps its log until it ends, though it may log late."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, str(write_script(tmp_path, DAEMON))]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdin=pipe, stdout=pipe, text=True) as program:
+        assert program.stdout is not None
+        pid = int(program.stdout.readline())
+        assert program.wait(60) == 0
+        # There is no process left that has the FIFO open.
+        wait_until_main_waits(pid)
+        out, _ = program.communicate("", timeout=60)
+        assert out == "again\n"
+    wait_until(lambda: process_has_ended(pid), "the log ends with the daemon")
+    assert lines(tmp_path / "app.log") == ["before", "first words of the daemon", "last words"]
+    assert no_directory()
