@@ -12,7 +12,7 @@ import time
 
 #: Seconds after SIGTERM at which the logging process lets another one take its place. SIGTERM to all processes of a
 #: service also ends the program and the workers; most take less, and the log then ends with the last of them.
-TERMINATION_SECONDS = 5.0
+TERMINATION_SECONDS = 3.0
 
 
 def ignore_signals() -> None:

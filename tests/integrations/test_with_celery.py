@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -78,6 +79,39 @@ def test_processes_that_end_after_some_tasks(tmp_path: Path) -> None:
     assert len(names) >= 8
     assert all(re.fullmatch(r"ForkPoolWorker-\d+", name) for name in names)
     assert "worker: Warm shutdown (MainProcess)" in (tmp_path / "output").read_text()
+
+
+#: A task that takes its time, in processes that leave SIGTERM to the main process: by itself, Celery lets it end them.
+SLOW = """
+import signal, time
+from celery import signals
+from celery_prefork import app, logger
+
+@signals.worker_process_init.connect
+def ignore(**_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+@app.task
+def sleep(seconds, _):
+    logger.info("begun")
+    time.sleep(seconds)
+    logger.info("ended")
+"""
+
+
+def test_sigterm_to_all_while_a_task_takes_its_time(tmp_path: Path) -> None:
+    """SIGTERM to the whole group, and to the logging process: what Celery and its pool log until their end is there."""
+    log = tmp_path / "celery.log"
+    (tmp_path / "slow.py").write_text(SLOW)
+    with running([*WORKER, "-I", "slow"], tmp_path, "celery_prefork.py") as celery:
+        send(tmp_path, 8, 9, "slow.sleep")
+        wait_until(lambda: said(log, "celery_prefork", "begun"), "a task has begun", timeout=60)
+        os.killpg(celery.pid, signal.SIGTERM)
+        for process in server_processes():
+            process.terminate()
+        wait_until(lambda: not server_processes(), "the logging process has ended", timeout=60)
+    assert said(log, "celery_prefork", "ended") == ["ended"]
+    assert said(log, "celery.app.trace", "succeeded") == ["succeeded"]
 
 
 def test_process_that_is_killed(tmp_path: Path) -> None:

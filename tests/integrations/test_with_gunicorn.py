@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from managed import Clients, end, entries, running, said
 from oracle import wait_until
-from scripts import process_has_ended
+from scripts import process_has_ended, server_processes
 
 pytestmark = pytest.mark.processes
 
@@ -56,6 +56,37 @@ def check(clients: Clients, log: Path, access_logger: str) -> None:
     assert set(names.values()) <= set(booted(log))
     assert entries(log)[-1]["text"] == "Shutting down: Master"
     assert (log.parent / "output").read_text() == ""
+
+
+SLOW = """
+import logging, time
+from gunicorn_workers import wsgi as page
+
+def wsgi(environ, start_response):
+    logging.getLogger("slow").info("begun")
+    time.sleep(8)
+    logging.getLogger("slow").info("ended")
+    return page(environ, start_response)
+"""
+
+
+def test_sigterm_to_all_while_a_request_takes_its_time(tmp_path: Path) -> None:
+    """SIGTERM to the whole group, and to the logging process: what a worker logs as it finishes a request of 8 seconds
+    is in the log, and the last words of the arbiter."""
+    log = tmp_path / "gunicorn.log"
+    (tmp_path / "slow.py").write_text(SLOW)
+    with running([*COMMAND, "slow:wsgi"], tmp_path, "gunicorn_workers.py") as gunicorn:
+        clients = clients_of(gunicorn, log)
+        wait_until(lambda: len(booted(log)) == 2, "the workers are there")
+        clients.ask(1)
+        wait_until(lambda: said(log, "slow", "begun"), "a request is in flight")
+        os.killpg(gunicorn.pid, signal.SIGTERM)
+        for process in server_processes():
+            process.terminate()
+        clients.wait()
+        assert gunicorn.wait(60) == 0
+    assert len(said(log, "slow", "ended")) == len(clients.answers) >= 1
+    check(clients, log, "gunicorn.access")
 
 
 def test_reload_death_and_end_under_load(kind: tuple[list[str], str], tmp_path: Path) -> None:
