@@ -17,7 +17,7 @@ from multiprocessing import connection
 from typing import Any
 
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, StartError
-from mplog.logging_process.messages import Answer, ChildEnded, Command, Ended, Launch, Opened, Question, Records
+from mplog.logging_process.messages import Answer, ChildEnded, Command, Launch, Opened, Question, Records
 from mplog.monitoring.statistics import Stats
 from mplog.server.link import Link, NoneLeftError, have_hung_up, kill
 from mplog.server.progress import TICK_SECONDS
@@ -65,7 +65,8 @@ class Control:
         except MplogError:  # of which some are OSErrors
             raise
         except (EOFError, OSError, NoneLeftError):
-            ended = self._last_words()
+            # Of a plain queue, the link has other messages.
+            ended = None if self._connection is self._link.end else self._link.last_words(5.0)
             raise StartError(
                 (ended and ended.reason)
                 or "the logging process ended before it was ready "
@@ -155,17 +156,17 @@ class Control:
         for end in self._ends:
             end.close()
 
-    def _last_words(self) -> Ended | None:
-        """Return how the last logging process has ended, None if the supervisor has not said so."""
-        return None if self._connection is self._link.end else self._link.last_words(5.0)
-
     def send(self, message: Records | ChildEnded) -> None:
         """Send something that is not answered; raise LoggingProcessDiedError if the logging process has ended."""
         try:
             with self._sending:
                 self._connection.send(message)
         except OSError:
-            raise self._died() from None
+            before = self._connection
+            _ = self.pid  # connects to the next logging process, if there is one already
+            if self._connection is before:
+                raise self._died() from None
+            self.send(message)
 
     def ask(self, command: Command, timeout: float, tick: Callable[[], None] | None = None) -> Stats:
         """Send a request and return the answer, calling `tick` every `TICK_SECONDS` meanwhile.
@@ -253,7 +254,7 @@ class Control:
         )
 
     def _died(self) -> LoggingProcessDiedError:
-        ended = self._last_words()
+        ended = self._link.ended
         how = "died" if ended is None else f"died with exit status {ended.exitcode}"
         return LoggingProcessDiedError(
             f"the logging process (pid {self._pid}) {how}; what was logged since is not in the log. "

@@ -92,7 +92,7 @@ class Link:
         return None
 
     def last_words(self, timeout: float) -> Ended | None:
-        """Return `ended`, after waiting for it."""
+        """Return `ended`, after waiting for it, of a supervisor that starts no other logging process."""
         deadline = time.monotonic() + timeout
         with contextlib.suppress(NoneLeftError):
             while self.ended is None and (taken := self.take(deadline)) is not None:

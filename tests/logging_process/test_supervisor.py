@@ -47,6 +47,21 @@ def test_death_of_the_supervisor_is_said(tmp_path: Path) -> None:
     assert lines(log)[1:] == ["after", "after SIGTERM"]
 
 
+def test_a_message_after_a_death_reaches_the_next_logging_process(tmp_path: Path) -> None:
+    """What the program tells a logging process that has just died, it tells the next one, and goes on asking it."""
+    log = tmp_path / "app.log"
+    with mplog.LogServer(log, level="INFO", format="%(message)s") as server:
+        pid, count = server.pid, 20
+        for number in range(count):
+            if number in (5, 15):
+                os.kill(server.pid, signal.SIGKILL)
+            server.note_end(2**22 + number, f"child {number}", 7)
+        server.flush()
+        assert server.pid != pid
+    said = [line for line in lines(log) if "exit code 7" in line]
+    assert len(said) >= count - 4
+
+
 def _log_on(initializer: Any, number: int) -> None:
     """Runs in a worker."""
     initializer()
