@@ -138,33 +138,44 @@ class Losses:
         return {(level, Reason(reason)): count for (level, reason), count in self._counts.items()}
 
     def _write(self, key: tuple[int, int], name: str) -> None:
-        start = FIRST_ROW + self._rows[key] * ROW * _WORD
         self._waiting.discard(key)  # first: another thread that fails meanwhile adds it again
         try:
-            file: _OpenFile = self.__dict__.get("file") or self._make(name)
+            file: _OpenFile | None = self.__dict__.get("file")
+            if file is None or file.is_gone():
+                file = self._make(name, file)
             written = 0
             # Another thread may count, and write, between any two steps. The last one writes the last count.
             while written != self._counts[key]:
                 written = self._counts[key]
-                file.write(_ROW.pack(*key, written), start)
+                file.write(_ROW.pack(*key, written), self._position(key))
         except BaseException:
             self._waiting.add(key)
             raise
 
-    def _make(self, name: str) -> _OpenFile:
+    def _position(self, key: tuple[int, int]) -> int:
+        return FIRST_ROW + self._rows[key] * ROW * _WORD
+
+    def _make(self, name: str, gone: _OpenFile | None) -> _OpenFile:
         """Make the file. If two threads do at once, one file is kept."""
+        # A file that was removed gets its name again: the log may have said some of the counts.
+        path = os.path.join(self._directory, f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}") if not gone else gone.path
+        content = bytearray(SIZE)
         encoded = name.encode("utf-8", "replace")[:_NAME_SIZE]
-        began = time.time()
-        made = _OpenFile(os.path.join(self._directory, f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}"))
+        HEADER.pack_into(content, 0, MAGIC, os.getpid(), time.time(), encoded, pid_namespace())
+        for key, count in list(self._counts.items()):
+            _ROW.pack_into(content, self._position(key), *key, count)
+        made = _OpenFile(path)
         try:
-            made.write(HEADER.pack(MAGIC, os.getpid(), began, encoded, pid_namespace()).ljust(SIZE, b"\0"), 0)
+            made.write(bytes(content), 0)
             os.stat(fifo_path(self._directory))  # if it is gone, the directory is just being removed
         except BaseException:
-            os.unlink(made.path)
+            os.unlink(path)
             raise
+        if gone is not None:
+            self.__dict__["file"] = made
         file: _OpenFile = self.__dict__.setdefault("file", made)
         if file is not made:
-            os.unlink(made.path)
+            os.unlink(path)
         return file
 
 
@@ -181,20 +192,29 @@ class _OpenFile:
         self._fd = os.open(self.path, flags | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._status = os.fstat(self._fd)
 
-    def _is_open(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._fd), self._status)
-        except OSError:
-            return False
+    def _find(self) -> os.stat_result | None:
+        with contextlib.suppress(OSError):
+            found = os.fstat(self._fd)
+            if os.path.samestat(found, self._status):
+                return found
+        return None
+
+    def is_gone(self) -> bool:
+        """Return whether the file was removed; open it again if it was closed."""
+        found = self._find()
+        if found is None:
+            try:
+                self._open(0)
+            except FileNotFoundError:
+                return True
+        return found is not None and found.st_nlink == 0
 
     def write(self, data: bytes, position: int) -> None:
-        """Write all of the data at a position."""
-        if not self._is_open():
-            self._open(0)
+        """Write all of the data at a position; to be called right after `is_gone`."""
         write_at(self._fd, data, position)
 
     def __del__(self) -> None:
-        if sys is not None and not sys.is_finalizing() and self._is_open():
+        if sys is not None and not sys.is_finalizing() and self._find() is not None:
             os.close(self._fd)
 
 
