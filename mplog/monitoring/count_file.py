@@ -48,6 +48,9 @@ _HEADER_SIZE = 3 * _WORD
 _GAP = 512
 _MOST = 2**63 - 1
 
+#: Seconds between two looks whether the file was removed.
+_LOOK_SECONDS = 1.0
+
 #: A publication takes less than a millisecond. If it was cut short by a kill or a full disk, that lasts until the next.
 _READ_ATTEMPTS = 20
 _READ_PAUSE = 0.001
@@ -66,10 +69,11 @@ class CountFile:
         self._end = _ALIGN
         self._path = os.path.join(directory, _NAME)
         self._fd = -1
-        self._paused_until = 0.0
+        self._paused_until = self._look_at = 0.0
         #: The rows that are not in the file as they are in memory, by the index of their first word.
         self._unpublished: set[int] = set()
-        self.words = memoryview(map_counts(memory)).cast("q")
+        self._bytes = memoryview(map_counts(memory))
+        self.words = self._bytes.cast("q")
         self.words[0] = _MAGIC
         self._take_back(serial)
 
@@ -122,11 +126,14 @@ class CountFile:
 
     def publish(self) -> None:
         """Show in the file what has changed; what a full disk refuses waits for a later call."""
-        if time.monotonic() < self._paused_until:
+        now = time.monotonic()
+        if now < self._paused_until:
             return
         try:
-            if self._fd < 0 or not os.fstat(self._fd).st_nlink:
-                self._open()
+            if now >= self._look_at:
+                self._look_at = now + _LOOK_SECONDS
+                if self._fd < 0 or not os.fstat(self._fd).st_nlink:
+                    self._open()
             words = self.words
             words[BEGUN] = (words[ENDED] + 1) & _MOST
             self._copy(0, ENDED)
@@ -136,7 +143,8 @@ class CountFile:
             self._copy(ENDED, ENDED + 1)
             self._unpublished.clear()
         except OSError:
-            self._paused_until = time.monotonic() + PAUSE
+            self._paused_until = now + PAUSE
+            self._look_at = 0.0
 
     def close(self) -> None:
         """Give the descriptor back; the memory goes with the object."""
@@ -153,7 +161,7 @@ class CountFile:
         self._unpublished.update(base for _, base in _rows(self.words))
 
     def _copy(self, start: int, end: int) -> None:
-        write_at(self._fd, self.words[start:end].cast("B"), start * _WORD)
+        write_at(self._fd, self._bytes[start * _WORD : end * _WORD], start * _WORD)
 
     def _changed_words(self) -> Iterator[tuple[int, int]]:
         """Yield the begin and the end of each stretch to write."""

@@ -37,10 +37,9 @@ def lengthen(fd: int, length: int) -> None:
 
 def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
     """Write all of the data into a file, from a position on."""
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, position)
-        view, position = view[count:], position + count
+    count = os.pwrite(fd, data, position)
+    while count < len(data):  # a disk that has just become full: the next call says so
+        count += os.pwrite(fd, memoryview(data)[count:], position + count)
 
 
 def make_file(path: str, length: int) -> None:

@@ -104,7 +104,7 @@ class FileSink(Sink):
         if not os.path.isdir(directory):
             raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
         length = len(os.fsencode(os.path.basename(self.path)))
-        most = (os.pathconf(directory, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255) - _DERIVED
+        most = (os.pathconf(directory, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255) - DERIVED
         if length > most:
             raise OSError(
                 errno.ENAMETOOLONG,
@@ -135,8 +135,8 @@ class FileSink(Sink):
         return kind(self.path, self.file_options, rotator=rotator_of(self.rotation), **options)
 
 
-#: By how many bytes the names that are made from that of a log are longer.
-_DERIVED = max(map(len, ("..emergency.reading", ".2026-11-29_18-30-00", "..renames.1234567890")))
+#: Bytes by which the longest name that is made from the name of a log is longer.
+DERIVED = max(map(len, ("..emergency.reading", ".2026-11-29_18-30-00", "..renames.1234567890")))
 
 
 def _to_path(path: str | os.PathLike[str]) -> str:
