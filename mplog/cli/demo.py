@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MisusedError("the demo takes at least two workers, since one is killed")
     screen = _Screen()
     with tempfile.TemporaryDirectory(prefix="mplog-demo-") as directory:
+        os.chmod(directory, 0o700)  # whatever the umask is
         log = arguments.log or os.path.join(directory, "demo.log")
         begin = os.path.getsize(log) if os.path.exists(log) else 0
         numbers: Any = multiprocessing.sharedctypes.RawArray(ctypes.c_uint64, arguments.workers)

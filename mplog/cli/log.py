@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mplog.cli.arguments import running_queue, to_level
 from mplog.cli.main import MisusedError
 from mplog.errors import MplogError
-from mplog.queue.fifo import open_writer
+from mplog.queue.fifo import open_writer, was_written
 
 if TYPE_CHECKING:
     import logging
@@ -192,8 +192,9 @@ def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
                 if whole is not None:
                     os.write(fifo, whole)  # whole or not at all
                     return
-            except (ValueError, OSError):
-                pass
+            except (ValueError, OSError) as error:
+                if isinstance(error, OSError) and was_written(error):
+                    return
             slowly = _through_attach(where, record, number)
         slowly(message)
 

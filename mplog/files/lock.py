@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     import filelock
 
 
+#: Bytes that the name of a file may have, on nearly every file system.
+_LONGEST_NAME = 255
+
+
 def _lock_path(path: str) -> str:
     """Return the path of the lock file, which is the same for every path to the directory."""
     directory, name = os.path.realpath(os.path.dirname(path)), os.path.basename(path)
@@ -30,7 +35,10 @@ def _lock_path(path: str) -> str:
     place = os.path.join(directory, f".{name}.lock")
     if not os.access(directory, os.W_OK):
         # As in /var/log, where an administrator has made the file.
-        place = os.path.join(_own_path(), place.replace(os.sep, "%"))
+        flat = place.replace(os.sep, "%")
+        if len(os.fsencode(flat)) > _LONGEST_NAME:
+            flat = hashlib.sha256(os.fsencode(flat)).hexdigest()
+        place = os.path.join(_own_path(), flat)
     return place
 
 
@@ -43,6 +51,7 @@ def _make_own_directory(path: str) -> None:
     """Make a directory for locks in which no other user can plant anything, unless it is there."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)  # whatever the umask is
     found = os.lstat(path)
     if hasattr(os, "geteuid") and (
         not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077

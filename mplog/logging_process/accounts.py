@@ -76,12 +76,13 @@ class Accounts:
         now = time.monotonic()
         if now >= self._check_due:
             self._check_due = now + _CHECK_SECONDS
+            self.tallies.publish()
             self._say_losses(of_all=False)
             # Folding would change the numbers that the line about a restart compares.
             if not self.restarts.untold and not self._losses.is_blind:
                 self._ended.fold(done)
             self._ended.look(watched, due)
-            self._has_worked = self._losses.has_more or self._ended.is_pending
+            self._has_worked = self._losses.has_more or self._ended.is_pending or self.tallies.is_behind
         self._say_restarts(done)
 
     def check_all(self, done: int) -> None:

@@ -67,6 +67,7 @@ class Commit:
         self.accounts.tallies.write()
         self.accounts.restarts.settle()
         self.pair.commit(taken, self._note(rescued))
+        self.accounts.tallies.publish()
         self.announcements.remove()
         for output in self.outputs:
             output.settle()  # nothing is going to be taken back

@@ -35,7 +35,7 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     note = read_note(pair)
     announcements = Announcements(directory, note.announced)
     _take_back(announcements, dispatcher)
-    tallies = Tallies(directory, note.serial)
+    tallies = Tallies(places.memory, directory, note.serial)
     dispatcher.failed.update({name: count for (_, name), count in tallies.of("failed").items()})
     emergency = EmergencyReader(overflow.emergency or emergency_path(directory), note.emergency)
     source = FifoSource(places, overflow, pair, emergency, tallies, dispatcher, signals.wake)

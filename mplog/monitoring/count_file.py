@@ -1,13 +1,18 @@
-"""Counts in shared memory: a file of rows, each with the count that is committed and the one that is not yet.
+"""Counts of rows, each with the count that is committed and the one that is not yet; and a file that shows them.
 
 ::
 
     row:  length | number of a write, its count | number of a write, its count | key
 
+    logging process: write() --> memory that outlives it --> publish() --> file --> read_rows(): any process
+
 The rule of this file: **a kill never leaves half a change.** Each row has two places. A write fills the one that does
 not count, and gives it the number of the write, which is higher. The commit of the buffers names that number, so that
 all new counts become valid at one instant. After a kill, the next process discards counts with a higher number: it will
 read their records again.
+
+All of this happens in memory, for which no disk is needed. The file is a copy, written after the commit. While its disk
+is full, it falls behind, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from typing import Any
 
 import msgspec
 
-from mplog.queue.shared_file import map_fd
+from mplog.queue.buffer_memory import map_counts
+from mplog.queue.shared_file import PAUSE, write_at
 
 #: The name of a count: its kind, and what tells it from others of the kind.
 Key = tuple[Any, ...]
@@ -34,44 +40,42 @@ _WORD = 8
 _ALIGN = 8
 _HALF = 32
 _FIRST, _SECOND, _KEY = 1, 3, 5
-# In the header, after the magic: the number of the last change of the rows, stored when it begins and again when it
-# ends, so that a reader can tell that it has read in the middle of a change.
+# In the header, after the magic: the number of the last publication, stored when it begins and again when it ends, so
+# that a reader can tell that it has read in the middle of one.
 BEGUN, ENDED = 1, 2
 _HEADER_SIZE = 3 * _WORD
-_CHUNK = 2**16
-_LARGEST = 2**25  # some 300,000 rows; further counts do not survive a kill
+# Words between two changed rows that are written with them: copying a page costs less than another system call.
+_GAP = 512
 _MOST = 2**63 - 1
 
-#: A change of the rows takes less than a millisecond. The file of a process that was killed during one stays in it
-#: until the next logging process opens it.
+#: Seconds between two looks whether the file was removed.
+_LOOK_SECONDS = 1.0
+
+#: A publication takes less than a millisecond. If it was cut short by a kill or a full disk, that lasts until the next.
 _READ_ATTEMPTS = 20
 _READ_PAUSE = 0.001
 
 
 class CountFile:
-    """The file, for the one process that writes it; counts of writes after the committed `serial` are discarded.
+    """The counts, for the one process that counts; those of writes after the committed `serial` are discarded.
 
-    Raises OSError where there is no room for the file.
+    They are in the `memory` of the buffers; the file is in a directory. Raises OSError where memory cannot be mapped.
     """
 
-    def __init__(self, directory: str, serial: int) -> None:
+    def __init__(self, memory: int, directory: str, serial: int) -> None:
         self._places: dict[Key, int] = {}
         self._free: dict[int, list[int]] = defaultdict(list)
         self._emptied: list[Key] = []
         self._end = _ALIGN
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(os.path.join(directory, _NAME), flags, 0o600)
-        try:
-            length = os.fstat(self._fd).st_size
-            if length < _CHUNK:
-                self.words = self._grow()
-                self.words[0] = _MAGIC
-            else:
-                self.words = self._map(length & -_CHUNK)
-                self._take_back(serial)
-        except BaseException:
-            os.close(self._fd)
-            raise
+        self._path = os.path.join(directory, _NAME)
+        self._fd = -1
+        self._paused_until = self._look_at = 0.0
+        #: The rows that are not in the file as they are in memory, by the index of their first word.
+        self._unpublished: set[int] = set()
+        self._bytes = memoryview(map_counts(memory))
+        self.words = self._bytes.cast("q")
+        self.words[0] = _MAGIC
+        self._take_back(serial)
 
     def __contains__(self, key: object) -> bool:
         """Return whether a count has a row, and so survives a kill."""
@@ -89,57 +93,102 @@ class CountFile:
         """
         gone = [key for key in self._emptied if not changed.get(key)]
         self._emptied.clear()
-        with self._change():
-            for key in gone:
-                base = self._places.pop(key) & -_ALIGN
-                self._free[self.words[base] & ((1 << _HALF) - 1)].append(base)
-            for key, count in changed.items():
-                current = self._places.get(key) or (self._make_row(key) if count else None)
-                if current is None:
-                    continue
-                base = current & -_ALIGN
-                place = base + _FIRST + _SECOND - (current - base)
-                # The number last: until then, the other place has the higher one.
-                self.words[place + 1] = min(count, _MOST)
-                self.words[place] = serial
-                self._places[key] = place
-                if not count:
-                    self._emptied.append(key)
+        for key in gone:
+            base = self._places.pop(key) & -_ALIGN
+            self._free[self._length(base)].append(base)
+        for key, count in changed.items():
+            current = self._places.get(key) or (self._make_row(key) if count else None)
+            if current is None:
+                continue
+            base = current & -_ALIGN
+            place = base + _FIRST + _SECOND - (current - base)
+            # The number last: until then, the other place has the higher one.
+            self.words[place + 1] = min(count, _MOST)
+            self.words[place] = serial
+            self._unpublished.add(base)
+            self._places[key] = place
+            if not count:
+                self._emptied.append(key)
         return gone
 
     def reserve(self, key: Key) -> bool:
         """Make room for a count; return False if there is none."""
         if key not in self._places:
-            with self._change():  # the row may have been that of another key
-                place = self._make_row(key)
+            place = self._make_row(key)
             if place is not None:
                 self._places[key] = place
         return key in self._places
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the file does not show all counts."""
+        return bool(self._unpublished)
+
+    def publish(self) -> None:
+        """Show in the file what has changed; what a full disk refuses waits for a later call."""
+        now = time.monotonic()
+        if now < self._paused_until:
+            return
+        try:
+            if now >= self._look_at:
+                self._look_at = now + _LOOK_SECONDS
+                if self._fd < 0 or not os.fstat(self._fd).st_nlink:
+                    self._open()
+            words = self.words
+            words[BEGUN] = (words[ENDED] + 1) & _MOST
+            self._copy(0, ENDED)
+            for start, end in self._changed_words():
+                self._copy(start, end)
+            words[ENDED] = words[BEGUN]
+            self._copy(ENDED, ENDED + 1)
+            self._unpublished.clear()
+        except OSError:
+            self._paused_until = now + PAUSE
+            self._look_at = 0.0
+
     def close(self) -> None:
         """Give the descriptor back; the memory goes with the object."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
-    @contextlib.contextmanager
-    def _change(self) -> Iterator[None]:
-        """Tell readers that rows are being changed. After an error in between, readers still take it so."""
-        self.words[BEGUN] = (self.words[ENDED] + 1) & _MOST
-        yield
-        self.words[ENDED] = self.words[BEGUN]
+    def _open(self) -> None:
+        """Open the file, made if there is none, or none any more."""
+        self.close()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(self._path, flags, 0o600)
+        os.ftruncate(self._fd, self._end * _WORD)
+        self._unpublished.update(base for _, base in _rows(self.words))
+
+    def _copy(self, start: int, end: int) -> None:
+        write_at(self._fd, self._bytes[start * _WORD : end * _WORD], start * _WORD)
+
+    def _changed_words(self) -> Iterator[tuple[int, int]]:
+        """Yield the begin and the end of each stretch to write."""
+        start = end = 0
+        for base in sorted(self._unpublished):
+            if base - end > _GAP:
+                if end:
+                    yield start, end
+                start = base
+            start, end = start or base, base + self._length(base)
+        yield start, end
+
+    def _length(self, base: int) -> int:
+        return self.words[base] & ((1 << _HALF) - 1)
 
     def _take_back(self, serial: int) -> None:
-        with self._change():
-            for key, base in _rows(self.words):
-                for place in (base + _FIRST, base + _SECOND):
-                    if self.words[place] > serial:
-                        self.words[place] = self.words[place + 1] = 0
-                place = _valid_place(self.words, base)
-                length = self.words[base] & ((1 << _HALF) - 1)
-                self._end = base + length
-                if key is None or not self.words[place + 1]:
-                    self._free[length].append(base)
-                else:
-                    self._places[key] = place
+        for key, base in _rows(self.words):
+            for place in (base + _FIRST, base + _SECOND):
+                if self.words[place] > serial:
+                    self.words[place] = self.words[place + 1] = 0
+            place = _valid_place(self.words, base)
+            self._end = base + self._length(base)
+            self._unpublished.add(base)
+            if key is None or not self.words[place + 1]:
+                self._free[self._length(base)].append(base)
+            else:
+                self._places[key] = place
 
     def _make_row(self, key: Key) -> int | None:
         """Return the valid place of a new row, with a count of 0; None if there is no room."""
@@ -148,14 +197,11 @@ class CountFile:
         free = self._free.get(length)
         if free:
             base = free.pop()
-        else:
+        elif self._end + length <= len(self.words):
             base = self._end
-            try:
-                while base + length >= len(self.words):
-                    self.words = self._grow()
-            except OSError:
-                return None
             self._end += length
+        else:
+            return None
         words = self.words
         words[base] = length  # without a key: free
         words[base + 1] = words[base + 2] = words[base + 3] = words[base + 4] = 0
@@ -163,17 +209,8 @@ class CountFile:
             word = encoded[start : start + _WORD].ljust(_WORD, b"\0")
             words[base + _KEY + index] = int.from_bytes(word, "little", signed=True)
         words[base] = length | len(encoded) << _HALF
+        self._unpublished.add(base)
         return base + _FIRST
-
-    def _grow(self) -> memoryview:
-        length = os.fstat(self._fd).st_size
-        more = max(_CHUNK - length % _CHUNK, length)
-        if length + more > _LARGEST:
-            raise OSError("the file of counts has its largest size")
-        return self._map(length + more)
-
-    def _map(self, length: int) -> memoryview:
-        return memoryview(map_fd(self._fd, length)).cast("q")
 
 
 def read_rows(directory: str) -> dict[Key, int]:

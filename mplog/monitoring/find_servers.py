@@ -69,7 +69,7 @@ class RunningServer(msgspec.Struct, frozen=True):
         """Return the path of the buffers, if a process has them open; empty if not, or if that is not known."""
         path = f"/proc/{pid}/fd/{self.notice.memory}"
         with contextlib.suppress(OSError):
-            if os.readlink(path).startswith("/memfd:mplog-buffers"):
+            if buffer_memory.NAME in os.readlink(path):
                 return path
         return ""
 

@@ -96,8 +96,8 @@ class LossReader:
         return replace(losses, counts=new)
 
     def remove_files(self) -> None:
-        """Remove the files of processes that have ended, after a commit that keeps what is in them."""
-        if self.ended:
+        """Remove the files of processes that have ended, after a commit that keeps what is in them, for all to see."""
+        if self.ended and not self._tallies.is_behind:
             reach("before remove")
             for name, keys in self.ended.items():
                 if all(map(self._tallies.is_kept, keys)):

@@ -147,7 +147,7 @@ def _by_process(counts: Mapping[Any, int]) -> list[ProcessLosses]:
 def read_counts(directory: str) -> tuple[dict[Key, int], dict[str, ProcessLosses]]:
     """Return what `to_stats` needs, read from the directory of a queue; empty before a server starts and after its end.
 
-    After a kill between a write and its commit, it has that write until the next logging process takes it back.
+    The logging process shows in the files what is committed. While a disk is full, they may be behind.
     """
     while True:
         files = read_files(directory)

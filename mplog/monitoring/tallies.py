@@ -1,7 +1,7 @@
 """What the logging process counts, exactly, through any kill. Runs in the logging process.
 
 The rule of this file: **a count changes with the commit of what it counts.** `Tallies.write` is called right before a
-commit, and not at any other time. mplog/logging_process/README.rst tells the whole protocol.
+commit, `Tallies.publish` right after it. mplog/logging_process/README.rst tells the whole protocol.
 """
 
 from __future__ import annotations
@@ -37,21 +37,22 @@ def tell_apart(known: set[_T], key: _T, most: int, others: _T) -> _T:
 class Tallies:
     """Counts by kind and key. A commit makes those of the last `write` valid.
 
-    Without a directory, or without room for the file or for a row in it, counts live in this process alone. At the
-    start, counts of writes after `serial`, the last committed one, are discarded.
+    They survive this process in the `memory` of the buffers; without it, or without room for a row, they do not. Others
+    see them in a file of a directory. At the start, counts of writes after `serial`, the last committed one, are
+    discarded.
     """
 
     #: The kind that tells the next logging process which processes are watched.
     WATCHED = "watched"
 
-    def __init__(self, directory: str | None, serial: int = 0) -> None:
+    def __init__(self, memory: int | None, directory: str = "", serial: int = 0) -> None:
         self.serial = serial
         self.values: Counter[Key] = Counter()
         self._changed: set[Key] = set()
         self._file: CountFile | None = None
-        if directory is not None:
+        if memory is not None:
             with contextlib.suppress(OSError):
-                self._file = CountFile(directory, serial)
+                self._file = CountFile(memory, directory, serial)
                 self.values.update(self._file.counts())
         received, lost = self.of("received"), self.of("lost")
         self._senders: set[tuple[str, int]] = {(key[1], key[2]) for key in received}
@@ -96,6 +97,16 @@ class Tallies:
                     if not self.values[key]:
                         del self.values[key]
             self._changed.clear()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether other processes do not see all counts, because a disk is full."""
+        return self._file is not None and self._file.is_behind
+
+    def publish(self) -> None:
+        """Show other processes what is committed, as far as the disk has room."""
+        if self._file is not None and self._file.is_behind:
+            self._file.publish()
 
     def close(self) -> None:
         if self._file is not None:

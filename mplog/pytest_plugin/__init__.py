@@ -104,6 +104,7 @@ def mplog_records(request: pytest.FixtureRequest) -> Iterator[Records]:
     formatter = logging.Formatter(*_text_format(request.config))
     plugins = request.config.pluginmanager
     with tempfile.TemporaryDirectory(prefix="mplog-pytest-") as directory:
+        os.chmod(directory, 0o700)  # whatever the umask is
         records = Records(os.path.join(directory, "records"), formatter)
         with records.following():
             section = _Section(request.node, records)

@@ -2,25 +2,36 @@
 
 ::
 
-    header | slot | slot | note | note | buffer | buffer | spare
+    header | slot | slot | note | note | buffer | buffer | spare | counts
 
 The rule of this file: **the state is in two slots, written in turn.** The slot with the higher sequence number counts.
 The number is one aligned word, stored last; until then the other slot counts. A checksum tells a slot from garbage, and
-from one just being written when another process looks.
+from one just being written when another process looks. The counts have rules of their own
+(`mplog.monitoring.count_file`).
+
+No full disk can take a page of this memory away, which would kill the process that touches it (SIGBUS): it is anonymous
+(memfd_create(2)). Where the system has none, or refuses it, it is a file in /dev/shm or in the directory for temporary
+files, all of whose pages are written at once. Only on a disk that copies what it writes (btrfs) is this not enough.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import mmap
 import os
 import struct
 import tempfile
 import zlib
+from collections.abc import Callable
 
 import msgspec
 
 from mplog.queue.kill_points import reach
 from mplog.queue.shared_file import lengthen
+
+#: How links in /proc name the memory of a process (`mplog.monitoring.find_servers`).
+NAME = "mplog-buffers"
 
 #: The size of a FIFO unless told otherwise, in bytes: what Linux grants every user.
 FIFO_SIZE = 2**20
@@ -32,18 +43,20 @@ DEFAULT_SIZE = 8 * 2**20
 #: The longest note, in bytes.
 NOTE_SIZE = 4096
 
-# Each slot is on cache lines of its own, and the buffers begin on a page of their own (of 16 KiB on some machines).
+# Each slot is on cache lines of its own, and the buffers begin on a page of their own (of up to 64 KiB).
 _MAGIC = b"mplogbuf"
-_VERSION = 2
+_VERSION = 3
 _HEADER = struct.Struct("=8sQQ8s")  # magic, version, size of a buffer, mark
 SLOTS = (128, 320)
 _BODY = struct.Struct("=15Q")  # sequence number, fields of State
 _CHECKSUM = struct.Struct("=Q")
 NOTES = (4096, 4096 + NOTE_SIZE)
 _HEAD = 512  # up to the end of the slots
-START = 16384
+START = max(16384, mmap.ALLOCATIONGRANULARITY)
 _WORD = 8
 PLACES = 3
+#: Room for the counts: some 60,000 to 130,000, of which only used pages take memory. Others do not survive a kill.
+COUNTS_SIZE = 2**23
 # Size of the random mark that stands in the place of a read until it is made. No frame begins with it.
 MARK_SIZE = 8
 
@@ -128,17 +141,8 @@ def create(size: int = DEFAULT_SIZE, fifo_size: int = FIFO_SIZE) -> int:
             f"buffers of {size} bytes: they must be of whole pages, and at least twice as large as a FIFO of "
             f"{max(fifo_size, FIFO_SIZE)} bytes, so that all that is in it always fits into one."
         )
-    total = START + PLACES * size
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("mplog-buffers")
-    else:
-        with tempfile.TemporaryFile(prefix="mplog-buffers-") as file:
-            fd = os.dup(file.fileno())
+    fd = _allocate(_total(size))
     try:
-        if hasattr(os, "memfd_create"):
-            os.ftruncate(fd, total)  # no disk that could be full
-        else:
-            lengthen(fd, total)
         mark = b"\0" + os.urandom(MARK_SIZE - 1)
         os.pwrite(fd, _HEADER.pack(_MAGIC, _VERSION, size, mark), 0)
         os.pwrite(fd, _encode(0, State(size, fifo_size)), SLOTS[0])
@@ -146,6 +150,49 @@ def create(size: int = DEFAULT_SIZE, fifo_size: int = FIFO_SIZE) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _total(size: int) -> int:
+    return START + PLACES * size + COUNTS_SIZE
+
+
+def _allocate(length: int) -> int:
+    """Return the descriptor of memory of zeros that has no name."""
+    # A seccomp filter may refuse it, or a system that wants all such memory sealed (vm.memfd_noexec).
+    with contextlib.suppress(AttributeError, OSError):
+        return _made_long(os.memfd_create(NAME), os.ftruncate, length)
+    for directory in ("/dev/shm", tempfile.gettempdir()):
+        try:
+            return _made_long(_unnamed_file(directory), lengthen, length)
+        except OSError as error:
+            reason = str(error)
+            if error.errno == errno.EFBIG:
+                reason = (
+                    "no file of this process may be so long (RLIMIT_FSIZE, ulimit -f), which holds for memory, too. "
+                    "Raise that limit, or give LogServer a smaller buffer_size"
+                )
+    raise OSError(f"they take {length:,} bytes, and {reason}")
+
+
+def _made_long(fd: int, lengthen: Callable[[int, int], None], length: int) -> int:
+    try:
+        lengthen(fd, length)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _unnamed_file(directory: str) -> int:
+    fd, path = tempfile.mkstemp(prefix=f"{NAME}-", dir=directory)
+    os.unlink(path)
+    return fd
+
+
+def map_counts(fd: int) -> mmap.mmap:
+    """Map the counts, for the one process that counts."""
+    size = _check(fd)[1]
+    return mmap.mmap(fd, COUNTS_SIZE, offset=_total(size) - COUNTS_SIZE)
 
 
 class Memory:
@@ -236,7 +283,7 @@ def _check(fd: int) -> tuple[bytes, int, bytes]:
     _, version, size, mark = _HEADER.unpack_from(head)
     if version != _VERSION:
         raise ValueError(f"buffers of version {version} were made by another release of mplog; this is {_VERSION}.")
-    if os.fstat(fd).st_size != START + PLACES * size:
+    if os.fstat(fd).st_size != _total(size):
         raise _damaged(f"{os.fstat(fd).st_size} bytes for three of {size}")
     return head, size, mark
 

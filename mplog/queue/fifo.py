@@ -34,6 +34,9 @@ _F_GETPIPE_SZ = 1032
 # soon get the low numbers, and a write to such a number would end in one of these. High numbers stay unused.
 _LOWEST_FD = 512
 
+# What a file system answers that cannot change an inode. A FIFO itself has none of these errors.
+_AFTER_WRITE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
+
 # poll() counts milliseconds in a C int; a longer wait is several of them.
 _LONGEST_POLL = 86400.0
 
@@ -78,6 +81,15 @@ def is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def was_written(error: OSError) -> bool:
+    """Return whether a write that has failed was made all the same, all of it.
+
+    Linux writes, and then notes the time in the inode of the FIFO (file_update_time() in pipe_write(), fs/pipe.c). If
+    that fails, as it does on a full btrfs, so does the write.
+    """
+    return error.errno in _AFTER_WRITE
 
 
 #: What keeps ends of FIFOs open in this process. Each has a method ``forget_closed``.

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 from mplog.queue.losses import Reason
 from mplog.queue.sender import Sender, level_of
-from mplog.queue.shared_file import map_file
+from mplog.queue.shared_file import PAUSE, make_file, map_file, write_file
 
 _NAME = "fill"
 _FULL = 255
 
 
 class Fill:
-    """How full the buffers are, in one byte of shared memory: no system call is needed to write or to read it.
+    """How full the buffers are, in one byte of a file, which no system call is needed to read.
 
     The logging process makes the file (`writable`); a worker only looks, and gets an OSError while there is none.
     """
 
     def __init__(self, directory: str, *, writable: bool = False) -> None:
-        self._byte = map_file(os.path.join(directory, _NAME), 1, writable=writable)
+        self._path = os.path.join(directory, _NAME)
+        if writable:
+            make_file(self._path, 1)
+        self._byte = map_file(self._path, 1)
+        self._paused_until = 0.0
 
     def set(self, fraction: float) -> None:
         """Say how full they are, from 0 to 1. Runs in the logging process."""
         value = int(min(1.0, max(0.0, fraction)) * _FULL)
-        if self._byte[0] != value:
-            self._byte[0] = value
+        if self._byte[0] != value and time.monotonic() >= self._paused_until:
+            try:
+                write_file(self._path, bytes((value,)))
+            except OSError:  # the disk is full; a later call tries again
+                self._paused_until = time.monotonic() + PAUSE
 
     @property
     def fraction(self) -> float:

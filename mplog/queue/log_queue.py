@@ -117,6 +117,7 @@ class LogQueue(_Base):
             )
         # 0700: no other user gets at the queue. Not XDG_RUNTIME_DIR, which vanishes at logout while batch jobs go on.
         self._setup(tempfile.mkdtemp(prefix="mplog-"), is_owner=True)
+        os.chmod(self.directory, 0o700)  # whatever the umask is
         fifo.create(self.path)
         self.reader.open()
         self._maxsize = fifo.set_size(self.sender.open(), maxsize if maxsize > 0 else DEFAULT_SIZE)

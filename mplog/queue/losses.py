@@ -2,9 +2,9 @@
 
 ::
 
-    worker: Losses.count() --> a file in the queue's directory, mapped --> ProcessLosses: logging process, program
+    worker: Losses.count() --> a file in the queue's directory --> ProcessLosses: logging process, program
 
-The rule of this file: **a count is in shared memory when the logging call returns.** No lock guards it, since a signal
+The rule of this file: **a count is in the file when the logging call returns.** No lock guards it, since a signal
 handler may count while the thread that it has interrupted is counting.
 
 Each process numbers its records, and a lost one has used its number up. So the numbers that are missing in the log add
@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import os
 import struct
+import sys
 import time
 from collections import Counter
 
 from mplog.queue.directory import current_fifo_path
-from mplog.queue.shared_file import map_fd
+from mplog.queue.shared_file import PAUSE, write_at
 
 
 class Reason(enum.IntEnum):
@@ -89,6 +91,7 @@ SIZE = 4096
 _WORD = 8
 ROW = 4
 COUNT = 2
+_ROW = struct.Struct("=qqq")
 _ROWS = (SIZE - FIRST_ROW) // (ROW * _WORD)
 # The first rows, by reason, are those of level 0, and of all levels for which no row is left.
 _FIRST_OWN_ROW = len(Reason) + 1
@@ -106,6 +109,9 @@ class Losses:
         self._counts: Counter[tuple[int, int]] = Counter()
         self._rows: dict[tuple[int, int], int] = {(0, int(reason)): int(reason) for reason in Reason}
         self._free_rows = iter(range(_FIRST_OWN_ROW, _ROWS))
+        #: The keys of counts that could not be written.
+        self._waiting: set[tuple[int, int]] = set()
+        self._paused_until = 0.0
 
     def count(self, level: int, reason: Reason, name: str | None) -> None:
         """Count a record of a level; `name` is that of the process, as its records have it."""
@@ -117,45 +123,99 @@ class Losses:
             else:
                 self._rows.setdefault(key, row)
         self._counts.update((key,))  # in one step, whatever other threads and signal handlers do (one C function)
-        words = self.__dict__.get("words")
-        if words is not None:
-            self._store(words, key)
+        if time.monotonic() < self._paused_until:
+            self._waiting.add(key)
             return
-        with contextlib.suppress(OSError):
-            words = self._make(name or "")
-            for key in list(self._counts):
-                self._store(words, key)
+        try:
+            for each in (key, *self._waiting):
+                self._write(each, name or "")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._paused_until = time.monotonic() + PAUSE
 
     @property
     def counts(self) -> dict[tuple[int, Reason], int]:
         return {(level, Reason(reason)): count for (level, reason), count in self._counts.items()}
 
-    def _store(self, words: memoryview, key: tuple[int, int]) -> None:
-        start = self._rows[key] * ROW
-        words[start], words[start + 1] = key
-        # Another thread may count, and store, between any two steps. The last one stores the last count.
-        while words[start + COUNT] != self._counts[key]:
-            words[start + COUNT] = self._counts[key]
-
-    def _make(self, name: str) -> memoryview:
-        """Make the file, and return its rows. If two threads do at once, one file is kept."""
-        encoded = name.encode("utf-8", "replace")[:_NAME_SIZE]
-        began = time.time()
-        path = os.path.join(self._directory, f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def _write(self, key: tuple[int, int], name: str) -> None:
+        self._waiting.discard(key)  # first: another thread that fails meanwhile adds it again
         try:
-            os.write(fd, HEADER.pack(MAGIC, os.getpid(), began, encoded, pid_namespace()))
-            made = memoryview(map_fd(fd, SIZE))[FIRST_ROW:].cast("q")
+            file: _OpenFile | None = self.__dict__.get("file")
+            if file is None or file.is_gone():
+                file = self._make(name, file)
+            written = 0
+            # Another thread may count, and write, between any two steps. The last one writes the last count.
+            while written != self._counts[key]:
+                written = self._counts[key]
+                file.write(_ROW.pack(*key, written), self._position(key))
+        except BaseException:
+            self._waiting.add(key)
+            raise
+
+    def _position(self, key: tuple[int, int]) -> int:
+        return FIRST_ROW + self._rows[key] * ROW * _WORD
+
+    def _make(self, name: str, gone: _OpenFile | None) -> _OpenFile:
+        """Make the file. If two threads do at once, one file is kept."""
+        # A file that was removed gets its name again: the log may have said some of the counts.
+        path = os.path.join(self._directory, f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}") if not gone else gone.path
+        content = bytearray(SIZE)
+        encoded = name.encode("utf-8", "replace")[:_NAME_SIZE]
+        HEADER.pack_into(content, 0, MAGIC, os.getpid(), time.time(), encoded, pid_namespace())
+        for key, count in list(self._counts.items()):
+            _ROW.pack_into(content, self._position(key), *key, count)
+        made = _OpenFile(path)
+        try:
+            made.write(bytes(content), 0)
             os.stat(current_fifo_path(self._directory))  # if it is gone, the directory is just being removed
         except BaseException:
             os.unlink(path)
             raise
-        finally:
-            os.close(fd)
-        words: memoryview = self.__dict__.setdefault("words", made)
-        if words is not made:
+        if gone is not None:
+            self.__dict__["file"] = made
+        file: _OpenFile = self.__dict__.setdefault("file", made)
+        if file is not made:
             os.unlink(path)
-        return words
+        return file
+
+
+class _OpenFile:
+    """A new file that stays open, in a program that may close its descriptor, and use the number for another file."""
+
+    _fd = -1
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._open(os.O_CREAT | os.O_EXCL)
+
+    def _open(self, flags: int) -> None:
+        self._fd = os.open(self.path, flags | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._status = os.fstat(self._fd)
+
+    def _find(self) -> os.stat_result | None:
+        with contextlib.suppress(OSError):
+            found = os.fstat(self._fd)
+            if os.path.samestat(found, self._status):
+                return found
+        return None
+
+    def is_gone(self) -> bool:
+        """Return whether the file was removed; open it again if it was closed."""
+        found = self._find()
+        if found is None:
+            try:
+                self._open(0)
+            except FileNotFoundError:
+                return True
+        return found is not None and found.st_nlink == 0
+
+    def write(self, data: bytes, position: int) -> None:
+        """Write all of the data at a position; to be called right after `is_gone`."""
+        write_at(self._fd, data, position)
+
+    def __del__(self) -> None:
+        if sys is not None and not sys.is_finalizing() and self._find() is not None:
+            os.close(self._fd)
 
 
 def pid_namespace() -> int:

@@ -158,6 +158,8 @@ class Sender:
             except BrokenPipeError:
                 raise self.no_reader() from None
             except OSError as error:
+                if fifo.was_written(error):
+                    return
                 if error.errno != errno.EBADF:
                     raise
                 fifo.forget_closed()
@@ -190,8 +192,9 @@ class Sender:
             try:
                 _write(self.write_fd, frame.header(frame.BYTES, len(payload)) + payload)
                 return
-            except OSError:
-                pass
+            except OSError as error:
+                if fifo.was_written(error):
+                    return
         try:
             self.send(frame.BYTES, payload, timeout != 0, timeout)
         except NoReaderError:
@@ -214,8 +217,9 @@ class Sender:
             try:
                 _write(self.write_fd, _headers[len(payload)] + payload)
                 return
-            except OSError:
-                pass
+            except OSError as error:
+                if fifo.was_written(error):
+                    return
         self._put_slowly(payload)
 
     def put_synced(self, payload: bytes) -> bool:

@@ -1,14 +1,21 @@
-"""Files by which processes of one server tell each other something: mapped into memory, or replaced as a whole.
+"""Files by which processes of one server tell each other something: written in place, or replaced as a whole.
 
-The rule of this file: **a full disk raises OSError.** A page of a mapped file for which the disk has no room kills the
-process that touches it, by SIGBUS. So a file is made long enough by writing to it, never by ``ftruncate`` alone.
+The rule of this file: **nothing is written through a mapping.** Where the disk has no room for a page of a mapped file,
+a store into it kills the process by SIGBUS. On a disk that copies what it writes (btrfs), this can hit any page, also
+one that was written before. So all writes are system calls, which raise OSError. Where a reader looks too often for a
+system call, it maps the file, read-only: pages that were written stay readable however full the disk is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
+from collections.abc import Iterator
+
+#: Seconds without a further attempt after a full disk: btrfs looks for room for up to 60 ms each time.
+PAUSE = 1.0
 
 _BLOCK = bytes(2**20)
 
@@ -28,24 +35,51 @@ def lengthen(fd: int, length: int) -> None:
         raise
 
 
-def map_fd(fd: int, length: int) -> mmap.mmap:
-    """Map the beginning of an open file for reading and writing; make it long enough first (`lengthen`)."""
-    lengthen(fd, length)
-    return mmap.mmap(fd, length)
+def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
+    """Write all of the data into a file, from a position on."""
+    count = os.pwrite(fd, data, position)
+    while count < len(data):  # a disk that has just become full: the next call says so
+        count += os.pwrite(fd, memoryview(data)[count:], position + count)
 
 
-def map_file(path: str, length: int, *, writable: bool = False) -> mmap.mmap:
-    """Map the beginning of a file: to write, and it is made and lengthened, or to read what another process writes.
+def make_file(path: str, length: int) -> None:
+    """Make a file of zeros, unless there is one that is so long.
 
     Raises:
-        OSError: there is no such file, it is too short, or the disk has no room for it.
+        OSError: the disk has no room for it.
     """
-    flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+    with _opened(path, os.O_RDWR | os.O_CREAT) as fd:
+        lengthen(fd, length)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Overwrite the beginning of a file that others may have mapped.
+
+    Raises:
+        OSError: there is no such file, or the disk has no room for it.
+    """
+    with _opened(path, os.O_WRONLY) as fd:
+        write_at(fd, data, 0)
+
+
+def map_file(path: str, length: int) -> mmap.mmap:
+    """Map the beginning of a file, to read what another process writes.
+
+    Raises:
+        OSError: there is no such file, or it is too short.
+    """
+    with _opened(path, os.O_RDONLY) as fd:
+        try:
+            return mmap.mmap(fd, length, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, f"shorter than {length} bytes") from error
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        return map_fd(fd, length) if writable else mmap.mmap(fd, length, access=mmap.ACCESS_READ)
-    except ValueError as error:
-        raise OSError(f"{path} is shorter than {length} bytes") from error
+        yield fd
     except OSError as error:
         error.filename = path
         raise

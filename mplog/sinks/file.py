@@ -103,6 +103,14 @@ class FileSink(Sink):
         directory = os.path.dirname(self.path)
         if not os.path.isdir(directory):
             raise FileNotFoundError(errno.ENOENT, f"its directory {directory} does not exist. Create it first")
+        length = len(os.fsencode(os.path.basename(self.path)))
+        most = (os.pathconf(directory, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255) - DERIVED
+        if length > most:
+            raise OSError(
+                errno.ENAMETOOLONG,
+                f"its name has {length} bytes, and may have {most}: its lock, for one, has a longer name. "
+                "Choose a shorter one",
+            )
         if os.path.isdir(self.path):
             raise IsADirectoryError(errno.EISDIR, "Is a directory. Name a file in it")
         try:
@@ -125,6 +133,10 @@ class FileSink(Sink):
     def open_file(self, kind: Callable[..., LogFileHandler] = LogFileHandler, **options: Any) -> LogFileHandler:
         """Return a handler of this kind, with options of its own. Runs in the logging process."""
         return kind(self.path, self.file_options, rotator=rotator_of(self.rotation), **options)
+
+
+#: Bytes by which the longest name that is made from the name of a log is longer.
+DERIVED = max(map(len, ("..emergency.reading", ".2026-11-29_18-30-00", "..renames.1234567890")))
 
 
 def _to_path(path: str | os.PathLike[str]) -> str:

@@ -1,7 +1,7 @@
 """Levels that a server changes while its workers run, without a thread, a signal or a lock.
 
-The directory of the queue holds a word of shared memory that counts the changes, and a file that lists them. A worker
-looks at the word whenever it sends a record; `mplog.Logger` does so at each call, also below the level.
+The directory of the queue holds a file of one word that counts the changes, and a file that lists them. A worker has
+the word mapped, and looks at it whenever it sends a record; `mplog.Logger` does so at each call, also below the level.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 
 import msgspec
 
-from mplog.queue.shared_file import map_file, replace_file
+from mplog.queue.shared_file import make_file, map_file, replace_file, write_file
 
 _COUNTER_NAME = "level-changes"
 _CHANGES_NAME = "levels"
@@ -39,16 +40,24 @@ class LevelChanges:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._changes: dict[str, tuple[int, int]] = {}
-        self._word = _map(directory, writable=True)
+        #: The last change of each logger: its number, the name of the logger, and the level.
+        self._changes: list[tuple[int, str, int]] = []
+        make_file(os.path.join(directory, _COUNTER_NAME), _WORD)
 
     def set(self, name: str, level: int) -> None:
         """Tell the workers of a new level, or raise OSError and tell them nothing."""
-        count = self._word[0] + 1
-        changes = {**self._changes, name: (count, level)}
-        replace_file(os.path.join(self._directory, _CHANGES_NAME), msgspec.json.encode(changes))
-        self._changes = changes
-        self._word[0] = count  # in this order: a worker that sees the new number finds the new file
+        before = self._changes
+        count = before[-1][0] + 1 if before else 1
+        self._changes = [*(change for change in before if change[1] != name), (count, name, level)]
+        # In this order: a worker that sees the new number finds the new file. Until then, the change before it holds.
+        try:
+            replace_file(
+                os.path.join(self._directory, _CHANGES_NAME), msgspec.json.encode([*before, self._changes[-1]])
+            )
+            write_file(os.path.join(self._directory, _COUNTER_NAME), count.to_bytes(_WORD, sys.byteorder))
+        except OSError:
+            self._changes = before
+            raise
 
 
 def counter_path(directory: str) -> str:
@@ -56,8 +65,8 @@ def counter_path(directory: str) -> str:
     return os.path.join(directory, _COUNTER_NAME)
 
 
-def _map(directory: str, *, writable: bool = False) -> memoryview:
-    return memoryview(map_file(counter_path(directory), _WORD, writable=writable)).cast("Q")
+def _map(directory: str) -> memoryview:
+    return memoryview(map_file(counter_path(directory), _WORD)).cast("Q")
 
 
 def watch(directory: str) -> None:
@@ -76,7 +85,8 @@ def look() -> None:
     watched.seen = count  # first: what follows may log
     with contextlib.suppress(OSError, msgspec.DecodeError):  # the server has gone
         with open(os.path.join(watched.directory, _CHANGES_NAME), "rb") as file:
-            changes = msgspec.json.decode(file.read(), type=dict[str, tuple[int, int]])
-        for name, (number, level) in changes.items():
-            if number > last:  # a level that the process has set itself since stays
+            changes = msgspec.json.decode(file.read(), type=list[tuple[int, str, int]])
+        for number, name, level in changes:
+            # A level that the process has set itself since stays. A number above the count may never come to count.
+            if last < number <= count:
                 logging.getLogger(name).setLevel(level)

@@ -27,6 +27,7 @@ from mplog.record import frame, plain
 from mplog.record.frame_reader import UNFINISHED_LIMIT
 from mplog.record.layout import MAX_RECORD_SIZE
 from mplog.server import shutdown
+from mplog.sinks.file import DERIVED
 
 
 def test_delivery_page_names_tests_that_exist() -> None:
@@ -112,6 +113,7 @@ LIMITS = {
     "``stats()``": f"{tallies.COUNTED_PROCESSES:,}",
     "Files that": f"{inspect.signature(mplog.RoutedFileSink).parameters['max_open'].default}",
     "A name that": f"{file_names.NAME_SIZE} bytes",
+    "The name of a log": f"{255 - DERIVED} bytes",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import itertools
 import logging
 import os
 import random
@@ -16,7 +16,7 @@ from readers import in_fork
 from scripts import lines
 
 import mplog
-from mplog.monitoring import count_file, ended_processes, statistics
+from mplog.monitoring import ended_processes, statistics
 from mplog.monitoring.count_file import read_rows
 from mplog.monitoring.ended_processes import EndedProcesses
 from mplog.monitoring.loss_reader import LossReader
@@ -69,11 +69,11 @@ class Logging:
         lines: what is in the log, as (pid, count); lines that are not committed are gone after a kill.
     """
 
-    def __init__(self, directory: str, living: set[int], before: Logging | None = None) -> None:
+    def __init__(self, memory: int, directory: str, living: set[int], before: Logging | None = None) -> None:
         self.directory = directory
         self.serial = before.serial if before else 0
         self.lines = list(before.lines) if before else []
-        self.tallies = Tallies(directory, self.serial)
+        self.tallies = Tallies(memory, directory, self.serial)
         self.numbers = Numbers(self.tallies)
         self.losses = LossReader(directory, self.tallies, lambda pid: pid not in living)
         self.ended = EndedProcesses(self.tallies, self.numbers, self.losses)
@@ -97,6 +97,7 @@ class Logging:
         """Make all counts valid; the files of processes that have ended are still there."""
         self.tallies.write()
         self.serial = self.tallies.serial
+        self.tallies.publish()
         self.lines += self._said
         self._said = []
 
@@ -111,9 +112,9 @@ class Logging:
         return to_stats(*read_counts(self.directory))
 
 
-def test_files_of_the_dead_go_and_their_counts_stay(directory: str, living: set[int], is_pid: Any) -> None:
+def test_files_of_the_dead_go_and_their_counts_stay(memory: int, directory: str, living: set[int], is_pid: Any) -> None:
     """What ended processes have lost is still counted by process when their files are gone; others keep their files."""
-    logging_process = Logging(directory, living)
+    logging_process = Logging(memory, directory, living)
     living.update((11, 12))
     for pid in (11, 12):
         is_pid(pid)
@@ -141,12 +142,12 @@ def test_files_of_the_dead_go_and_their_counts_stay(directory: str, living: set[
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_folding_is_exact_through_kills(directory: str, living: set[int], is_pid: Any, seed: int) -> None:
+def test_folding_is_exact_through_kills(memory: int, directory: str, living: set[int], is_pid: Any, seed: int) -> None:
     """Wherever the logging process is killed, each loss is counted once and said once, also for a pid that is used
     again, and in the end no file is left."""
     dice = random.Random(seed)
     lost, missing = Counter[int](), Counter[int]()
-    logging_process = Logging(directory, living)
+    logging_process = Logging(memory, directory, living)
     running: dict[int, tuple[Losses, int]] = {}
     for step in range(200):
         pid = dice.randrange(1, 30)
@@ -170,6 +171,7 @@ def test_folding_is_exact_through_kills(directory: str, living: set[int], is_pid
             # A kill takes back what was received and not committed, and it comes again: here it is committed at once.
             logging_process.receive(pid, [last + count + extra + 1])
             logging_process.tallies.write()
+            logging_process.tallies.publish()
             logging_process.serial = logging_process.tallies.serial
             if dice.random() < 0.4:
                 del running[pid]
@@ -184,7 +186,7 @@ def test_folding_is_exact_through_kills(directory: str, living: set[int], is_pid
             logging_process.losses.remove_files()
         else:
             logging_process.tallies.close()
-            logging_process = Logging(directory, living, logging_process)
+            logging_process = Logging(memory, directory, living, logging_process)
         stats = logging_process.stats()
         assert (stats.dropped, sum(stats.missing.values())) == (lost.total(), missing.total()), (step, ending)
         assert {each.pid for each in stats.lost} == {pid for pid in lost if lost[pid]}
@@ -204,10 +206,10 @@ def test_folding_is_exact_through_kills(directory: str, living: set[int], is_pid
 
 
 def test_a_file_that_is_removed_while_it_is_read_counts_once(
-    directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
+    memory: int, directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the counts of a process go to the totals after its file was read, and before the totals are."""
-    logging_process = Logging(directory, living)
+    logging_process = Logging(memory, directory, living)
     Losses(directory).count(INFO, Reason.SHED, "w")
     rounds = iter(range(3))
 
@@ -224,12 +226,12 @@ def test_a_file_that_is_removed_while_it_is_read_counts_once(
 
 
 def test_very_many_processes_take_bounded_room(
-    directory: str, living: set[int], is_pid: Any, monkeypatch: pytest.MonkeyPatch
+    memory: int, directory: str, living: set[int], is_pid: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After more processes than are told apart, the sums are exact, and the file does not grow."""
     monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_PROCESSES", 200)
     monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_ENDED", 50)
-    logging_process, sizes = Logging(directory, living), []
+    logging_process, sizes = Logging(memory, directory, living), []
     for start in range(1, 3000, 100):
         for pid in range(start, start + 100):
             is_pid(pid)
@@ -249,9 +251,9 @@ def test_very_many_processes_take_bounded_room(
     logging_process.tallies.close()
 
 
-def test_what_was_dropped_out_of_the_buffers_is_folded(directory: str, living: set[int]) -> None:
+def test_what_was_dropped_out_of_the_buffers_is_folded(memory: int, directory: str, living: set[int]) -> None:
     """Also for a process of which not one record has come through, and not before it is said."""
-    logging_process = Logging(directory, living)
+    logging_process = Logging(memory, directory, living)
     tallies, counts = logging_process.tallies, {(INFO, Reason.OLDEST): 3}
     living.add(8)
     for pid in (7, 8):
@@ -267,9 +269,9 @@ def test_what_was_dropped_out_of_the_buffers_is_folded(directory: str, living: s
     logging_process.tallies.close()
 
 
-def test_a_pid_that_comes_again_hides_no_gap(directory: str, living: set[int]) -> None:
+def test_a_pid_that_comes_again_hides_no_gap(memory: int, directory: str, living: set[int]) -> None:
     """The numbers of a process are its own, even if an earlier process with its pid has sent more."""
-    logging_process = Logging(directory, living)
+    logging_process = Logging(memory, directory, living)
     logging_process.receive(7, list(range(1, 101)))
     for _ in range(2):
         logging_process.round()
@@ -279,9 +281,9 @@ def test_a_pid_that_comes_again_hides_no_gap(directory: str, living: set[int]) -
     logging_process.tallies.close()
 
 
-def test_a_pid_that_comes_again_at_once_is_not_taken_for_dead(directory: str, living: set[int]) -> None:
+def test_a_pid_that_comes_again_at_once_is_not_taken_for_dead(memory: int, directory: str, living: set[int]) -> None:
     """If a new process has the pid before the dead one is folded, both are folded later, and nothing is missing."""
-    logging_process = Logging(directory, living)
+    logging_process = Logging(memory, directory, living)
     logging_process.receive(7, list(range(1, 101)))
     logging_process.round()  # finds that it has ended
     living.add(7)
@@ -298,14 +300,14 @@ def test_a_pid_that_comes_again_at_once_is_not_taken_for_dead(directory: str, li
     logging_process.tallies.close()
 
 
-def test_one_that_was_taken_for_dead_goes_on(directory: str, living: set[int]) -> None:
+def test_one_that_was_taken_for_dead_goes_on(memory: int, directory: str, living: set[int]) -> None:
     """A process of another container seems to have ended, since its pid means nothing here; nothing is missing."""
-    logging_process = Logging(directory, living)
+    logging_process = Logging(memory, directory, living)
     logging_process.receive(7, [1, 2, 4])
     for _ in range(2):
         logging_process.round()
     logging_process.tallies.close()
-    logging_process = Logging(directory, living, logging_process)
+    logging_process = Logging(memory, directory, living, logging_process)
     logging_process.receive(7, [6, 7, 5])
     assert to_stats(logging_process.tallies.values, {}).missing == {7: 1}
     logging_process.receive(7, [10])
@@ -314,11 +316,11 @@ def test_one_that_was_taken_for_dead_goes_on(directory: str, living: set[int]) -
 
 
 def test_one_that_was_passed_over_is_followed_from_there(
-    directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
+    memory: int, directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If too many processes log at a time, numbers that came before there was room for a process are not missing."""
     monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_PROCESSES", 1)
-    logging_process = Logging(directory, living)
+    logging_process = Logging(memory, directory, living)
     living.update((7, 8))
     logging_process.receive(7, [1])
     logging_process.receive(8, [1, 2, 3])
@@ -342,24 +344,20 @@ def assert_file_stays(logging_process: Logging, directory: str) -> None:
 
 
 def test_the_file_of_one_in_another_container_stays(
-    directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
+    memory: int, directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file whose pid is one of another PID namespace is not removed, whether that pid is in use here or not."""
-    logging_process = Logging(directory, living)
+    logging_process = Logging(memory, directory, living)
     monkeypatch.setattr(losses, "pid_namespace", lambda: 1)
     assert_file_stays(logging_process, directory)
 
 
-def no_room(*arguments: Any) -> Any:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_without_room_nothing_is_folded(directory: str, living: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the statistics cannot grow, the files stay, and so do their counts."""
-    logging_process = Logging(directory, living)
-    monkeypatch.setattr(count_file, "map_fd", no_room)
-    reserved = [logging_process.tallies.reserve(("filler", number)) for number in range(2000)]
-    assert any(reserved) and not reserved[-1], "the file is full"
+def test_without_room_nothing_is_folded(memory: int, directory: str, living: set[int]) -> None:
+    """Where there is no room for more counts, the files stay, and so do their counts."""
+    logging_process, numbers = Logging(memory, directory, living), itertools.count()
+    for filler in ("filler" * 100, "filler"):
+        while logging_process.tallies.reserve((filler, next(numbers))):
+            pass
     assert_file_stays(logging_process, directory)
 
 

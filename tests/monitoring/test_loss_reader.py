@@ -28,15 +28,16 @@ class Reader:
     """A LossReader, which the next one follows after a kill.
 
     Args:
+        memory: of the server.
         directory: of the queue.
         before: the reader before this one.
     """
 
-    def __init__(self, directory: str, before: Reader | None = None) -> None:
+    def __init__(self, memory: int, directory: str, before: Reader | None = None) -> None:
         self.serial = before.serial if before else 0
         if before:
             before.tallies.close()
-        self.tallies = Tallies(directory, self.serial)
+        self.tallies = Tallies(memory, directory, self.serial)
         self.new = LossReader(directory, self.tallies, lambda pid: False).new
 
     def commit(self) -> None:
@@ -46,14 +47,14 @@ class Reader:
 
 
 @pytest.fixture
-def reader(directory: str) -> Iterator[Reader]:
+def reader(memory: int, directory: str) -> Iterator[Reader]:
     """The first reader."""
-    reader = Reader(directory)
+    reader = Reader(memory, directory)
     yield reader
     reader.tallies.close()
 
 
-def test_what_is_new_is_said_once(directory: str, reader: Reader) -> None:
+def test_what_is_new_is_said_once(memory: int, directory: str, reader: Reader) -> None:
     """A look returns what was lost since the last look. After a kill, it is what was lost since the last commit."""
     mine = Losses(directory)
     assert reader.new() == []
@@ -62,17 +63,17 @@ def test_what_is_new_is_said_once(directory: str, reader: Reader) -> None:
     (first,) = reader.new()
     assert first.lost == 3
     mine.count(ERROR, Reason.QUEUE_FULL, "w")
-    reader = Reader(directory, reader)
+    reader = Reader(memory, directory, reader)
     assert reader.new()[0].lost == 4
     reader.commit()
     mine.count(INFO, Reason.QUEUE_FULL, "w")
     (second,) = reader.new()
     assert second.counts == {(INFO, Reason.QUEUE_FULL): 1}
-    reader = Reader(directory, reader)
+    reader = Reader(memory, directory, reader)
     assert reader.new() == [second]
     assert reader.new() == []
     reader.commit()
-    reader = Reader(directory, reader)
+    reader = Reader(memory, directory, reader)
     assert reader.new() == []
     assert read_losses(directory)[0].lost == 5
     reader.tallies.close()

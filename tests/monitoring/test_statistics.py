@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
 import random
 import re
-import resource
 import signal
 import time
 from collections import Counter
@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from oracle import wait_until
-from readers import in_fork
 from scripts import BlockedHandler, Gate, lines, stop_all_threads
 
 import mplog
@@ -57,28 +56,30 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 # --- the file ---
 
 
-def test_counts_are_read_without_asking(directory: str) -> None:
+def test_counts_are_read_without_asking(memory: int, directory: str) -> None:
     """Any process can read what is written, with names of any kind and values of any size."""
     assert read_rows(directory) == {}
-    tallies = Tallies(directory)
+    tallies = Tallies(memory, directory)
     expected = {("received", "wörker", 711, 20): 7, ("failed", "<x" * 500): 1, ("last", 2**32): 2**63 - 1, ("a",): -5}
     for key, count in expected.items():
         tallies.add(key, count)
-    assert read_rows(directory) == {}, "nothing before it is written"
     tallies.write()
+    assert read_rows(directory) == {}, "nothing before it is committed"
+    tallies.publish()
     assert read_rows(directory) == expected == tallies.values
     tallies.set(("last", 2**32), 2**70)
     tallies.write()
+    tallies.publish()
     assert read_rows(directory)["last", 2**32] == 2**63 - 1
     assert os.stat(os.path.join(directory, "statistics")).st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_was_not_committed_is_taken_back(directory: str, seed: int) -> None:
+def test_what_was_not_committed_is_taken_back(memory: int, directory: str, seed: int) -> None:
     """Opening the file with the number of a commit gives the counts of that commit, however often."""
     dice, committed, serial = random.Random(seed), Counter[Any](), 0
     for _ in range(60):
-        tallies = Tallies(directory, serial)
+        tallies = Tallies(memory, directory, serial)
         assert +tallies.values == +committed
         for _ in range(dice.randrange(5)):
             for _ in range(dice.randrange(4)):
@@ -94,10 +95,10 @@ def test_what_was_not_committed_is_taken_back(directory: str, seed: int) -> None
     assert len(+committed) > 5
 
 
-def test_a_kill_within_a_write_changes_nothing(directory: str) -> None:
+def test_a_kill_within_a_write_changes_nothing(memory: int, directory: str) -> None:
     """Wherever in a write it happens, the counts are those of the last commit."""
     keys = [("received", "w", pid, 20) for pid in range(50)]
-    file = CountFile(directory, 0)
+    file = CountFile(memory, directory, 0)
     file.write(Counter(keys), 1)
     file.close()
 
@@ -123,7 +124,7 @@ def test_a_kill_within_a_write_changes_nothing(directory: str) -> None:
             return len(self.words)
 
     for room in range(0, 105, 3):
-        file = CountFile(directory, 1)
+        file = CountFile(memory, directory, 1)
         assert file.counts() == Counter(keys)
         file.words = Words(file.words, room)  # type: ignore[assignment]
         with pytest.raises(Killed):
@@ -131,80 +132,147 @@ def test_a_kill_within_a_write_changes_nothing(directory: str) -> None:
         file.close()
 
 
-def test_what_is_over_leaves_its_room(directory: str) -> None:
+def test_what_is_over_leaves_its_room(memory: int, directory: str) -> None:
     """Many processes that are watched one after the other take no more room than one."""
-    tallies = Tallies(directory)
+    tallies = Tallies(memory, directory)
     for pid in range(5000):
         tallies.add((Tallies.WATCHED, pid, f"worker {pid:4d}"))
         tallies.write()
         tallies.set((Tallies.WATCHED, pid, f"worker {pid:4d}"), 0)
     tallies.write()
     tallies.write()
-    assert os.stat(os.path.join(directory, "statistics")).st_size == 2**16
+    tallies.publish()
+    assert os.stat(os.path.join(directory, "statistics")).st_size < 2**10
     assert len(tallies.values) <= 1
     tallies.close()
-    assert +Tallies(directory, tallies.serial).values == {}
+    assert +Tallies(memory, directory, tallies.serial).values == {}
 
 
-def test_room_is_made_in_a_change(directory: str) -> None:
-    """A reader notices that a row is being made, which may have been that of another key."""
-    file = CountFile(directory, 0)
-    words, stored = file.words, []
+def test_readers_are_told_of_a_change(memory: int, directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader notices that rows are being written, wherever in the file they are; rows side by side take one call."""
+    file, written = CountFile(memory, directory, 0), []
 
-    class Noting:
-        """The words, which notes each store into a row, and whether readers are told of a change meanwhile."""
+    def write_at(fd: int, data: memoryview, position: int) -> None:
+        os.pwrite(fd, data, position)
+        words = memoryview(Path(directory, "statistics").read_bytes().ljust(24, b"\0")).cast("q")
+        written.append((position, words[count_file.BEGUN] != words[count_file.ENDED]))
 
-        __len__, __getitem__ = words.__len__, words.__getitem__
-
-        def __setitem__(self, index: int, value: int) -> None:
-            words[index] = value
-            if index > count_file.ENDED:
-                stored.append((index, words[count_file.BEGUN] != words[count_file.ENDED]))
-
-    file.words = Noting()  # type: ignore[assignment]
-    assert file.reserve(("a",))
-    assert len({index for index, _ in stored}) >= 5, "the row has a length, two counts with their numbers, and a key"
-    assert all(is_told for _, is_told in stored)
-    assert words[count_file.BEGUN] == words[count_file.ENDED]
-    file.words = words
+    monkeypatch.setattr(count_file, "write_at", write_at)
+    file.write({("a", number): 1 for number in range(1000)}, 1)
+    file.publish()
+    assert written == [(0, True), (64, True), (16, False)]
+    written.clear()
+    file.write(dict.fromkeys([("a", 3), ("a", 5), ("a", 800), ("a", 801)], 2), 2)
+    file.publish()
+    assert written == [(0, True), (64 * 4, True), (64 * 801, True), (16, False)]
+    assert Counter(read_rows(directory).values()) == {1: 996, 2: 4}
     file.close()
 
 
-def test_one_that_comes_again_is_not_forgotten(directory: str) -> None:
+def test_a_file_that_cannot_be_written_falls_behind(
+    memory: int, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever call fails, nothing is raised, no count is lost, and readers see the counts with a later call."""
+    monkeypatch.setattr(count_file, "PAUSE", 0.0)
+    key, last = ("a",), 0
+    tallies = Tallies(memory, directory)
+    for failing in range(4):
+        calls = iter(range(9))
+
+        def write_at(fd: int, data: memoryview, position: int, failing: int = failing, calls: Any = calls) -> None:
+            if next(calls) == failing:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            os.pwrite(fd, data, position)
+
+        with monkeypatch.context() as full:
+            full.setattr(count_file, "write_at", write_at)
+            tallies.add(key, failing + 1)
+            tallies.write()
+            tallies.publish()
+            assert tallies.is_behind == (failing < 3)
+            assert read_rows(directory).get(key, 0) in (last, tallies.values[key])
+        again = Tallies(memory, directory, tallies.serial)
+        assert again.values == {key: tallies.values[key]}, "the next logging process has it"
+        again.close()
+        tallies.publish()
+        assert not tallies.is_behind
+        last = read_rows(directory)[key]
+        assert last == tallies.values[key]
+
+
+def test_a_file_that_is_removed_is_made_again(memory: int, directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a later commit, others see all counts again."""
+    monkeypatch.setattr(count_file, "_LOOK_SECONDS", 0.0)
+    tallies = Tallies(memory, directory)
+    for number in range(2):
+        tallies.add(("a", number))
+        tallies.write()
+        tallies.publish()
+        os.unlink(os.path.join(directory, "statistics"))
+    tallies.add(("a", 2))
+    tallies.write()
+    tallies.publish()
+    assert read_rows(directory) == {("a", 0): 1, ("a", 1): 1, ("a", 2): 1}
+
+
+def test_one_that_comes_again_is_not_forgotten(memory: int, directory: str) -> None:
     """A count that was 0 for a moment is what it is set to."""
-    tallies = Tallies(directory)
+    tallies = Tallies(memory, directory)
     key = (Tallies.WATCHED, 1, "w")
     for value in (1, 0, 1):
         tallies.set(key, value)
         tallies.write()
+        tallies.publish()
     assert read_rows(directory) == {key: 1} == tallies.values
 
 
-def count_without_room(directory: str) -> None:
-    """Runs in a child: count where a file grows no further than 64 KiB."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
-    tallies = Tallies(directory)
-    for pid in range(3000):
-        tallies.add(("received", "w", pid, 20), pid)
-        tallies.write()
-    assert len(tallies.values) == 2999
-    assert 500 < len(read_rows(directory)) < 2999
+def test_without_room_counts_are_kept_in_the_process(
+    memory: int, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts for which there is no row, or no memory at all, are counted all the same, and do not survive a kill."""
+    tallies = Tallies(memory, directory)
+    for number in range(3000):
+        tallies.add((f"{number}" * 1000,), 1)
+    tallies.write()
+    tallies.publish()
+    assert len(tallies.values) == 3000
+    again = Tallies(memory, directory, tallies.serial)
+    assert 1000 < len(read_rows(directory)) == len(again.values) < 3000
+    monkeypatch.setattr("mplog.queue.buffer_memory.mmap.mmap", no_memory)
+    without = Tallies(memory, directory, tallies.serial)
+    without.add(("a",))
+    without.write()
+    without.publish()
+    assert without.values == {("a",): 1}
+    assert not without.is_behind
 
 
-@pytest.mark.processes
-def test_a_full_disk_ends_no_counting(directory: str) -> None:
-    """Counts for which the file has no room are kept in the process."""
-    in_fork(count_without_room, directory)
-    in_fork(lambda: Tallies(os.path.join(directory, "missing")).write())
+def no_memory(*arguments: Any, **options: Any) -> None:
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def test_without_a_directory_counts_survive_a_kill(memory: int, directory: str) -> None:
+    """Where the file cannot be made, nobody sees the counts, and the next logging process has them."""
+    tallies = Tallies(memory, os.path.join(directory, "missing"))
+    tallies.add(("a",))
+    tallies.write()
+    tallies.publish()
+    assert tallies.is_behind
+    again = Tallies(memory, directory, tallies.serial)
+    again.publish()
+    assert read_rows(directory) == again.values == {("a",): 1}
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 10, bytes(2**16), os.urandom(2**16), b"mplogst1" + b"\xff" * 2**16])
-def test_garbage_in_the_file_is_no_count(directory: str, content: bytes) -> None:
+def test_garbage_in_the_file_is_no_count(memory: int, directory: str, content: bytes) -> None:
     """A file that is not one of counts gives no counts, and no exception."""
     Path(directory, "statistics").write_bytes(content)
     assert read_rows(directory) == {}
-    Tallies(directory).write()
+    tallies = Tallies(memory, directory)
+    tallies.add(("a",))
+    tallies.write()
+    tallies.publish()
+    assert read_rows(directory) == {("a",): 1}
 
 
 # --- records ---
@@ -252,15 +320,17 @@ def test_processes_off_the_wire_make_no_counters_without_bound(monkeypatch: pyte
     assert len(stats.missing) == 100
 
 
-def test_levels_off_the_wire_make_no_counters_without_bound(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels_off_the_wire_make_no_counters_without_bound(
+    memory: int, directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From some number of levels on, further levels are counted as level 0, also after a restart."""
     monkeypatch.setattr("mplog.monitoring.tallies.COUNTED_LEVELS", 100)
-    tallies = Tallies(directory)
+    tallies = Tallies(memory, directory)
     for level in range(1, 201):
         if level == 150:
             tallies.write()
             tallies.close()
-            tallies = Tallies(directory, tallies.serial)
+            tallies = Tallies(memory, directory, tallies.serial)
         count(tallies, Numbers(tallies), entries(1, [level], level))
     stats = to_stats(tallies.values, {})
     assert stats.received == 200

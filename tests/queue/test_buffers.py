@@ -7,6 +7,7 @@ import mmap
 import os
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -326,12 +327,34 @@ def test_buffers_that_could_cut_a_frame_are_refused() -> None:
     os.close(fd)
 
 
+def refuse_memory(name: str) -> int:
+    """What memfd_create(2) does where a seccomp filter refuses it."""
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def make_unnamed(directory: str) -> Callable[[str], int]:
+    """Return what makes files without a name in one directory alone."""
+    make = buffer_memory._unnamed_file
+
+    def unnamed_file(asked: str) -> int:
+        if asked != directory:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", asked)
+        return make(asked)
+
+    return unnamed_file
+
+
+@pytest.mark.parametrize("how", ["missing", "refused"])
 def test_without_anonymous_memory_an_unlinked_file_does(
-    monkeypatch: pytest.MonkeyPatch, pipe: Pipe, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, pipe: Pipe, tmp_path: Path, how: str
 ) -> None:
-    """Where there is no memfd, the memory is a file without a name, all of its blocks allocated."""
-    monkeypatch.delattr(os, "memfd_create", raising=False)
+    """Where there is no memfd, or it is refused, the memory is a file without a name, all of its blocks allocated."""
+    if how == "missing":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    else:
+        monkeypatch.setattr(os, "memfd_create", refuse_memory, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(buffer_memory, "_unnamed_file", make_unnamed(str(tmp_path)))
     fd = buffer_memory.create(SIZE)
     status = os.fstat(fd)
     assert list(tmp_path.iterdir()) == []
@@ -346,8 +369,19 @@ def test_without_anonymous_memory_an_unlinked_file_does(
     os.close(fd)
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
+def test_memory_that_is_a_file_needs_no_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where memfd_create(2) is refused, the file is one in /dev/shm if it has room."""
+    monkeypatch.setattr(os, "memfd_create", refuse_memory, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    fd = buffer_memory.create(SIZE)
+    assert os.fstat(fd).st_dev == os.stat("/dev/shm").st_dev
+    assert os.fstat(fd).st_nlink == 0
+    os.close(fd)
+
+
 def test_a_full_disk_is_an_error_when_the_memory_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No room for the buffers is told at once, and nothing stays open."""
+    """No room for the buffers is told at once, with how much they need, and nothing stays open."""
     monkeypatch.delattr(os, "memfd_create", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     opened: list[int] = []
@@ -357,10 +391,11 @@ def test_a_full_disk_is_an_error_when_the_memory_is_made(monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"they take 14,696,448 bytes, and .*No space left"):
         buffer_memory.create(SIZE)
     monkeypatch.undo()
-    assert [fifo.is_open(fd) for fd in opened] == [False]
+    assert opened
+    assert not any(map(fifo.is_open, opened))
 
 
 def damage(memory: int, where: str) -> None:
@@ -374,7 +409,7 @@ def damage(memory: int, where: str) -> None:
     elif where == "noise":
         os.pwrite(memory, os.urandom(buffer_memory.START), 0)
     elif where == "version":
-        os.pwrite(memory, struct.pack("=Q", 3), 8)
+        os.pwrite(memory, struct.pack("=Q", 4), 8)
     elif where == "size":
         os.pwrite(memory, struct.pack("=Q", SIZE // 2), 16)
     elif where == "states":
@@ -392,7 +427,7 @@ def damage(memory: int, where: str) -> None:
         ("cut", "is damaged: .* bytes for three of"),
         ("zeros", "is not the memory of a pair of buffers"),
         ("noise", "is not the memory of a pair of buffers"),
-        ("version", "buffers of version 3 were made by another release of mplog; this is 2"),
+        ("version", "buffers of version 4 were made by another release of mplog; this is 3"),
         ("size", "is damaged: .* bytes for three of 1048576"),
         ("states", "is damaged: neither of its two states is valid"),
         ("note", "is damaged: the note does not fit its checksum"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_ha
 
 import mplog
 from mplog import Overflow, Reason
+from mplog.queue import fifo, losses
 from mplog.queue.directory import emergency_path
 from mplog.queue.losses import Losses
 from mplog.queue.process_losses import ProcessLosses
@@ -116,6 +119,74 @@ def test_counts_survive_sigkill(queue: mplog.LogQueue) -> None:
     os.waitpid(pid, 0)
     (counted,) = read_losses(queue.directory)
     assert (counted.pid, counted.name, counted.lost) == (pid, "victim", 5)
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+@pytest.mark.parametrize("what", ["open", "closed", "used for another file"])
+def test_a_closed_descriptor_is_not_used(directory: str, tmp_path: Path, what: str, is_removed: bool) -> None:
+    """A program may close the descriptor and use its number, and the file may be removed: no count is lost, the file
+    has its name, and nothing is written into another one, nor is that closed."""
+    before = open_descriptors()
+    mine, other = Losses(directory), tmp_path / "other"
+    mine.count(INFO, Reason.SHED, "w")
+    (name,) = [name for name in os.listdir(directory) if name.startswith("losses-")]
+    (fd,) = open_descriptors() - before
+    if what == "closed":
+        os.close(fd)
+    if what == "used for another file":
+        with open(other, "wb") as file:
+            os.dup2(file.fileno(), fd)
+    if is_removed:
+        os.unlink(os.path.join(directory, name))
+    for _ in range(2):
+        mine.count(INFO, Reason.SHED, "w")
+    mine.count(ERROR, Reason.TIMEOUT, "w")
+    assert [each for each in os.listdir(directory) if each.startswith("losses-")] == [name]
+    (counted,) = read_losses(directory)
+    assert counted.counts == mine.counts == {(INFO, Reason.SHED): 3, (ERROR, Reason.TIMEOUT): 1}
+    del mine
+    if what == "used for another file":
+        os.close(fd)
+        assert other.read_bytes() == b""
+    assert open_descriptors() == before
+
+
+def open_descriptors() -> set[int]:
+    """Return the descriptors of this process."""
+    return set(filter(fifo.is_open, range(1024)))
+
+
+def test_counts_wait_while_the_disk_is_full(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a full disk refuses is in the file with a loss after the pause, whether or not there was a file before."""
+    for has_file in (False, True):
+        mine = Losses(directory)
+        expected = Counter({(level, Reason.SHED): 2 for level in (10, 20, 30)})
+        if has_file:
+            mine.count(10, Reason.TIMEOUT, "w")
+            expected[10, Reason.TIMEOUT] += 1
+        with monkeypatch.context() as full:
+            full.setattr(losses, "write_at", refuse_for_want_of_room)
+            for level in (10, 20, 30):
+                mine.count(level, Reason.SHED, "w")
+        mine.count(10, Reason.SHED, "w")
+        assert [each.by_reason() for each in read_losses(directory)] == [{Reason.TIMEOUT: 1}] * has_file
+        monkeypatch.setattr(mine, "_paused_until", 0.0)
+        for level in (20, 30):
+            mine.count(level, Reason.SHED, "w")
+        assert read_one(directory).counts == expected == mine.counts
+        for name in os.listdir(directory):
+            if name.startswith("losses-"):
+                os.unlink(os.path.join(directory, name))
+
+
+def refuse_for_want_of_room(fd: int, data: bytes, position: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def read_one(directory: str) -> ProcessLosses:
+    """Return what is in the only file of losses."""
+    (counted,) = read_losses(directory)
+    return counted
 
 
 def test_a_removed_directory_is_not_in_the_way(tmp_path: Path) -> None:
