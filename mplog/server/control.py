@@ -221,7 +221,9 @@ class Control:
         """Receive an answer; return whether one came before the deadline."""
         if not _wait(self._connection.poll, deadline, tick):
             return False
-        answer: Answer = self._connection.recv()
+        answer: Answer | Opened | BaseException = self._connection.recv()
+        if not isinstance(answer, Answer):
+            return True  # what a call that has given up was waiting for in `_connect`
         self._answers[answer.number] = answer.stats
         if answer.number == self._stop_request:
             self._final = answer.stats
