@@ -122,6 +122,7 @@ class Supervisor:
         self._is_terminated = False
         #: How logging processes have ended, as long as no later one has noted it for the log.
         self._stories: list[str] = []
+        self._has_crashed = False
         # The end of its connection does not tell that a logging process has died: its children may hold it open.
         self.wakeup = Wakeup()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that a poll wakes up
@@ -167,7 +168,9 @@ class Supervisor:
                 return 0  # however it has ended: a second SIGTERM may have come as the interpreter ended
             if not self._was_ready:
                 return status
-            self._stories.append(f"logging process {pid} {describe_end(status, memory_kills_since(kills))}")
+            memory_kills_meanwhile = memory_kills_since(kills)
+            self._stories.append(f"logging process {pid} {describe_end(status, memory_kills_meanwhile)}")
+            self._has_crashed = status != -signal.SIGKILL or memory_kills_meanwhile != 0
             pause = self._attempts.pause(is_terminated=self._is_terminated)
             if pause is None:
                 return self._give_up(self._stories[-1])
@@ -181,7 +184,8 @@ class Supervisor:
             kill_points.arm("")  # each is reached once
         if self._fd < 0:
             self._fd = fifo.open_reader(fifo_path(self._directory))
-        places = Places(control, self._launch, self._fd, self._memory, supervisor, tuple(self._stories))
+        stories = tuple(self._stories)
+        places = Places(control, self._launch, self._fd, self._memory, supervisor, stories, self._has_crashed)
         try:
             return logging_process.main(places)
         except BaseException:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Iterable
 
 _BLOCK = bytes(2**20)
 
@@ -53,8 +54,12 @@ def map_file(path: str, length: int, *, writable: bool = False) -> mmap.mmap:
         os.close(fd)
 
 
-def replace_file(path: str, data: bytes) -> None:
+def replace_file(path: str, data: bytes | Iterable[bytes]) -> None:
     """Write a file, so that others find the old one or the new one, whole: beside it first, then renamed.
+
+    Args:
+        path: where it is.
+        data: what is to be in it, or the pieces of that.
 
     Raises:
         OSError: it cannot be written; the old one is still there.
@@ -63,7 +68,7 @@ def replace_file(path: str, data: bytes) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "wb") as file:
-            file.write(data)
+            file.writelines((data,) if isinstance(data, bytes) else data)
         os.replace(new, path)
     except BaseException as error:
         if isinstance(error, OSError):

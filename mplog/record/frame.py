@@ -42,6 +42,9 @@ SYNC = 4
 LOSSES = 5
 #: Bytes for a sink of their own (`mplog.worker.write`).
 BYTES = 6
+KINDS = (RECORD, OBJECT, PART, SYNC, LOSSES, BYTES)
+#: Added to the kind of a frame that is set aside (`mplog.logging_process.suspects`): what it carries is not handled.
+ASIDE = 0x80
 
 # Text never contains it: 0xff does not occur in UTF-8.
 MAGIC = b"\xffmp"
@@ -133,6 +136,15 @@ class Found(NamedTuple):
     def payload(self) -> slice:
         """Where in the stream the payload is."""
         return slice(self.start + HEADER_SIZE, self.end)
+
+
+def first(data: bytes, *, is_all: bool) -> Found:
+    """Return the first piece of a stream that begins with `data`: at least `FRAME_SIZE` bytes, unless it `is_all`."""
+    found = next(walk(data))
+    if found.kind is None and found.end == len(data) and not is_all:
+        # The last bytes may be the beginning of a magic.
+        return found._replace(end=found.end - len(MAGIC) + 1)
+    return found
 
 
 def walk(data: bytes) -> Iterator[Found]:
