@@ -21,7 +21,7 @@ from mplog.queue.kill_points import reach
 class Note(msgspec.Struct, array_like=True):
     """What the next process must know. Counts up to `serial` are committed; `restarts` are not yet said in the log.
 
-    `places` are those of the queue and of the emergency file at which messages may be deadly.
+    `places` are those of the `Suspects`.
     """
 
     announced: Noted
@@ -34,7 +34,7 @@ class Note(msgspec.Struct, array_like=True):
 def read_note(pair: BufferPair) -> Note:
     if pair.note:
         return msgspec.msgpack.decode(pair.note, type=Note)
-    return Note(Noted(), b"", 0, [], [Place(pair.position), Place(b"")])
+    return Note(Noted(), b"", 0, [], [Place(pair.position), Place(b""), Place(pair.position)])
 
 
 @dataclass(eq=False)
@@ -82,7 +82,8 @@ class Commit:
         self.accounts.tallies.write()
         self.accounts.restarts.settle()
         emergency = self.emergency.note(rescued)
-        self.suspects.queue.end(self.pair.position + taken, taken, is_set_aside=is_set_aside)
+        for suspect in (self.suspects.queue, self.suspects.replay):
+            suspect.end(self.pair.position + taken, taken, is_set_aside=is_set_aside)
         self.suspects.emergency.end(emergency, rescued, is_set_aside=is_set_aside)
         self.pair.commit(taken, self._note(emergency))
         self.announcements.remove()

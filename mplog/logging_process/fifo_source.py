@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,6 +40,8 @@ _FILL_MARK = 0.8
 #: Bytes of unfinished long records that are kept for the next process. One that is longer may be lost in a kill.
 _UNFINISHED_LIMIT = 2**26
 
+_PART_TAG = frame.MAGIC + bytes([frame.PART])
+
 
 class FifoSource(Source):
     """Records that come through a `LogQueue`. `wake` is called in the thread of the intake when some have come."""
@@ -64,15 +67,27 @@ class FifoSource(Source):
         self._read_fd = places.fd
         # A writing end of our own: as long as the program lives, the FIFO never looks deserted.
         self._write_fd: int | None = fifo.open_writer(fifo_path(self._directory))
-        self._set_aside = SetAside(tallies, dispatcher.troubles, overflow)
+        self._set_aside = SetAside(tallies, dispatcher.say, overflow)
         self._inbox = Inbox(self._directory, tallies, dispatcher.troubles, self._set_aside)
         self._unfinished = _Unfinished(self._directory)
-        self._inbox.replay(itertools.chain(self._unfinished.load(pair.state.base), [bytes(pair.written())]))
+        self._replay()
         # Files that an earlier server has left come first; what workers append now does not.
         self._files_first = 0 if places.stories else emergency.files
         self._fill_due = 0.0
         fill = Fill(self._directory, writable=True) if overflow.policy == "drop_below" else None
         self._intake = Intake(pair, places.fd, wake, drops_oldest=overflow.policy == "drop_oldest", fill=fill)
+
+    def _replay(self) -> None:
+        """Read once more what is written, to have the first parts of long records."""
+        pair, suspect = self._pair, self._suspects.replay
+        if suspect.is_deadly:
+            # Only a lack of memory can do this. What is set aside is not in the file any more, so it is counted once.
+            part = self._unfinished.set_largest_aside(pair.state.base)
+            if part is not None:
+                self._set_aside.count(part.kind, part.pid)
+        suspect.begin()
+        self._inbox.replay(itertools.chain(self._unfinished.load(pair.state.base), [bytes(pair.written())]))
+        suspect.place.tries = 0
 
     def start(self) -> None:
         self._intake.start()
@@ -264,7 +279,7 @@ class _Unfinished:
         return os.path.join(self._directory, f"unfinished-{base}")
 
     def save(self, base: int, frames: FrameReader[Any]) -> None:
-        if frames.has_incomplete:
+        if frames.has_unfinished:
             with contextlib.suppress(OSError):  # then only a kill would lose them
                 replace_file(self._path(base), frames.unfinished_frames(_UNFINISHED_LIMIT))
 
@@ -274,6 +289,37 @@ class _Unfinished:
             self._saved = self._path(base)
             while data := file.read(BATCH_SIZE):
                 yield data
+
+    def set_largest_aside(self, base: int) -> frame.Part | None:
+        """Take the largest record out of the file, and return its first part; None if that fails."""
+        sizes: Counter[bytes] = Counter()
+        first: dict[bytes, frame.Part] = {}
+        for each, part in self._parts(base):
+            if each.startswith(_PART_TAG):
+                sizes[part.message_id] += len(part.piece)
+                first.setdefault(part.message_id, part._replace(piece=b""))
+        if not sizes:
+            return None
+        ((largest, _),) = sizes.most_common(1)
+
+        def without() -> Iterator[bytes]:
+            for each, part in self._parts(base):
+                if part.message_id != largest:
+                    yield each
+                elif part.number == first[largest].number:
+                    yield frame.set_aside(each)
+
+        try:
+            replace_file(self._path(base), without())
+        except OSError:
+            return None
+        return first[largest]
+
+    def _parts(self, base: int) -> Iterator[tuple[bytes, frame.Part]]:
+        with contextlib.suppress(OSError), open(self._path(base), "rb") as file:
+            while head := file.read(frame.HEADER_SIZE):
+                payload = file.read(frame.HEADER.unpack(head)[2])
+                yield head + payload, frame.decode_part(payload)
 
     def forget_before(self, base: int) -> None:
         """Remove the files that a swap has made obsolete."""

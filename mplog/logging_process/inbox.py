@@ -67,7 +67,7 @@ class Inbox:
         note_broken(broken, self._tallies, self._troubles)
         self._tallies.add(("skipped",), skipped)
         for message in self.frames.too_large:
-            self._set_aside.add(NO_MEMORY, message.kind, message.size, pid=message.pid)
+            self._set_aside.add(NO_MEMORY, message.kind, message.length, pid=message.pid)
         self.frames.too_large.clear()
         pieces, self._pieces = self._pieces, []
         is_set_aside, self._has_set_aside = self._has_set_aside, False

@@ -60,13 +60,19 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
 
 def _suspects(places: Places, note: Note, pair: BufferPair) -> Suspects:
     """Note, first of all, that one more logging process begins at this place."""
-    queue, emergency = note.places
+    queue, emergency, replay = note.places
     suspects = Suspects(
         Suspect(queue, pair.position, BATCH_SIZE, has_crashed=places.has_crashed),
         Suspect(emergency, note.emergency, READ_SIZE, has_crashed=places.has_crashed),
+        Suspect(replay, pair.position, BATCH_SIZE, has_crashed=places.has_crashed),
     )
-    if places.stories:
+
+    def commit_note() -> None:
         pair.commit(0, msgspec.msgpack.encode(msgspec.structs.replace(note, places=suspects.places)))
+
+    if places.stories:
+        suspects.replay.note = commit_note
+        commit_note()
     return suspects
 
 

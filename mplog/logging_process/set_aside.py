@@ -7,9 +7,10 @@ the next server merges it.
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Callable
 
 from mplog.logging_process.suspects import DEATHS
-from mplog.logging_process.troubles import Troubles
 from mplog.monitoring.tallies import Tallies
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.losses import Reason
@@ -28,18 +29,29 @@ LONGEST_KEPT = 2**20
 
 _SUFFIX = ".set-aside"
 
+_RECORDS = (frame.RECORD, frame.SYNC)
+
 
 class SetAside:
-    def __init__(self, tallies: Tallies, troubles: Troubles, overflow: Overflow) -> None:
+    """Says what is set aside by `say`, before the commit that counts it."""
+
+    def __init__(self, tallies: Tallies, say: Callable[[str, int], object], overflow: Overflow) -> None:
         self._tallies = tallies
-        self._troubles = troubles
+        self._say = say
         path = overflow.emergency  # None for a log without a file, next to which something could be kept
         self._file = path and EmergencyFile(path + _SUFFIX, overflow.emergency_size)
+
+    def count(self, kind: int, pid: int, name: str = "", level: int = 0, *, is_said: bool = False) -> None:
+        """Count a message; the log says so later, unless it `is_said`."""
+        if kind in _RECORDS:
+            self._tallies.count_lost(ProcessLosses(pid, name, {(level, Reason.SET_ASIDE): 1}), is_said=is_said)
+        else:
+            self._tallies.add(("broken",))
 
     def add(
         self, why: str, kind: int, size: int, *, pid: int = 0, record: bytes | None = None, frames: bytes = b""
     ) -> None:
-        """Count a message of a kind, so long, and have it said.
+        """Count a message of a kind, so long, and say so.
 
         Args:
             why: it is not handled.
@@ -54,14 +66,10 @@ class SetAside:
             with contextlib.suppress(ValueError, RecursionError):
                 origin = origin_of(record)
                 pid, name, level = origin.process or 0, origin.processName or "", origin.levelno
-        noun = "message"
-        if kind in (frame.RECORD, frame.SYNC):
-            noun = "record"
-            self._tallies.count_lost(ProcessLosses(pid, name, {(level, Reason.SET_ASIDE): 1}))
-        else:
-            self._tallies.add(("broken",))
+        self.count(kind, pid, name, level, is_said=True)
+        what = "record" if kind in _RECORDS else "message"
         who = f"{printable(name[:100])} (pid {pid})" if name else f"pid {pid}" if pid else "an unknown process"
-        self._troubles.warn(noun, f"of {size:,} bytes from {who} set aside{self._keep(frames)}: {why}")
+        self._say(f"mplog: 1 {what} of {size:,} bytes by {who} set aside{self._keep(frames)}: {why}", logging.ERROR)
 
     def add_frame(self, kind: int, payload: bytes) -> None:
         """Do that with a message of one frame."""

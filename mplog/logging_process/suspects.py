@@ -89,10 +89,11 @@ class Suspect:
 
 
 class Suspects(NamedTuple):
-    """Those of the two sources: the queue, and the emergency file."""
+    """Those of the two sources, the queue and the emergency file, and what a recovery reads of the queue once more."""
 
     queue: Suspect
     emergency: Suspect
+    replay: Suspect
 
     @property
     def places(self) -> Sequence[Place]:

@@ -97,6 +97,12 @@ def abandon(message_id: bytes) -> bytes:
     return encode_part(message_id, os.getpid(), 0, 0, 0, b"")
 
 
+def set_aside(message: bytes) -> bytes:
+    """Return a frame with the mark that what it carries is not handled."""
+    place = len(MAGIC)
+    return message[:place] + bytes([message[place] | ASIDE]) + message[place + 1 :]
+
+
 def encode_part(message_id: bytes, pid: int, index: int, count: int, kind: int, piece: bytes | memoryview) -> bytes:
     """Return a frame of kind `PART`; see `Part`."""
     about = _PART.pack(message_id, pid, index, count, kind, zlib.crc32(piece, _SEED))

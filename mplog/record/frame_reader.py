@@ -28,7 +28,7 @@ _PIECE_OVERHEAD = 128
 # The same for a message of which any piece is there.
 _MESSAGE_OVERHEAD = 512
 
-#: Messages whose further parts are ignored; the parts of others count as broken.
+#: Messages whose further parts are ignored at the same time. Beyond that, a message may count as broken more than once.
 _MOST_IGNORED = 1000
 
 #: Bytes of unfinished messages that a reader holds before it gives the oldest one up.
@@ -49,6 +49,11 @@ class Incomplete:
         self.kind = kind
         self.pieces: list[bytes] = []
         self.size = _MESSAGE_OVERHEAD
+
+    @property
+    def length(self) -> int:
+        """Bytes of the message, if it is complete."""
+        return self.size - _MESSAGE_OVERHEAD - self.count * _PIECE_OVERHEAD
 
 
 def _is_cut(part: bytes) -> bool:
@@ -194,6 +199,7 @@ class FrameReader(Generic[T]):
         if index != len(message.pieces) or count != message.count or index >= count:
             # Its checksum is right, so the stream is in step, but the parts before it went elsewhere.
             self._forget(message_id)
+            self._ignore(message_id, index, count)
             self.broken += 1
             return None
         message.pieces.append(piece)
@@ -203,7 +209,9 @@ class FrameReader(Generic[T]):
             self._forget(message_id)
             return message
         while self.incomplete_size > UNFINISHED_LIMIT:
-            self._forget(next(iter(self._incomplete)))
+            oldest, message = next(iter(self._incomplete.items()))
+            self._forget(oldest)
+            self._ignore(oldest, len(message.pieces) - 1, message.count)
             self.given_up += 1
         return None
 
@@ -216,11 +224,15 @@ class FrameReader(Generic[T]):
         """Forget the message of a part, as far as it has come before; ignore what is still to come."""
         message = self._incomplete.get(part.message_id)
         self._forget(part.message_id)
-        if part.number < part.total - 1:
+        self._ignore(part.message_id, part.number, part.total)
+        return message or Incomplete(part.pid, part.total, part.kind)
+
+    def _ignore(self, message_id: bytes, index: int, count: int) -> None:
+        """Ignore the parts of a message after this one: it is counted once."""
+        if index < count - 1:
             if len(self._ignored) >= _MOST_IGNORED:
                 self._ignored.clear()
-            self._ignored.add(part.message_id)
-        return message or Incomplete(part.pid, part.total, part.kind)
+            self._ignored.add(message_id)
 
     def take_back(self) -> int:
         """Forget the part of a frame at the end of what was fed, and return its length: it will be fed again."""
@@ -231,12 +243,19 @@ class FrameReader(Generic[T]):
     def unfinished_frames(self, limit: int) -> Iterator[bytes]:
         """Yield frames that give another reader the parts of long messages that are not complete here.
 
-        Yield none if that is more than `limit` bytes.
+        Yield none if that is more than `limit` bytes. Messages whose parts are ignored here are ignored there.
         """
+        for message_id in self._ignored:
+            yield frame.set_aside(frame.encode_part(message_id, 0, 0, 2, 0, b""))
         if self.incomplete_size <= limit:
             for message_id, message in self._incomplete.items():
                 for index, piece in enumerate(message.pieces):
                     yield frame.encode_part(message_id, message.pid, index, message.count, message.kind, piece)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `unfinished_frames` may yield something."""
+        return bool(self._incomplete or self._ignored)
 
     @property
     def has_incomplete(self) -> bool:

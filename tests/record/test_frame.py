@@ -269,7 +269,8 @@ def test_parts_that_went_elsewhere_break_one_message() -> None:
 
 
 def test_parts_that_disagree_break_the_message() -> None:
-    """Parts of one id that claim another count, no parts at all, or a kind that there is not, are counted."""
+    """Parts of one id that claim another count, no parts at all, or a kind that there is not, are counted, once for
+    each message."""
     identity = message_id()
     reader = new_reader()
     reader.feed(
@@ -277,7 +278,10 @@ def test_parts_that_disagree_break_the_message() -> None:
         drained=True,
     )
     assert (reader.broken, reader.incomplete()) == (1, [])
-    reader.feed(frame.encode_part(identity, 1, 5, 2**32 - 1, RECORD, b"x"), drained=True)
+    for number in (2, 3):
+        reader.feed(frame.encode_part(identity, 1, number, 4, RECORD, b"z"), drained=True)
+    assert (reader.broken, reader.incomplete()) == (1, [])
+    reader.feed(frame.encode_part(message_id(), 1, 5, 2**32 - 1, RECORD, b"x"), drained=True)
     assert (reader.broken, reader.incomplete()) == (2, [])
     for kind in (0, 3, 99):
         reader.feed(frame.encode_part(message_id(), 1, 0, 1, kind, payload(b"x")), drained=True)
