@@ -54,7 +54,7 @@ class Reason(enum.IntEnum):
 
     @property
     def is_loss(self) -> bool:
-        """Whether the record is not in the log and never will be."""
+        """Whether the record is not in the log, and will not come by itself."""
         return self <= Reason.SET_ASIDE
 
     @property
