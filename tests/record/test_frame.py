@@ -411,7 +411,10 @@ def test_the_rest_of_a_message_that_was_given_up_is_ignored() -> None:
     given_up = reader.give_up(frame.decode_part(parts[3][frame.HEADER_SIZE :]))
     assert given_up.pieces == [frame.decode_part(part[frame.HEADER_SIZE :]).piece for part in parts[:3]]
     following: FrameReader[None] = FrameReader(
-        {RECORD: lambda _: None, frame.PART | frame.ASIDE: lambda data: following.give_up(frame.decode_part(data)) and None}
+        {
+            RECORD: lambda _: None,
+            frame.PART | frame.ASIDE: lambda data: following.give_up(frame.decode_part(data)) and None,
+        }
     )
     following.feed(b"".join(reader.unfinished_frames(2**20)), drained=True)
     for each in (reader, following):
