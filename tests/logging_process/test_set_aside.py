@@ -255,16 +255,18 @@ def test_kills_from_outside_set_nothing_aside(tmp_path: Path) -> None:
     assert written(log) == ["before", "held", "after"]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_sink_that_every_record_kills_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If one record after the other is deadly, a few are set aside; all others wait for the next server."""
-    patience = Patience(at_once=5, first_pause=0.01, longest_pause=0.02, restarts=10, seconds=0.2)
+    patience = Patience(at_once=5, first_pause=0.01, longest_pause=0.02, restarts=7, seconds=0.2)
     monkeypatch.setattr("mplog.server.log_server.PATIENCE", patience)
     log, texts = tmp_path / "app.log", [f"lethal {number}" for number in range(20)]
     server = mplog.LogServer(*sinks(log, "exit"), level="INFO").start()
     supervisor = psutil.Process(server.pid).ppid()
     for text in texts:
         logging.info(text)
-    wait_until(lambda: process_has_ended(supervisor), "the supervisor has given up", 60)
+    wait_until(lambda: process_has_ended(supervisor), "the supervisor has given up", 200)
     with pytest.raises(mplog.LoggingProcessDiedError):
         server.stop()
     with mplog.LogServer(log, level="INFO", format="%(message)s") as following:
@@ -301,6 +303,21 @@ def test_only_deaths_of_one_message_alone_count() -> None:
     suspect.end(127, 100, is_set_aside=False)
     assert not suspect.is_careful
     assert not restarted(suspect, 200).is_careful
+
+
+def test_no_more_messages_are_set_aside_if_all_are_deadly() -> None:
+    """After some messages were set aside one directly after the other, none is, until another one was handled."""
+    suspect = Suspect(Place(7, DEATHS), 7, 10_000, has_crashed=True)
+    for position in range(MOST_IN_A_ROW):
+        suspect.place.tries = DEATHS
+        assert suspect.is_deadly
+        suspect.end(position, 10, is_set_aside=True)
+    suspect.place.tries = DEATHS
+    assert suspect.is_careful
+    assert not suspect.is_deadly
+    suspect.end(20, 10, is_set_aside=False)
+    suspect.place.tries = DEATHS
+    assert suspect.is_deadly
 
 
 # --- memory ---
