@@ -91,6 +91,7 @@ class TextHandler(LocklessHandler):
             sources, texts = self._sources, self._texts
             self._sources, self._texts = [], []
         self.written = 0
+        must_divide = False
         try:
             self.write(texts)
             self.stuck_by = None
@@ -102,7 +103,15 @@ class TextHandler(LocklessHandler):
                 self.stuck_by = error
                 return
             self.stuck_by = None
-            self.fail(sources[self.written :])
+            must_divide = isinstance(error, MemoryError) and len(texts) - self.written > 1
+            if not must_divide:
+                self.fail(sources[self.written :])
+        if must_divide:  # not in the except clause, where the traceback keeps what was too much
+            for source, text in zip(sources[self.written :], texts[self.written :]):
+                with self._adding:
+                    self._sources.append(source)
+                    self._texts.append(text)
+                self.flush()
 
     def fail(self, sources: Sequence[Entry | logging.LogRecord]) -> None:
         """Report records that could not be written. Runs in an except clause."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 
@@ -83,12 +84,12 @@ class Accounts:
                 self._ended.fold(done)
             self._ended.look(watched, due)
             self._has_worked = self._losses.has_more or self._ended.is_pending or self.tallies.is_behind
-        self._say_restarts(done)
+        self._say_restarts(done, now)
 
     def check_all(self, done: int) -> None:
         """Say all that is left: the whole log is written."""
         self._say_losses(of_all=True)
-        self._say_restarts(done)
+        self._say_restarts(done, math.inf)
 
     def timeout(self) -> float | None:
         """Return the seconds until `check` has something to do; None for nothing."""
@@ -101,10 +102,10 @@ class Accounts:
             for message in losses.messages():
                 self._dispatcher.say(f"mplog: {message}", logging.ERROR)
 
-    def _say_restarts(self, done: int) -> None:
+    def _say_restarts(self, done: int, now: float) -> None:
         """Say that there was a restart, once its losses are known."""
         if self.restarts.is_due(done):
-            line = self.restarts.line(self._stats().unexplained, time.monotonic())
+            line = self.restarts.line(self._stats().unexplained, now)
             if line is not None:
                 self._dispatcher.say(line)
 

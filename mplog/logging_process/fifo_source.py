@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.inbox import CHECK_SECONDS, Inbox
 from mplog.logging_process.intake import Intake
 from mplog.logging_process.program import Places
+from mplog.logging_process.set_aside import LONGEST_KEPT, SetAside
 from mplog.logging_process.silent_writers import SilentWriters
 from mplog.logging_process.source import Batch, Source
+from mplog.logging_process.suspects import Suspects
 from mplog.logging_process.troubles import REPORT_INTERVAL
 from mplog.monitoring.statistics import PEAK_UNIT
 from mplog.monitoring.tallies import Tallies
@@ -24,17 +28,20 @@ from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import Overflow
 from mplog.queue.shared_file import replace_file
+from mplog.record import frame
 from mplog.record.frame_reader import FrameReader
 
 #: Bytes of frames that are handled at a time: some 1,200 records. With five times as many, each record costs a third
 #: more, since the decoded records no longer fit into the processor's cache.
-_BATCH_SIZE = 2**17
+BATCH_SIZE = 2**17
 
 #: From this fill on, the log says how full the buffers are, once an interval.
 _FILL_MARK = 0.8
 
 #: Bytes of unfinished long records that are kept for the next process. One that is longer may be lost in a kill.
 _UNFINISHED_LIMIT = 2**26
+
+_PART_TAG = frame.MAGIC + bytes([frame.PART])
 
 
 class FifoSource(Source):
@@ -49,6 +56,7 @@ class FifoSource(Source):
         tallies: Tallies,
         dispatcher: Dispatcher,
         wake: Callable[[], None],
+        suspects: Suspects,
     ) -> None:
         assert places.launch.directory is not None
         self._directory = places.launch.directory
@@ -56,13 +64,14 @@ class FifoSource(Source):
         self._emergency = emergency
         self._tallies = tallies
         self._dispatcher = dispatcher
+        self._suspects = suspects
         self._read_fd = places.fd
         # A writing end of our own: as long as the program lives, the FIFO never looks deserted.
         self._write_fd: int | None = fifo.open_writer(current_fifo_path(self._directory))
-        self._inbox = Inbox(self._directory, tallies, dispatcher.troubles)
+        self._set_aside = SetAside(tallies, dispatcher.say, overflow)
+        self._inbox = Inbox(self._directory, tallies, dispatcher.troubles, self._set_aside)
         self._unfinished = _Unfinished(self._directory)
-        for data in (self._unfinished.load(pair.state.base), bytes(pair.written())):
-            self._inbox.replay(data)
+        self._replay()
         # Files that an earlier server has left come first; what workers append now does not.
         self._files_first = 0 if places.stories else emergency.files
         self._fill_due = 0.0
@@ -70,6 +79,18 @@ class FifoSource(Source):
         drops_oldest = overflow.policy == "drop_oldest"
         silent = SilentWriters(self._directory)
         self._intake = Intake(pair, places.fd, wake, silent.are_left, drops_oldest=drops_oldest, fill=fill)
+
+    def _replay(self) -> None:
+        """Read once more what is written, to have the first parts of long records."""
+        pair, suspect = self._pair, self._suspects.replay
+        if suspect.is_deadly:
+            # Only a lack of memory can do this. What is set aside is not in the file any more, so it is counted once.
+            part = self._unfinished.set_largest_aside(pair.state.base)
+            if part is not None:
+                self._set_aside.count(part.kind, part.pid)
+        suspect.begin()
+        self._inbox.replay(itertools.chain(self._unfinished.load(pair.state.base), [bytes(pair.written())]))
+        suspect.place.tries = 0
 
     def start(self) -> None:
         self._intake.start()
@@ -89,10 +110,25 @@ class FifoSource(Source):
                 return self.take_rescued(self.files_due(), 0.0)
             content = self._pair.unwritten()
         with content:
-            data = bytes(content[:_BATCH_SIZE])
+            if self._suspects.queue.is_careful:
+                return self._take_alone(content)
+            data = bytes(content[:BATCH_SIZE])
             is_all = len(data) == len(content)
         self._count_peak()
         return self._inbox.open(data, drained=is_all)
+
+    def _take_alone(self, content: memoryview) -> Batch:
+        """Return the next message, or part of a long one, alone, after noting that it is being handled."""
+        suspect, most = self._suspects.queue, frame.FRAME_SIZE
+        kind = frame.first(bytes(content[:most]), is_all=len(content) <= most).kind
+        if suspect.is_deadly and kind is not None:
+            # What is set aside is marked in the buffer, so that no later process handles it either.
+            self._pair.mark(len(frame.MAGIC), kind | frame.ASIDE)
+        suspect.begin()
+        found = frame.first(bytes(content[:most]), is_all=len(content) <= most)
+        data = bytes(content[: found.end])
+        # A frame may be garbage, in which another one begins; any other garbage ends before the next frame.
+        return self._inbox.open(data, drained=found.kind is None or found.end == len(content))
 
     def _count_peak(self) -> None:
         peak = round(self._intake.peak * PEAK_UNIT)
@@ -114,12 +150,27 @@ class FifoSource(Source):
         if self._emergency.finished >= until:
             return None
         try:
+            if self._suspects.emergency.is_careful:
+                return self._rescue_alone(patience)
             data = self._emergency.read(patience=patience)
         except OSError as error:
             self._warn_of_emergency(error)
             return None
-        if not data:
+        return self._open_rescued(data) if data else None
+
+    def _rescue_alone(self, patience: float) -> Batch | None:
+        """Return the next message of the emergency file alone, after noting that it is being handled."""
+        emergency, suspect = self._emergency, self._suspects.emergency
+        if not emergency.is_open(patience):
             return None
+        suspect.begin()
+        size = emergency.measure()
+        if not suspect.is_deadly:
+            return self._open_rescued(emergency.peek(size))
+        self._set_aside.add_rescued(emergency.peek(size if size <= LONGEST_KEPT else frame.FRAME_SIZE), size)
+        return Batch(rescued=size, is_set_aside=True)
+
+    def _open_rescued(self, data: bytes) -> Batch:
         batch = self._inbox.open(data, drained=True)
         batch.taken, batch.rescued, batch.are_numbered = 0, len(data), False
         return batch
@@ -234,16 +285,47 @@ class _Unfinished:
         return os.path.join(self._directory, f"unfinished-{base}")
 
     def save(self, base: int, frames: FrameReader[Any]) -> None:
-        data = frames.unfinished_frames(_UNFINISHED_LIMIT)
-        if data:
+        if frames.has_unfinished:
             with contextlib.suppress(OSError):  # then only a kill would lose them
-                replace_file(self._path(base), data)
+                replace_file(self._path(base), frames.unfinished_frames(_UNFINISHED_LIMIT))
 
-    def load(self, base: int) -> bytes:
+    def load(self, base: int) -> Iterator[bytes]:
+        """Yield what is in the file, not all at once: it takes as much memory as the records."""
         with contextlib.suppress(OSError), open(self._path(base), "rb") as file:
             self._saved = self._path(base)
-            return file.read()
-        return b""
+            while data := file.read(BATCH_SIZE):
+                yield data
+
+    def set_largest_aside(self, base: int) -> frame.Part | None:
+        """Take the largest record out of the file, and return its first part; None if that fails."""
+        sizes: Counter[bytes] = Counter()
+        first: dict[bytes, frame.Part] = {}
+        for each, part in self._parts(base):
+            if each.startswith(_PART_TAG):
+                sizes[part.message_id] += len(part.piece)
+                first.setdefault(part.message_id, part._replace(piece=b""))
+        if not sizes:
+            return None
+        ((largest, _),) = sizes.most_common(1)
+
+        def without() -> Iterator[bytes]:
+            for each, part in self._parts(base):
+                if part.message_id != largest:
+                    yield each
+                elif part.number == first[largest].number:
+                    yield frame.set_aside(each)
+
+        try:
+            replace_file(self._path(base), without())
+        except OSError:
+            return None
+        return first[largest]
+
+    def _parts(self, base: int) -> Iterator[tuple[bytes, frame.Part]]:
+        with contextlib.suppress(OSError), open(self._path(base), "rb") as file:
+            while head := file.read(frame.HEADER_SIZE):
+                payload = file.read(frame.HEADER.unpack(head)[2])
+                yield head + payload, frame.decode_part(payload)
 
     def forget_before(self, base: int) -> None:
         """Remove the files that a swap has made obsolete."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mplog.logging_process.drop_oldest import decode_losses
+from mplog.logging_process.set_aside import NO_MEMORY, SetAside
 from mplog.logging_process.source import Batch, note_broken
 from mplog.logging_process.troubles import Troubles
 from mplog.monitoring.process import has_ended
@@ -26,9 +28,11 @@ _CHECKED_WRITERS = 1000
 class Inbox:
     """Turns bytes into batches, and counts all that is not a record."""
 
-    def __init__(self, directory: str, tallies: Tallies, troubles: Troubles) -> None:
+    def __init__(self, directory: str, tallies: Tallies, troubles: Troubles, set_aside: SetAside) -> None:
         self._tallies = tallies
         self._troubles = troubles
+        self._set_aside = set_aside
+        self._has_set_aside = False
         self._pieces: list[tuple[str, bytes]] = []
         self._is_replaying = False
         self._counted = 0, 0
@@ -42,17 +46,19 @@ class Inbox:
                 frame.SYNC: self.acknowledger.decode,
                 frame.LOSSES: self._count_losses,
                 frame.BYTES: self._keep_bytes,
+                **{kind | frame.ASIDE: functools.partial(self._skip, kind) for kind in frame.KINDS},
             },
             decoder.decode_framed,
         )
 
-    def replay(self, data: bytes) -> None:
+    def replay(self, pieces: Iterable[bytes]) -> None:
         """Take bytes whose whole messages another logging process has already written and counted."""
-        if data:
-            self._is_replaying = True
-            self.frames.feed(data, drained=True)
-            self._is_replaying = False
-            self._new_garbage()
+        self._is_replaying = self.frames.is_replaying = True
+        for data in pieces:
+            self.frames.feed(data, drained=False)
+        self.frames.feed(b"", drained=True)
+        self._is_replaying = self.frames.is_replaying = False
+        self._new_garbage()
 
     def open(self, data: bytes, *, drained: bool) -> Batch:
         """Return the messages completed by the next bytes. `drained`: nothing was left in the queue after them."""
@@ -60,10 +66,15 @@ class Inbox:
         broken, skipped = self._new_garbage()
         note_broken(broken, self._tallies, self._troubles)
         self._tallies.add(("skipped",), skipped)
+        for message in self.frames.too_large:
+            self._set_aside.add(NO_MEMORY, message.kind, message.length, pid=message.pid)
+        self.frames.too_large.clear()
         pieces, self._pieces = self._pieces, []
+        is_set_aside, self._has_set_aside = self._has_set_aside, False
         taken = len(data) - self.frames.take_back()
         records = [entry for entry in entries if entry is not None]
-        return Batch(records, pieces, taken, are_numbered=True, is_awaited=self.acknowledger.is_due)
+        is_awaited = self.acknowledger.is_due
+        return Batch(records, pieces, taken, are_numbered=True, is_awaited=is_awaited, is_set_aside=is_set_aside)
 
     def _new_garbage(self) -> tuple[int, int]:
         """Return how many pieces of garbage there were since the last call, and how many bytes."""
@@ -88,6 +99,17 @@ class Inbox:
         if not self._is_replaying:
             self._tallies.add(("objects",))
             self._troubles.warn("object", "put into the queue skipped: not a log record")
+
+    def _skip(self, kind: int, payload: bytes) -> None:
+        """Set a frame aside, and the message of which it is a part."""
+        part = frame.decode_part(payload) if kind == frame.PART else None
+        message = self.frames.give_up(part) if part is not None else None
+        if not self._is_replaying:
+            self._has_set_aside = True
+            if part is not None and message is not None:
+                self._set_aside.add_parts(part, [*message.pieces, part.piece])
+            else:
+                self._set_aside.add_frame(kind, payload)
 
     def check_incomplete(self, is_drained: Callable[[], bool]) -> None:
         """Give up the long records whose writers have died, once all that is now in the queue is handled."""

@@ -128,7 +128,7 @@ class Loop:
         reach("after write")
         self.accounts.gather()
         if self.commit is not None:
-            self.commit.commit(batch.taken, batch.rescued)
+            self.commit.commit(batch.taken, batch.rescued, is_set_aside=batch.is_set_aside)
         self.source.settle(batch, is_on_disk)
 
     def _write(self, batch: Batch) -> None:

@@ -14,7 +14,8 @@ from mplog.monitoring.statistics import Stats
 class Places(msgspec.Struct, frozen=True):
     """What a logging process is given. For a plain queue, `fd` and `memory` are -1.
 
-    `stories` tell how earlier logging processes have ended, unless one of them has noted it.
+    `stories` tell how earlier logging processes have ended, unless one of them has noted it. `has_crashed`: the last
+    one may have died of what it did, and not of a kill from outside.
     """
 
     control: Connection
@@ -23,6 +24,7 @@ class Places(msgspec.Struct, frozen=True):
     memory: int = -1
     supervisor: Connection | None = None
     stories: tuple[str, ...] = ()
+    has_crashed: bool = False
 
 
 class Program:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import os
 
+import msgspec
+
 from mplog.files.portion import Position
 from mplog.logging_process.accounts import Accounts
 from mplog.logging_process.announcements import Announcements
-from mplog.logging_process.commit import Commit, read_note
+from mplog.logging_process.commit import Commit, Note, read_note
 from mplog.logging_process.dispatch import Dispatcher
-from mplog.logging_process.fifo_source import FifoSource
+from mplog.logging_process.fifo_source import BATCH_SIZE, FifoSource
 from mplog.logging_process.loop import Loop
 from mplog.logging_process.program import Places, Program
 from mplog.logging_process.signals import Signals
+from mplog.logging_process.suspects import Suspect, Suspects
 from mplog.logging_process.workers import Workers
 from mplog.monitoring.deaths import Watch
 from mplog.monitoring.restart_lines import not_noted
 from mplog.monitoring.tallies import Tallies
 from mplog.queue.buffers import BufferPair
 from mplog.queue.directory import current_fifo_path, emergency_path
-from mplog.queue.emergency_reader import EmergencyReader
+from mplog.queue.emergency_reader import READ_SIZE, EmergencyReader
 from mplog.queue.overflow import Overflow
 
 
@@ -33,25 +36,44 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     signals = Signals()
     pair = BufferPair(places.memory)  # finds out whether the announced read was made
     note = read_note(pair)
+    suspects = _suspects(places, note, pair)
     announcements = Announcements(directory, note.announced)
     _take_back(announcements, dispatcher)
     tallies = Tallies(places.memory, directory, note.serial)
     dispatcher.failed.update({name: count for (_, name), count in tallies.of("failed").items()})
     emergency = EmergencyReader(overflow.emergency or emergency_path(directory), note.emergency)
-    source = FifoSource(places, overflow, pair, emergency, tallies, dispatcher, signals.wake)
+    source = FifoSource(places, overflow, pair, emergency, tallies, dispatcher, signals.wake, suspects)
     stories = not_noted(places.stories, note.restarts)
     if stories:
         stories[-1] += f", restarted as {os.getpid()}"
     accounts = Accounts(directory, tallies, dispatcher, note.restarts, stories, source.due())
     workers = Workers(Watch(current_fifo_path(directory), places.launch.program), tallies, dispatcher.say)
     workers.resume()
-    commit = Commit(pair, announcements, accounts, emergency, dispatcher.outputs)
+    commit = Commit(pair, announcements, accounts, emergency, dispatcher.outputs, suspects)
     if stories:
         commit.commit()
     loop = Loop(dispatcher, source, commit, accounts, workers, Program(places.control, places.supervisor), signals)
     # The functions called from here on may fork, and only the loop closes what their children must not hold.
     dispatcher.go_on(directory, signals.wake)
     return loop
+
+
+def _suspects(places: Places, note: Note, pair: BufferPair) -> Suspects:
+    """Note, first of all, that one more logging process begins at this place."""
+    queue, emergency, replay = note.places
+    suspects = Suspects(
+        Suspect(queue, pair.position, BATCH_SIZE, has_crashed=places.has_crashed),
+        Suspect(emergency, note.emergency, READ_SIZE, has_crashed=places.has_crashed),
+        Suspect(replay, pair.position, BATCH_SIZE, has_crashed=places.has_crashed),
+    )
+
+    def commit_note() -> None:
+        pair.commit(0, msgspec.msgpack.encode(msgspec.structs.replace(note, places=suspects.places)))
+
+    if places.stories:
+        suspects.replay.note = commit_note
+        commit_note()
+    return suspects
 
 
 def _take_back(announcements: Announcements, dispatcher: Dispatcher) -> None:

@@ -16,7 +16,7 @@ class Batch(msgspec.Struct):
     """What is handled and committed at once: `taken` bytes of the buffers, or `rescued` ones of the emergency file.
 
     `pieces` are names of sinks, and bytes for them. `are_numbered`: the records come nearly in the order of their
-    numbers. `is_awaited`: a worker waits until they are on disk.
+    numbers. `is_awaited`: a worker waits until they are on disk. `is_set_aside`: it is a message that was set aside.
     """
 
     entries: Sequence[Entry] = ()
@@ -25,6 +25,7 @@ class Batch(msgspec.Struct):
     rescued: int = 0
     are_numbered: bool = False
     is_awaited: bool = False
+    is_set_aside: bool = False
 
 
 class Source:

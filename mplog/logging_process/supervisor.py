@@ -124,6 +124,7 @@ class Supervisor:
         self._ending: Report | None = None
         #: How logging processes have ended, as long as no later one has noted it for the log.
         self._stories: list[str] = []
+        self._has_crashed = False
         # The end of its connection does not tell that a logging process has died: its children may hold it open.
         self.wakeup = Wakeup()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that a poll wakes up
@@ -143,9 +144,12 @@ class Supervisor:
                 if not pid:
                     return self._become_logging_process(control, requests)
                 status = self.attend(pid, requests, control)
-                story = f"logging process {pid} {describe_end(status, memory_kills_since(kills))}"
+                memory_kills_meanwhile = memory_kills_since(kills)
+                story = f"logging process {pid} {describe_end(status, memory_kills_meanwhile)}"
+                self._has_crashed = status != -signal.SIGKILL or memory_kills_meanwhile != 0
                 if self._ending is Report.REPLACE:
                     story = f"logging process {pid} was ended by SIGTERM"
+                    self._has_crashed = False
                 if self._ending is Report.DONE:
                     return self._end(0)  # however it has ended: the interpreter may fail as it ends
                 if self._was_ready:
@@ -183,7 +187,8 @@ class Supervisor:
             kill_points.arm("")  # each is reached once
         if self._fd < 0:
             self._fd = fifo.open_reader(current_fifo_path(self._directory))
-        places = Places(control, self._launch, self._fd, self._memory, supervisor, tuple(self._stories))
+        stories = tuple(self._stories)
+        places = Places(control, self._launch, self._fd, self._memory, supervisor, stories, self._has_crashed)
         try:
             return logging_process.main(places)
         except BaseException:

@@ -125,12 +125,15 @@ class Tallies:
         """Return the level to count a level as: 0 if too many are told apart already."""
         return level if level in self._levels else tell_apart(self._levels, level, COUNTED_LEVELS, 0)
 
-    def count_lost(self, losses: ProcessLosses) -> None:
-        """Count records dropped from the buffers."""
+    def count_lost(self, losses: ProcessLosses, *, is_said: bool = False) -> None:
+        """Count records dropped from the buffers. `is_said`: with the next commit, the log says so."""
         loser = losses.pid, losses.name[:_LONGEST_NAME]
         pid, name = tell_apart(self._losers, loser, COUNTED_PROCESSES, (0, "others"))
         for (level, reason), count in losses.counts.items():
-            self.add(("lost", pid, name, self.level(level), int(reason)), count)
+            place = pid, name, self.level(level), int(reason)
+            self.add(("lost", *place), count)
+            if is_said:
+                self.add(("said of buffers", *place), count)
 
     def forget_lost(self, key: Key) -> None:
         *_, pid, name, _, _ = key

@@ -107,12 +107,18 @@ class State(msgspec.Struct):
         return self.taken - self.fill - self.dropped - self.length - self.dropped_before
 
     @property
+    def position(self) -> int:
+        """Bytes ever taken in before those that are unwritten in the writing buffer; it stays until some are written,
+        except that a swap counts what was dropped."""
+        return self.base + self.done
+
+    @property
     def committed(self) -> int:
         """Bytes ever written, and bytes dropped before them.
 
         Dropped bytes count once all of their buffer is written: records that stay may stand between them.
         """
-        return self.base + self.done + (self.dropped_before if self.done == self.length else 0)
+        return self.position + (self.dropped_before if self.done == self.length else 0)
 
     @property
     def fraction(self) -> float:

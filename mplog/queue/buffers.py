@@ -205,6 +205,11 @@ class BufferPair:
             reach("after swap")
             return True
 
+    def mark(self, offset: int, value: int) -> None:
+        """Change one byte of `unwritten`, at one instant."""
+        state = self._state
+        self.memory.view[self.memory.start(state.writing) + state.done + offset] = value
+
     def commit(self, count: int, note: bytes | None = None) -> None:
         """Count more of the writing buffer as written, and replace the note, at one instant.
 
@@ -236,6 +241,12 @@ class BufferPair:
         """A copy of the state."""
         with self._lock:
             return msgspec.structs.replace(self._state)
+
+    @property
+    def position(self) -> int:
+        """Where in all that was ever taken in `unwritten` begins; see `State.position`."""
+        with self._lock:
+            return self._state.position
 
     @property
     def fraction(self) -> float:

@@ -20,6 +20,9 @@ from mplog.queue.emergency import HEADER, WORD, EmergencyRefusedError, check_mag
 from mplog.queue.locks import lock_file, unlock_file
 from mplog.record import frame
 
+#: About how many bytes are read at a time.
+READ_SIZE = 2**20
+
 _TAKEN = ".reading"
 _READ_AT = 24
 _ID_SIZE = 8
@@ -46,7 +49,7 @@ class EmergencyReader:
         self._position = 0
         self._end = 0
 
-    def read(self, limit: int = 2**20, patience: float = 0.0) -> bytes:
+    def read(self, limit: int = READ_SIZE, patience: float = 0.0) -> bytes:
         """Return the next whole frames, those of a long message together; b"" where there are none.
 
         Args:
@@ -57,22 +60,39 @@ class EmergencyReader:
         Raises:
             OSError: the file cannot be opened or read, or it is not one of this user's own.
         """
-        while self._fd >= 0 or self._take(patience):
-            if self._position >= self._end:
+        while self.is_open(patience):
+            data = os.pread(self._fd, min(limit, self._end - self._position), self._position)
+            whole = len(data) if self._position + len(data) >= self._end else _whole(data)
+            if whole:
+                return data[:whole]
+            if not data:
                 self._finish()
-                continue
-            size = limit
-            while True:
-                data = os.pread(self._fd, min(size, self._end - self._position), self._position)
-                is_all = self._position + len(data) >= self._end or len(data) < size
-                whole = len(data) if is_all else _whole(data)
-                if whole:
-                    return data[:whole]
-                if not data:
-                    self._finish()
-                    break
-                size *= 2
+            else:
+                return self.peek(self.measure())
         return b""
+
+    def is_open(self, patience: float = 0.0) -> bool:
+        """Return whether there is a file of which something is left, and is not just being written; see `read`."""
+        while self._fd >= 0 or self._take(patience):
+            if self._position < self._end:
+                return True
+            self._finish()
+        return False
+
+    def measure(self) -> int:
+        """Return the length of the next message, which is not read as a whole. The file must be open."""
+        length = 0
+        while data := self.peek(frame.FRAME_SIZE, length):
+            found = frame.first(data, is_all=len(data) < frame.FRAME_SIZE)
+            length += found.end
+            if found.kind != frame.PART or _is_last(data[found.payload]):
+                break
+        return length
+
+    def peek(self, size: int, offset: int = 0) -> bytes:
+        """Return at most so many of the next bytes. The file must be open."""
+        start = self._position + offset
+        return os.pread(self._fd, max(0, min(size, self._end - start)), start)
 
     def note(self, count: int = 0) -> bytes:
         """Return 16 bytes for the next constructor, which say that `count` more bytes are read.
@@ -151,12 +171,15 @@ def _whole(data: bytes) -> int:
     for found in frame.walk(data):
         if found.kind is None:
             return whole
-        if found.kind == frame.PART:
-            try:
-                part = frame.decode_part(data[found.payload])
-            except ValueError:
-                continue
-            if part.number < part.total - 1:
-                continue
-        whole = found.end
+        if found.kind != frame.PART or _is_last(data[found.payload]):
+            whole = found.end
     return whole
+
+
+def _is_last(payload: bytes) -> bool:
+    """Whether a frame of kind `frame.PART` is the last one of its message."""
+    try:
+        part = frame.decode_part(payload)
+    except ValueError:
+        return False
+    return part.number >= part.total - 1

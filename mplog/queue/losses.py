@@ -43,19 +43,21 @@ class Reason(enum.IntEnum):
     INTERRUPTED = 6
     #: It was to be kept, and the emergency file had no room either.
     NO_EMERGENCY = 7
+    #: The logging process died while it handled the record, several times, or had no memory for it.
+    SET_ASIDE = 8
     #: It is in the emergency file, and the logging process takes it from there later.
-    EMERGENCY = 8
+    EMERGENCY = 9
     #: No record has this number, since the call was encoded again, or ``put()`` has raised ``queue.Full``.
-    UNUSED = 9
+    UNUSED = 10
     #: Its long texts were cut.
-    TRUNCATED = 10
+    TRUNCATED = 11
     #: It was to be written through, and was not on disk in time; it arrives like any other.
-    UNSYNCED = 11
+    UNSYNCED = 12
 
     @property
     def is_loss(self) -> bool:
-        """Whether the record is not in the log and never will be."""
-        return self <= Reason.NO_EMERGENCY
+        """Whether the record is not in the log, and will not come by itself."""
+        return self <= Reason.SET_ASIDE
 
     @property
     def leaves_gap(self) -> bool:
@@ -76,6 +78,7 @@ _TEXTS = {
     Reason.REJECTED: "nobody read the queue",
     Reason.INTERRUPTED: "interrupted by an exception",
     Reason.NO_EMERGENCY: "queue full, and the emergency file could not be written",
+    Reason.SET_ASIDE: "the logging process could not handle it",
 }
 
 

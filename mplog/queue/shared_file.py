@@ -12,7 +12,7 @@ import contextlib
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 #: Seconds without a further attempt after a full disk: btrfs looks for room for up to 60 ms each time.
 PAUSE = 1.0
@@ -87,8 +87,12 @@ def _opened(path: str, flags: int) -> Iterator[int]:
         os.close(fd)
 
 
-def replace_file(path: str, data: bytes) -> None:
+def replace_file(path: str, data: bytes | Iterable[bytes]) -> None:
     """Write a file, so that others find the old one or the new one, whole: beside it first, then renamed.
+
+    Args:
+        path: where it is.
+        data: what is to be in it, or the pieces of that.
 
     Raises:
         OSError: it cannot be written; the old one is still there.
@@ -97,7 +101,7 @@ def replace_file(path: str, data: bytes) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "wb") as file:
-            file.write(data)
+            file.writelines((data,) if isinstance(data, bytes) else data)
         os.replace(new, path)
     except BaseException as error:
         if isinstance(error, OSError):

@@ -53,6 +53,9 @@ class Decoder:
         try:
             try:
                 values = _decode(payload)
+                if len(payload) > UNCHECKED_SIZE:
+                    # In the place of a view that would keep the whole payload.
+                    values = (*values[:REST], values[REST].copy(), *values[REST + 1 :])
                 return values, self._origins[values[RAW_ORIGIN]]
             except msgspec.ValidationError:
                 return _decode_loosely(payload)

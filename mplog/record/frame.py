@@ -42,6 +42,9 @@ SYNC = 4
 LOSSES = 5
 #: Bytes for a sink of their own (`mplog.worker.write`).
 BYTES = 6
+KINDS = (RECORD, OBJECT, PART, SYNC, LOSSES, BYTES)
+#: Added to the kind of a frame that is set aside (`mplog.logging_process.suspects`): what it carries is not handled.
+ASIDE = 0x80
 
 # Text never contains it: 0xff does not occur in UTF-8.
 MAGIC = b"\xffmp"
@@ -94,6 +97,12 @@ def abandon(message_id: bytes) -> bytes:
     return encode_part(message_id, os.getpid(), 0, 0, 0, b"")
 
 
+def set_aside(message: bytes) -> bytes:
+    """Return a frame with the mark that what it carries is not handled."""
+    place = len(MAGIC)
+    return message[:place] + bytes([message[place] | ASIDE]) + message[place + 1 :]
+
+
 def encode_part(message_id: bytes, pid: int, index: int, count: int, kind: int, piece: bytes | memoryview) -> bytes:
     """Return a frame of kind `PART`; see `Part`."""
     about = _PART.pack(message_id, pid, index, count, kind, zlib.crc32(piece, _SEED))
@@ -133,6 +142,15 @@ class Found(NamedTuple):
     def payload(self) -> slice:
         """Where in the stream the payload is."""
         return slice(self.start + HEADER_SIZE, self.end)
+
+
+def first(data: bytes, *, is_all: bool) -> Found:
+    """Return the first piece of a stream that begins with `data`: at least `FRAME_SIZE` bytes, unless it `is_all`."""
+    found = next(walk(data))
+    if found.kind is None and found.end == len(data) and not is_all:
+        # The last bytes may be the beginning of a magic.
+        return found._replace(end=found.end - len(MAGIC) + 1)
+    return found
 
 
 def walk(data: bytes) -> Iterator[Found]:

@@ -11,7 +11,7 @@ step the magic occurs nowhere else, since msgpack values end where they end, and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from mplog.record import frame
@@ -27,6 +27,9 @@ _split = re.compile(re.escape(RECORD_TAG) + b"(?=" + re.escape(ARRAY.to_bytes(2,
 _PIECE_OVERHEAD = 128
 # The same for a message of which any piece is there.
 _MESSAGE_OVERHEAD = 512
+
+#: Messages whose further parts are ignored at the same time. Beyond that, a message may count as broken more than once.
+_MOST_IGNORED = 1000
 
 #: Bytes of unfinished messages that a reader holds before it gives the oldest one up.
 UNFINISHED_LIMIT = 512 * 2**20
@@ -46,6 +49,11 @@ class Incomplete:
         self.kind = kind
         self.pieces: list[bytes] = []
         self.size = _MESSAGE_OVERHEAD
+
+    @property
+    def length(self) -> int:
+        """Bytes of the message, if it is complete."""
+        return self.size - _MESSAGE_OVERHEAD - self.count * _PIECE_OVERHEAD
 
 
 def _is_cut(part: bytes) -> bool:
@@ -67,6 +75,8 @@ class FrameReader(Generic[T]):
         skipped: bytes that belonged to no frame.
         broken: runs of such bytes, and long messages that did not decode.
         given_up: long messages that were dropped because too much was unfinished.
+        too_large: long messages for which there was no memory. The caller takes them out.
+        is_replaying: whether long messages are only put together, and not decoded.
         incomplete_size: the memory that unfinished messages take, in bytes.
     """
 
@@ -84,6 +94,9 @@ class FrameReader(Generic[T]):
         self.skipped = 0
         self.broken = 0
         self.given_up = 0
+        self.too_large: list[Incomplete] = []
+        self.is_replaying = False
+        self._ignored: set[bytes] = set()
 
     @property
     def wanted(self) -> int:
@@ -156,18 +169,26 @@ class FrameReader(Generic[T]):
         return messages
 
     def _accept_part(self, payload: bytes, messages: list[T]) -> None:
-        whole = self._assemble(payload)
-        if whole is None:
+        message = self._assemble(payload)
+        if message is None or self.is_replaying:
             return
-        kind, message = whole
         try:
-            messages.append(self._decode[kind](message))
+            whole = b"".join(message.pieces)
+            message.pieces.clear()  # the memory is needed
+            messages.append(self._decode[message.kind](whole))
         except _BROKEN:
             # Every piece had its checksum, so the stream is in step: there is nothing to search again.
             self.broken += 1
+        except MemoryError:
+            self.too_large.append(message)
 
-    def _assemble(self, payload: bytes) -> tuple[int, bytes] | None:
+    def _assemble(self, payload: bytes) -> Incomplete | None:
+        """Return the message that this part completes."""
         message_id, pid, index, count, kind, piece = frame.decode_part(payload)
+        if message_id in self._ignored:
+            if index >= count - 1:
+                self._ignored.discard(message_id)
+            return None
         if count == 0:
             self._forget(message_id)
             return None
@@ -178,6 +199,7 @@ class FrameReader(Generic[T]):
         if index != len(message.pieces) or count != message.count or index >= count:
             # Its checksum is right, so the stream is in step, but the parts before it went elsewhere.
             self._forget(message_id)
+            self._ignore(message_id, index, count)
             self.broken += 1
             return None
         message.pieces.append(piece)
@@ -185,9 +207,11 @@ class FrameReader(Generic[T]):
         self.incomplete_size += len(piece) + _PIECE_OVERHEAD
         if len(message.pieces) == count:
             self._forget(message_id)
-            return kind, b"".join(message.pieces)
+            return message
         while self.incomplete_size > UNFINISHED_LIMIT:
-            self._forget(next(iter(self._incomplete)))
+            oldest, message = next(iter(self._incomplete.items()))
+            self._forget(oldest)
+            self._ignore(oldest, len(message.pieces) - 1, message.count)
             self.given_up += 1
         return None
 
@@ -196,24 +220,42 @@ class FrameReader(Generic[T]):
         if message is not None:
             self.incomplete_size -= message.size
 
+    def give_up(self, part: frame.Part) -> Incomplete:
+        """Forget the message of a part, as far as it has come before; ignore what is still to come."""
+        message = self._incomplete.get(part.message_id)
+        self._forget(part.message_id)
+        self._ignore(part.message_id, part.number, part.total)
+        return message or Incomplete(part.pid, part.total, part.kind)
+
+    def _ignore(self, message_id: bytes, index: int, count: int) -> None:
+        """Ignore the parts of a message after this one: it is counted once."""
+        if index < count - 1:
+            if len(self._ignored) >= _MOST_IGNORED:
+                self._ignored.clear()
+            self._ignored.add(message_id)
+
     def take_back(self) -> int:
         """Forget the part of a frame at the end of what was fed, and return its length: it will be fed again."""
         length = len(self._rest)
         self._rest = b""
         return length
 
-    def unfinished_frames(self, limit: int) -> bytes:
-        """Return frames that give another reader the parts of long messages that are not complete here.
+    def unfinished_frames(self, limit: int) -> Iterator[bytes]:
+        """Yield frames that give another reader the parts of long messages that are not complete here.
 
-        Return b"" if that is more than `limit` bytes.
+        Yield none if that is more than `limit` bytes. Messages whose parts are ignored here are ignored there.
         """
-        if not self._incomplete or self.incomplete_size > limit:
-            return b""
-        return b"".join(
-            frame.encode_part(message_id, message.pid, index, message.count, message.kind, piece)
-            for message_id, message in self._incomplete.items()
-            for index, piece in enumerate(message.pieces)
-        )
+        for message_id in self._ignored:
+            yield frame.set_aside(frame.encode_part(message_id, 0, 0, 2, 0, b""))
+        if self.incomplete_size <= limit:
+            for message_id, message in self._incomplete.items():
+                for index, piece in enumerate(message.pieces):
+                    yield frame.encode_part(message_id, message.pid, index, message.count, message.kind, piece)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `unfinished_frames` may yield something."""
+        return bool(self._incomplete or self._ignored)
 
     @property
     def has_incomplete(self) -> bool:

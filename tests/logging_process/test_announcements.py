@@ -11,6 +11,7 @@ import pytest
 from mplog.files.portion import Portion, Position
 from mplog.logging_process.announcements import Announcements, Noted
 from mplog.logging_process.commit import Note
+from mplog.logging_process.suspects import Place
 from mplog.monitoring.restart_lines import Restarts
 from mplog.queue.buffer_memory import NOTE_SIZE
 
@@ -40,7 +41,8 @@ def test_the_note_has_room_for_restarts_too(tmp_path: Path) -> None:
     for number in range(500):
         announcements.add(_LARGE, _portion(_LARGE - number, _LARGE - 2, 1))
         restarts = Restarts(restarts.untold, ["x" * 500], 0, {}, 0.0)
-        note = Note(announcements.noted, bytes(16), _LARGE, restarts.untold)
+        places = [Place(_LARGE, 100, 100, 100), Place(bytes(16), 100, 100, 100)]
+        note = Note(announcements.noted, bytes(16), _LARGE, restarts.untold, places)
         assert len(msgspec.msgpack.encode(note)) <= NOTE_SIZE
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from family import Family
+from memory_groups import memory_group
 from scripts import environment
 
 import mplog
@@ -625,33 +626,6 @@ def test_a_refused_system_call_watches_nobody(
 # --- out of memory ---
 
 
-@pytest.fixture
-def memory_group() -> Iterator[Path]:
-    """A control group whose processes have 50 MB together."""
-    with contextlib.ExitStack() as stack:
-        try:
-            group = make_memory_group(50 * 2**20)
-        except OSError as error:
-            pytest.skip(f"no control group with a limit on memory can be made here: {error}")
-        stack.callback(group.rmdir)
-        yield group
-
-
-def make_memory_group(limit: int) -> Path:
-    """Make one, of either version (cgroups(7))."""
-    paths = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
-    first = paths.get("memory")
-    parent = Path("/sys/fs/cgroup/memory" + first if first else "/sys/fs/cgroup" + paths.get("", "/"))
-    group = parent / f"mplog-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(limit))
-    except OSError:
-        group.rmdir()
-        raise
-    return group
-
-
 HUNGRY = """
 import os, sys
 os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK)
@@ -661,14 +635,17 @@ eaten = bytearray(os.urandom(2**20) * 500)
 """
 
 
-def test_out_of_memory_is_named_where_it_was(watch: Watch, queue: mplog.LogQueue, memory_group: Path) -> None:
+def test_out_of_memory_is_named_where_it_was(watch: Watch, queue: mplog.LogQueue) -> None:
     """A process that the kernel kills for lack of memory is said to be."""
-    with subprocess.Popen(
-        [sys.executable, "-S", "-c", HUNGRY, queue.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        memory_group(50 * 2**20) as group,
+        subprocess.Popen(
+            [sys.executable, "-S", "-c", HUNGRY, queue.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
         assert process.stdout is not None
         pid = int(process.stdout.readline())
-        (memory_group / "cgroup.procs").write_text(str(pid))
+        (group / "cgroup.procs").write_text(str(pid))
         watch.watch(pid, "hungry")
         process.communicate("\n", timeout=60)
     assert process.returncode == -signal.SIGKILL

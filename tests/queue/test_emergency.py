@@ -536,3 +536,18 @@ def test_what_is_planted_is_refused(path: str, what: str, where: str) -> None:
         assert b"text" in Path(path + where).read_bytes()
         with pytest.raises(EmergencyRefusedError):
             EmergencyReader(path).read()
+
+
+def test_messages_are_measured_one_by_one(path: str) -> None:
+    """The length of the next message is known without reading all of it; a long one is as long as its frames."""
+    file, reader = EmergencyFile(path, SIZE), EmergencyReader(path)
+    messages = [message("one"), message("x" * 3 * 2**20), message("three")]
+    for each in messages:
+        assert file.append(each)
+    for each in messages:
+        assert reader.is_open()
+        assert reader.measure() == len(each)
+        assert reader.peek(len(each)) == each
+        reader.commit(len(each))
+    assert not reader.is_open()
+    assert not os.path.exists(path)

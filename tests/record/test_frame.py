@@ -269,7 +269,8 @@ def test_parts_that_went_elsewhere_break_one_message() -> None:
 
 
 def test_parts_that_disagree_break_the_message() -> None:
-    """Parts of one id that claim another count, no parts at all, or a kind that there is not, are counted."""
+    """Parts of one id that claim another count, no parts at all, or a kind that there is not, are counted, once for
+    each message."""
     identity = message_id()
     reader = new_reader()
     reader.feed(
@@ -277,7 +278,10 @@ def test_parts_that_disagree_break_the_message() -> None:
         drained=True,
     )
     assert (reader.broken, reader.incomplete()) == (1, [])
-    reader.feed(frame.encode_part(identity, 1, 5, 2**32 - 1, RECORD, b"x"), drained=True)
+    for number in (2, 3):
+        reader.feed(frame.encode_part(identity, 1, number, 4, RECORD, b"z"), drained=True)
+    assert (reader.broken, reader.incomplete()) == (1, [])
+    reader.feed(frame.encode_part(message_id(), 1, 5, 2**32 - 1, RECORD, b"x"), drained=True)
     assert (reader.broken, reader.incomplete()) == (2, [])
     for kind in (0, 3, 99):
         reader.feed(frame.encode_part(message_id(), 1, 0, 1, kind, payload(b"x")), drained=True)
@@ -368,3 +372,51 @@ def test_wanted_never_reads_past_a_frame(writers: list[list[Unit]], junk: bytes,
         assert reader.is_between_frames == (position == end or (position <= len(junk) and reader.wanted == HEADER))
     assert arrived == [unit.completes for unit in units if unit.completes]
     assert reader.skipped == len(junk)
+
+
+def test_no_memory_for_a_message_costs_that_message_alone() -> None:
+    """A long message for which decoding finds no memory is handed back, and those around it are read."""
+
+    def decode_short(data: bytes) -> bytes:
+        if len(data) > 2 * FRAME_SIZE:
+            raise MemoryError
+        return data
+
+    reader = FrameReader({RECORD: decode_short})
+    stream = b"".join(frame.whole(RECORD, bytes(size)) for size in (1, 3 * FRAME_SIZE, FRAME_SIZE, 2))
+    assert list(map(len, reader.feed(stream, drained=True))) == [1, FRAME_SIZE, 2]
+    (message,) = reader.too_large
+    assert (message.kind, message.pid, message.length) == (RECORD, os.getpid(), 3 * FRAME_SIZE)
+    assert (reader.broken, reader.skipped, reader.incomplete()) == (0, 0, [])
+
+
+def test_what_is_read_once_more_is_not_decoded() -> None:
+    """A reader that only looks for the first parts of long messages needs no memory for those that are complete."""
+    reader = new_reader()
+    identity = message_id()
+    parts = list(frame.frames(RECORD, payload(LONG), identity))
+    reader.is_replaying = True
+    assert reader.feed(b"".join([*written(OBJECT, LONG), *parts[:-1]]), drained=True) == []
+    reader.is_replaying = False
+    assert reader.feed(parts[-1], drained=True) == [(RECORD, LONG)]
+    assert (reader.broken, reader.skipped, reader.incomplete()) == (0, 0, [])
+
+
+def test_the_rest_of_a_message_that_was_given_up_is_ignored() -> None:
+    """Once a message is given up, neither this reader nor the next one counts its further parts."""
+    identity = message_id()
+    parts = list(frame.frames(RECORD, payload(LONG), identity))
+    reader = new_reader()
+    reader.feed(b"".join(parts[:3]), drained=True)
+    given_up = reader.give_up(frame.decode_part(parts[3][frame.HEADER_SIZE :]))
+    assert given_up.pieces == [frame.decode_part(part[frame.HEADER_SIZE :]).piece for part in parts[:3]]
+    following: FrameReader[None] = FrameReader(
+        {
+            RECORD: lambda _: None,
+            frame.PART | frame.ASIDE: lambda data: following.give_up(frame.decode_part(data)) and None,
+        }
+    )
+    following.feed(b"".join(reader.unfinished_frames(2**20)), drained=True)
+    for each in (reader, following):
+        assert not [message for message in each.feed(b"".join(parts[4:]), drained=True) if message is not None]
+        assert (each.broken, each.skipped, each.incomplete(), each.has_unfinished) == (0, 0, [], False)
