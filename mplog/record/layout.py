@@ -133,6 +133,8 @@ class Template(str):
     """
 
     __slots__ = ("_args", "_message")
+    _args: Any
+    _message: str
 
     def __new__(cls, template: str, args: Any, message: str) -> Template:
         self = super().__new__(cls, template)

@@ -20,7 +20,7 @@ from mplog.record.context import named
 from mplog.record.decoding import decode
 from mplog.record.encoding import Cut, encode, pack_wire
 from mplog.record.layout import RESERVED, Record, Wire
-from mplog.record.plain import CAUGHT, caught, pack, plain, plain_fields, readable, safe_str, unpack
+from mplog.record.plain import CAUGHT, Looks, caught, pack, plain, plain_fields, readable, safe_str, unpack
 from mplog.record.portable import dump, load
 
 #: Returns fields to add to a record.
@@ -30,6 +30,7 @@ RedactorFunction = Callable[[str, Any], Any]
 
 #: How deep enrichers and redactors may log themselves, or be interrupted by a signal handler that logs.
 _MOST_NESTED = 2
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 _MESSAGE_NAMES = {"msg": "message"}
 
 
@@ -142,6 +143,10 @@ class Preparation:
     def _redact(self, name: str, value: Any) -> Any:
         if _nesting.depth > _MOST_NESTED:
             return "<mplog: logged by a redactor>"
+        if isinstance(value, Looks) and type(value.content) in _CONTAINERS:
+            content = self._redact(name, value.content)
+            if content != value.content:
+                return content
         for redact in self._redactors:
             try:
                 value = redact(name, value)
