@@ -18,7 +18,7 @@ from mplog.queue.log_queue import LogQueue
 from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
 from mplog.record.fields import Fields
-from mplog.record.level import read_level
+from mplog.record.level import level_names, read_level
 from mplog.record.preparation import note_preparation
 from mplog.sinks.collisions import check_names
 from mplog.sinks.file import FileSink
@@ -150,7 +150,9 @@ class Arguments:
         # A program may have set these for all formatters, such as logging.Formatter.converter = time.gmtime.
         names = ("converter", "default_time_format", "default_msec_format")
         defaults = {name: vars(logging.Formatter)[name] for name in names}
-        configuration = Configuration(self.sinks, self.format, defaults, self.overflow, self.fields.constant)
+        configuration = Configuration(
+            self.sinks, self.format, defaults, level_names(), self.overflow, self.fields.constant
+        )
         try:
             data: bytes = cloudpickle.dumps(configuration)
         except Exception as error:

@@ -74,4 +74,6 @@ def look() -> None:
             changes = msgspec.json.decode(file.read(), type=dict[str, tuple[int, int]])
         for name, (number, level) in changes.items():
             if number > last:  # a level that the process has set itself since stays
-                logging.getLogger(name).setLevel(level)
+                logger = logging.getLogger(name)
+                logger.setLevel(level)
+                logger.disabled = False

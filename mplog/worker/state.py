@@ -11,6 +11,7 @@ import msgspec
 from mplog.queue.overflow import Overflow
 from mplog.queue.shared_file import replace_file
 from mplog.queue.sync import Sync
+from mplog.record.level import add_level_names, level_names
 
 if TYPE_CHECKING:
     from mplog.worker.queue_handler import QueueHandler
@@ -54,7 +55,7 @@ class LoggingState(msgspec.Struct, frozen=True):
     cut_off: list[str]
     disabled: list[str]
     disable: int
-    level_names: dict[int, str]
+    level_names: list[tuple[int, str]]
     fast: bool
     details: bool = True
     overflow: Overflow = Overflow()
@@ -81,16 +82,13 @@ class LoggingState(msgspec.Struct, frozen=True):
             cut_off=[name for name, null in is_null.items() if not null],
             disabled=[logger.name for logger in loggers if logger.disabled],
             disable=int(manager.disable),
-            # logging has no public way to ask for all names by number.
-            level_names={number: name for number, name in logging._levelToName.copy().items() if type(number) is int},
+            level_names=level_names(),
             fast=logging.getLoggerClass().__module__ == "mplog.worker.logger",
         )
 
     def apply(self, handler: QueueHandler) -> None:
         """Give this process's loggers the same levels and filters, and `handler` to those that are cut off."""
-        for number, name in self.level_names.items():
-            if logging.getLevelName(number) != name:
-                logging.addLevelName(number, name)
+        add_level_names(self.level_names)
         logging.getLogger().setLevel(self.level)
         for name, level in self.levels.items():
             logging.getLogger(name).setLevel(level)
