@@ -32,8 +32,8 @@ from mplog.monitoring.server_notice import publish
 from mplog.monitoring.tallies import Tallies
 from mplog.record.decoding import constant_fields
 from mplog.record.encoding import describe
-from mplog.record.level import add_level_names
 from mplog.sinks.sink import to_formatter
+from mplog.worker.state import add_level_names
 
 #: The exit status of a logging process that could not open its sinks, and has said why.
 NOT_STARTED = 3

@@ -34,7 +34,7 @@ class Configuration(msgspec.Struct, frozen=True):
     format: str | logging.Formatter
     #: Attributes of the class ``logging.Formatter``.
     formatter_defaults: dict[str, Any]
-    #: Those of the program; see `mplog.record.level`.
+    #: Those of the program; see `mplog.worker.state.level_names`.
     level_names: list[tuple[int, str]]
     overflow: Overflow
     #: The constant fields of all records.

@@ -40,25 +40,3 @@ def read_level(level: int | str) -> int:
         return int(level)
     except ValueError:
         raise ValueError(f"{level!r} is not a level: DEBUG, INFO, WARNING, ERROR, CRITICAL, or a number") from None
-
-
-def level_names() -> list[tuple[int, str]]:
-    """Return the numbers and names of this process's levels, those of the program, too, for `add_level_names`.
-
-    A number may have several names; the last one is what records have.
-    """
-    import logging
-
-    # Copies, since another thread may add names. logging has no public way to ask for all of them.
-    names = [(number, name) for name, number in logging._nameToLevel.copy().items()]
-    names += logging._levelToName.copy().items()
-    return [(int(number), str(name)) for number, name in names if isinstance(number, int)]
-
-
-def add_level_names(names: list[tuple[int, str]]) -> None:
-    """Give the levels of this process the names that they have in another one."""
-    import logging
-
-    if names != level_names():
-        for number, name in names:
-            logging.addLevelName(number, name)

@@ -18,14 +18,14 @@ from mplog.queue.log_queue import LogQueue
 from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
 from mplog.record.fields import Fields
-from mplog.record.level import level_names, read_level
+from mplog.record.level import read_level
 from mplog.record.preparation import note_preparation
 from mplog.sinks.collisions import check_names
 from mplog.sinks.file import FileSink
 from mplog.sinks.raw import check_raw_names
 from mplog.sinks.sink import DEFAULT_FORMAT, Sink, to_formatter
 from mplog.worker.logger import Logger
-from mplog.worker.state import Layout
+from mplog.worker.state import Layout, level_names
 
 if TYPE_CHECKING:
     from mplog.config.logging_config import LoggingConfig

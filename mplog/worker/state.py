@@ -11,7 +11,6 @@ import msgspec
 from mplog.queue.overflow import Overflow
 from mplog.queue.shared_file import replace_file
 from mplog.queue.sync import Sync
-from mplog.record.level import add_level_names, level_names
 
 if TYPE_CHECKING:
     from mplog.worker.queue_handler import QueueHandler
@@ -119,6 +118,24 @@ class LoggingState(msgspec.Struct, frozen=True):
     def load(cls, directory: str) -> LoggingState:
         with open(os.path.join(directory, _STATE_NAME), "rb") as file:
             return msgspec.json.decode(file.read(), type=cls)
+
+
+def level_names() -> list[tuple[int, str]]:
+    """Return the numbers and names of this process's levels, those of the program, too, for `add_level_names`.
+
+    A number may have several names; the last one is what records have.
+    """
+    # Copies, since another thread may add names. logging has no public way to ask for all of them.
+    names = [(number, name) for name, number in logging._nameToLevel.copy().items()]
+    names += logging._levelToName.copy().items()
+    return [(int(number), str(name)) for number, name in names if isinstance(number, int)]
+
+
+def add_level_names(names: list[tuple[int, str]]) -> None:
+    """Give the levels of this process the names that they have in another one."""
+    if names != level_names():
+        for number, name in names:
+            logging.addLevelName(number, name)
 
 
 def all_loggers() -> dict[str, logging.Logger]:
