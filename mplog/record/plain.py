@@ -241,13 +241,15 @@ _BARE: dict[type, Callable[[Any], Any]] = {
 }
 _PLAIN = frozenset((*_BARE, *_AS_TEXT_BY_TYPE, *_CODES, list, dict, datetime.timedelta))
 MAX_DEPTH = 32
+#: Containers that are not looked for among those in them, since that takes time.
+_OUTER = 2
 _Ext = msgspec.msgpack.Ext
 
 
-def plain(value: Any, above: tuple[int, ...] = ()) -> Any:
+def plain(value: Any, depth: int = 0, above: tuple[int, ...] = ()) -> Any:
     """Return the value as something that msgpack carries and `from_ext` restores.
 
-    `above` are the ids of the containers that it is in.
+    `depth` says in how many containers it is, and `above` are the ids of these, except the outer ones.
     """
     kind = type(value)
     if kind is str:
@@ -256,18 +258,23 @@ def plain(value: Any, above: tuple[int, ...] = ()) -> Any:
         return value
     if kind is ForeignValue:  # one that has travelled before
         looks = [*map(text_or_ext, (value._str, value._repr)), value._number, text_or_ext(value._formatted)]
-        return _Ext(_FOREIGN, pack([*looks, plain(value.content, above)]))
-    base = kind if kind in _PLAIN else next((each for each in kind.__mro__ if each in _PLAIN), None)
+        return _Ext(_FOREIGN, pack([*looks, plain(value.content, depth, above)]))
     content = None
     try:
-        if base is not None:
-            content = _plain_as(base, value, above)
-        elif _is_number(kind):
-            content = as_number(value)
-        elif _is_numpy_bool(kind):
-            content = bool(value)
-        if content is not None and (kind is base or _looks_like(kind, base)):
-            return content
+        if kind in _PLAIN:
+            content = _plain_as(kind, value, depth, above)
+            if content is not None:
+                return content
+        else:
+            base = next((each for each in kind.__mro__ if each in _PLAIN), None)
+            if base is not None:
+                content = _plain_as(base, value, depth, above)
+                if content is not None and _looks_like(kind, base):
+                    return content
+            elif _is_number(kind):
+                content = as_number(value)
+            elif _is_numpy_bool(kind):
+                content = bool(value)
     except CAUGHT as error:  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
         caught(error)
     looks = [text_or_ext(safe_str(value)), text_or_ext(safe_repr(value)), as_number(value), None, content]
@@ -276,30 +283,33 @@ def plain(value: Any, above: tuple[int, ...] = ()) -> Any:
     return _Ext(_FOREIGN, pack(looks))
 
 
-def _plain_as(kind: type, value: Any, above: tuple[int, ...]) -> Any:
+def _plain_as(kind: type, value: Any, depth: int, above: tuple[int, ...]) -> Any:
     """Return a value of a plain type, or of a class made from it, as `plain` does one of that type.
 
     Returns None for a container that is too deep, or is in itself.
     """
+    if kind is list or kind is dict or kind in _CODES:
+        if depth >= _OUTER:
+            # Containers that are in themselves, such as nodes that know their parent, would be copied without end.
+            if depth >= MAX_DEPTH or id(value) in above:
+                return None
+            above = (*above, id(value))
+        depth += 1
+        # Copies, which are taken in one step: another thread, or a __repr__ in here, may change the original.
+        if kind is dict:
+            pairs = [(plain(key, depth, above), plain(item, depth, above)) for key, item in list(value.items())]
+            return dict(pairs) if all(type(key) is str for key, _ in pairs) else _Ext(_PAIRS, pack(pairs))
+        items = [plain(item, depth, above) for item in [*kind.__iter__(value)]]  # type: ignore[attr-defined]
+        return items if kind is list else _Ext(_CODES[kind], pack(items))
     if kind in _BARE and type(value) is not kind:
         return plain(_BARE[kind](value))
-    if kind in _AS_TEXT_BY_TYPE:
-        code, write = _AS_TEXT_BY_TYPE[kind]
-        return _Ext(code, write(value).encode())
     if kind is datetime.timedelta:
         return _Ext(_TIMEDELTA, pack([value.days, value.seconds, value.microseconds]))
-    if len(above) >= MAX_DEPTH or id(value) in above:
-        return None
-    above = (*above, id(value))
-    # Copies, which are taken in one step: another thread, or a __repr__ in here, may change the original.
-    if kind is not dict:
-        items = [plain(item, above) for item in [*kind.__iter__(value)]]  # type: ignore[attr-defined]
-        return items if kind is list else _Ext(_CODES[kind], pack(items))
-    pairs = [(plain(key, above), plain(item, above)) for key, item in list(value.items())]
-    return dict(pairs) if all(type(key) is str for key, _ in pairs) else _Ext(_PAIRS, pack(pairs))
+    code, write = _AS_TEXT_BY_TYPE[kind]
+    return _Ext(code, write(value).encode())
 
 
-def _looks_like(kind: type, base: type | None) -> bool:
+def _looks_like(kind: type, base: type) -> bool:
     """Whether values of a class look like those of the type that it is made from, so that they may go as these."""
     methods = "__str__", "__repr__", "__format__"
     return base in _LIKE and all(getattr(kind, name) is getattr(base, name) for name in methods)
