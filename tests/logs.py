@@ -33,6 +33,10 @@ class Clock:
         """As time.monotonic()."""
         return self.ticks
 
+    def steady(self) -> float:
+        """The time of day, had nobody set it."""
+        return NOON + self.ticks - 1000.0
+
     def forward(self, seconds: float) -> None:
         """Let time go by."""
         self.now += seconds

@@ -177,7 +177,7 @@ def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
     from mplog.cli.wire import encode
     from mplog.record.frame import RECORD, frame
 
-    level_name = state["level_names"].get(str(record.level), f"Level {record.level}")
+    level_name = dict(state["level_names"]).get(record.level, f"Level {record.level}")
     origin = os.getpid(), record.logger, record.level, level_name, record.process
     extra = record.extra()
     number = 0

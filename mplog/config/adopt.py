@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import logging.handlers
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -104,13 +105,38 @@ _STDERR: type[logging.Handler] = type(logging.lastResort)  # type: ignore[assign
 def _stream(handler: Any) -> Described | str:
     if type(handler) is _STDERR:
         return {"stream": "ext://sys.stderr"}, frozenset()
+    name = _standard_stream(handler.stream)
+    if name is not None:
+        return {"stream": f"ext://sys.{name}"}, frozenset()
+    what = f"its stream {handler.stream!r} exists in this process only"
     for name in ("stderr", "stdout"):
-        if handler.stream in (getattr(sys, name), getattr(sys, f"__{name}__")):
-            return {"stream": f"ext://sys.{name}"}, frozenset()
-    return (
-        f"its stream {handler.stream!r} exists in this process only. Take it off, or have it write to sys.stderr or to "
-        "a file"
-    )
+        if handler.stream is getattr(sys, name):
+            return (
+                f"{what}, since sys.{name} is redirected to it. Make the handler before the redirection (by "
+                f"contextlib.redirect_{name}, or pytest's capsys; with capfd there is none), or have it write to "
+                f"sys.__{name}__ or to a file"
+            )
+    return f"{what}. Take it off, or have it write to sys.stderr or to a file"
+
+
+def _standard_stream(stream: Any) -> str | None:
+    """Return which of the descriptors that the logging process inherits a stream writes to, as its name in sys."""
+    numbers = {"stderr": 2, "stdout": 1}
+    for name in numbers:
+        if stream is getattr(sys, f"__{name}__"):
+            return name
+        # A notebook shows what any process writes to these two, though its streams have other descriptors.
+        is_shown = any(kind.__module__ == "ipykernel.iostream" for kind in type(stream).__mro__)
+        if is_shown and stream is getattr(sys, name):
+            return name
+    try:
+        fd = stream.fileno()
+        # The same number first: on a terminal, both are the same file.
+        found = [name for name, number in numbers.items() if fd == number]
+        found += [name for name, number in numbers.items() if os.path.sameopenfile(fd, number)]
+    except Exception:  # a stream in memory, a closed one, or an object of the program's own
+        return None
+    return found[0] if found else None
 
 
 def _attributes(*names: str, made: Iterable[str] = (), **renamed: str) -> Callable[[Any], Described]:

@@ -7,6 +7,7 @@ the logging process.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import logging.handlers
 import re
@@ -168,6 +169,10 @@ class _Check:
         if config.get("formatter") is not None:
             self._check_names(f"{place}.formatter", [config["formatter"]], "formatters")
         self._check_filters(place, config)
+        stream = self.config["handlers"][name].get("stream")
+        if isinstance(stream, (io.StringIO, io.BytesIO)):
+            what = f"{show(stream)} is in the memory of this process, and the logging process would write a copy"
+            raise wrong(f"{place}.stream", what, "Name a stream, such as ext://sys.stdout, or write to a file")
         factory, given = self._check_arguments(place, kind, config, (".", "level", "formatter", "filters"), {})
         if is_kind(factory, Sink):
             self.sinks[name] = self._make_sink(place, factory, config, given)

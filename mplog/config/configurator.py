@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 import logging.config
+import logging.handlers
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from mplog.config.handlers import SERVED, Handlers
 from mplog.config.mistakes import first_cause, stdlib_mistake, texts
 from mplog.errors import MplogError
 from mplog.formats.json import JSONFormatter
+from mplog.record.level import read_level
 from mplog.sinks.file import FileSink
 from mplog.sinks.sink import Sink
 
@@ -65,6 +67,8 @@ class Configurator(logging.config.DictConfigurator):
         if make is not None:
             config.pop("class", None)  # or it would be an argument for the factory
             config["()"] = make
+        if is_kind(kind, logging.handlers.MemoryHandler) and "flushLevel" in config:
+            config["flushLevel"] = read_level(config["flushLevel"])  # as Python 3.13 does
         handler = super().configure_handler(config)
         self.built.append(handler)
         return handler

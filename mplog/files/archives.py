@@ -9,6 +9,8 @@ regular file is left alone. What a killed process has compressed in part is fini
 from __future__ import annotations
 
 import contextlib
+import datetime
+import math
 import os
 import queue
 import stat
@@ -56,6 +58,9 @@ class Archives:
         self._thread: threading.Thread | None = None
         self._abandoned = threading.Event()
         self._asked = self._done = 0
+        #: The time of the last write of each file, by its own clock and by the steady one.
+        self._written_at: dict[int, float] = {}
+        self._has_told_of_clock = False
 
     def take(self, path: str, written_at: float) -> str:
         """Rename a file to the next free name of its date, and return its path. On an OSError, it has the old name."""
@@ -212,7 +217,8 @@ class Archives:
         return False
 
     def _remove_old(self) -> None:
-        for archive in expired(self._files(), self._rotation.keep, self._clock.time()):
+        files = self._files()
+        for archive in expired(files, self._rotation.keep, self._ages(files)):
             try:
                 os.unlink(self._path(archive.name))
             except FileNotFoundError:
@@ -220,8 +226,30 @@ class Archives:
             except OSError as error:
                 self._notices.say("remove", f"{archive.name} is old, and could not be removed: {error}")
 
+    def _ages(self, files: list[Archive]) -> dict[int, float]:
+        """Return the seconds since the last write of each file, by that time.
 
-def expired(files: list[Archive], keep: Keep, now: float) -> list[Archive]:
+        A clock that is set forward must not make all files old. So the time of day is asked once for each file, and is
+        not believed where it is later than the steady clock. From then on, the file grows old by the steady clock.
+        """
+        steady = self._clock.steady()
+        ahead = self._clock.time() - steady
+        now = steady + min(ahead, 0)
+        before = self._written_at
+        times = {file.written_at_ns for file in files}
+        self._written_at = {at: before.get(at, steady - max(now - at / 1e9, 0)) for at in times}
+        if ahead > (self._rotation.keep.seconds or math.inf) and not self._has_told_of_clock:
+            self._has_told_of_clock = True
+            self._notices.add(
+                f"the clock is {datetime.timedelta(seconds=ahead // 1)} ahead of the time that has passed since the "
+                f"logging process started; rotated files of {self._log} are kept until they are as old as keep= says "
+                "without that"
+            )
+        return {at: steady - written_at for at, written_at in self._written_at.items()}
+
+
+def expired(files: list[Archive], keep: Keep, ages: dict[int, float]) -> list[Archive]:
+    """Return the files that are not to be kept; `ages` are seconds, by the times of the last writes."""
     newest_first = sorted(files, key=lambda file: (file.written_at_ns, file.index), reverse=True)
     expired = []
     size = 0
@@ -230,7 +258,7 @@ def expired(files: list[Archive], keep: Keep, now: float) -> list[Archive]:
         if (
             (keep.files is not None and place >= keep.files)
             or (keep.size is not None and size > keep.size and place > 0)
-            or (keep.seconds is not None and now - file.written_at_ns / 1e9 > keep.seconds)
+            or (keep.seconds is not None and ages[file.written_at_ns] > keep.seconds)
         ):
             expired.append(file)
     return expired

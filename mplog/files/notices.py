@@ -15,17 +15,44 @@ INTERVAL = 600.0
 
 
 class Clock(Protocol):
-    """Tells the time, as the module ``time`` does."""
+    """Tells the time: `time` and `monotonic` do as in the module ``time``.
+
+    `steady` is the time of day as it would be if nobody had set the clock since the process started.
+    """
 
     def time(self) -> float: ...
 
     def monotonic(self) -> float: ...
 
+    def steady(self) -> float: ...
+
+
+class _SystemClock:
+    def __init__(self) -> None:
+        self._set_to = self.time() - _boottime()
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def steady(self) -> float:
+        return self._set_to + _boottime()
+
+
+def _boottime() -> float:
+    """Return seconds that nobody sets, and that go on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+SYSTEM_CLOCK: Clock = _SystemClock()
+
 
 class Notices:
     """Notices that wait to be logged, except those of the kinds in `silent_about`. Threads may share one object."""
 
-    def __init__(self, clock: Clock = time, silent_about: Iterable[str] = ()) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK, silent_about: Iterable[str] = ()) -> None:
         self._clock = clock
         self._waiting: collections.deque[str] = collections.deque()
         self._said_at = dict.fromkeys(silent_about, math.inf)

@@ -146,7 +146,7 @@ def compile_loop(
     parts, constants, values, end = _arranged([*pieces, Piece(terminator)])
     fields = frozenset().union(*(piece.fields for piece in pieces))
     if "relativeCreated" in fields:
-        values.insert(0, "relativeCreated = decode_rest(entry[0])[0]")
+        values.insert(0, "relativeCreated = decode_rest(entry[0]).relative")
     source = _LOOP.format(
         details=", ".join(DETAILS),
         pieces=", ".join([*constants, end]),

@@ -139,7 +139,7 @@ def _escape_record(record: logging.LogRecord, formatter: logging.Formatter) -> l
     """Return a copy of the record with its texts escaped; the formatter makes the text of its exception."""
     escaped = copy.copy(record)
     attributes = dict(record.__dict__)
-    attributes["msg"], attributes["args"] = record.getMessage(), None
+    attributes["msg"], attributes["args"] = record.getMessage(), ()
     if record.exc_info and not record.exc_text:
         attributes["exc_text"] = formatter.formatException(record.exc_info)
     attributes["exc_info"] = None

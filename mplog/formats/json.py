@@ -1,7 +1,8 @@
 """`JSONFormatter`: one JSON object a line.
 
 The rule of this file: **a line is always valid JSON, whatever was logged.** A value of a type that JSON lacks is
-written as its text, and a text that UTF-8 cannot encode is written with escapes.
+written as its text, and a text that UTF-8 cannot encode is written with escapes. A value of a class that is made from a
+type that JSON has is written as one of that type.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mplog.formats.batch import BatchFormatter, Piece, Renderer, compile_loop, e
 from mplog.record.decoding import constant_fields, decode
 from mplog.record.encoding import encode
 from mplog.record.layout import Record
-from mplog.record.plain import readable, safe_str
+from mplog.record.plain import bare, readable, safe_str
 
 #: What is written by default, in this order: names in the output, and attributes of the record.
 DEFAULT_FIELDS = {
@@ -184,4 +185,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_encode = msgspec.json.Encoder(enc_hook=safe_str).encode
+_encode = msgspec.json.Encoder(enc_hook=bare).encode

@@ -72,7 +72,7 @@ class CallableHandler(LocklessHandler):
 
     def handle_batch(self, records: Sequence[logging.LogRecord]) -> None:
         """Take records that have passed the filters; return once they would survive a kill."""
-        payloads = [encode(record) for record in records]
+        payloads = [encode(record, with_args=True) for record in records]
         backlog, most = self._backlog, self._delivery.waiting
         with self._condition:
             self._start_threads()

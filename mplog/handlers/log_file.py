@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 
 from mplog.files import lock as file_lock
 from mplog.files import regular
-from mplog.files.notices import Clock, Notices, changed_meanwhile, say_on_stderr
+from mplog.files.notices import SYSTEM_CLOCK, Clock, Notices, changed_meanwhile, say_on_stderr
 from mplog.files.open_file import FileOptions, OpenFile
 from mplog.files.portion import Portion, Position
 from mplog.files.rotation import Rotator
@@ -42,7 +41,7 @@ class LogFileHandler(TextHandler):
         *,
         rotator: Callable[[OpenFile], Rotator] = Rotator,
         delay: bool = False,
-        clock: Clock = time,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         super().__init__()
         silent_about = ("moved", "deleted", "truncated") if options.is_watched else ()

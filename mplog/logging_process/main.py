@@ -32,6 +32,7 @@ from mplog.monitoring.tallies import Tallies
 from mplog.record.decoding import constant_fields
 from mplog.record.encoding import describe
 from mplog.sinks.sink import to_formatter
+from mplog.worker.state import add_level_names
 
 #: The exit status of a logging process that could not open its sinks, and has said why.
 NOT_STARTED = 3
@@ -87,6 +88,7 @@ def _load(blob: bytes) -> Configuration:
 
 
 def _open_sinks(configuration: Configuration, *, restarted: bool) -> list[logging.Handler]:
+    add_level_names(configuration.level_names)
     for name, value in configuration.formatter_defaults.items():
         setattr(logging.Formatter, name, value)
     constant_fields.update(configuration.fields)  # first: formatters compile them in

@@ -34,6 +34,8 @@ class Configuration(msgspec.Struct, frozen=True):
     format: str | logging.Formatter
     #: Attributes of the class ``logging.Formatter``.
     formatter_defaults: dict[str, Any]
+    #: Those of the program; see `mplog.worker.state.level_names`.
+    level_names: list[tuple[int, str]]
     overflow: Overflow
     #: The constant fields of all records.
     fields: dict[str, Any] = msgspec.field(default_factory=dict)

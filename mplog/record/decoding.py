@@ -16,8 +16,19 @@ import msgspec
 from mplog.record import layout
 from mplog.record.cache import Cache
 from mplog.record.frame import LENGTH_SIZE
-from mplog.record.layout import MAX_RECORD_SIZE, RAW_ORIGIN, REST, ByOrigin, Entry, Origin, Record, Values, Wire
-from mplog.record.plain import from_ext, of_kind, pack, unpack, unpack_list
+from mplog.record.layout import (
+    MAX_RECORD_SIZE,
+    RAW_ORIGIN,
+    REST,
+    ByOrigin,
+    Entry,
+    Origin,
+    Record,
+    Template,
+    Values,
+    Wire,
+)
+from mplog.record.plain import from_ext, of_kind, unpack, unpack_list
 
 #: Bytes of a record that cannot take much memory once it is decoded (`mplog.record.decoded_size`), whatever it is made
 #: of.
@@ -28,14 +39,31 @@ _Wire: Any = tuple[
     int, str | None, dict[str, Any] | None, str | None, float | None, float | None, str | None, msgspec.Raw, bytes
 ]
 _WireException = tuple[str, str, list[tuple[str, int, str]]]
-_WireRest: Any = tuple[float | None, _WireException | None] | None
+
+
+class Rest(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The part of a record that is decoded only where something looks at it; see `Wire`.
+
+    `arguments` are the template of the message and what it is formatted with; empty where they do not travel.
+    """
+
+    relative: float | None
+    exception: _WireException | None
+    arguments: tuple[Any, Any] = ("", ())
+
+
+_NO_REST = Rest(None, None)
+
+# A record with an attribute of another type than usual.
+_LooseWire: Any = tuple[Any, Any, Any, Any, Any, Any, Any, msgspec.Raw, Any]
 
 _decode: Callable[[bytes], Values] = msgspec.msgpack.Decoder(_Wire, ext_hook=from_ext).decode
 _decode_framed: Callable[[bytes], tuple[int, Values]] = msgspec.msgpack.Decoder(
     tuple[int, _Wire], ext_hook=from_ext
 ).decode
 _decode_origin: Callable[[bytes], Origin] = msgspec.msgpack.Decoder(Origin).decode
-_decode_rest = msgspec.msgpack.Decoder(_WireRest).decode
+_decode_loose: Callable[[bytes], Values] = msgspec.msgpack.Decoder(_LooseWire, ext_hook=from_ext).decode
+_decode_rest: Callable[[bytes], Rest | None] = msgspec.msgpack.Decoder(Rest | None, ext_hook=from_ext).decode
 _get_raw_origin = operator.itemgetter(RAW_ORIGIN)
 
 
@@ -102,7 +130,7 @@ def origin_of(payload: bytes) -> Origin:
 def to_record(values: Values, origin: Origin) -> Record:
     """Return an entry as a log record; raise ValueError if the part that is decoded only now is broken."""
     _, message, extra, exc_text, created, msecs, stack_info, _, _ = values
-    relative, exception = decode_rest(values)
+    rest = decode_rest(values)
     record: Record = _new_record(Record)
     record.__dict__ = attributes = _templates[origin].copy()
     attributes["msg"] = message
@@ -110,14 +138,22 @@ def to_record(values: Values, origin: Origin) -> Record:
     attributes["stack_info"] = stack_info
     attributes["created"] = created
     attributes["msecs"] = msecs
-    attributes["relativeCreated"] = relative
+    attributes["relativeCreated"] = rest.relative
     if constant_fields:
         attributes.update(constant_fields)
-    record.exc_type, record.exc_message, record.exc_frames = exception or (None, None, [])
+    record.exc_type, record.exc_message, record.exc_frames = rest.exception or (None, None, [])
     if extra is not None:
         if not _RESERVED.isdisjoint(extra):
             _check_reserved(attributes, extra)
         attributes.update(extra)
+    message = attributes["msg"]
+    template, args = rest.arguments
+    if args:
+        if type(template) is not str or not isinstance(args, (tuple, dict)):
+            raise ValueError("arguments of another type")
+        attributes["msg"], attributes["args"] = Template(template, args, message), args
+    elif message is not None and "%" in message:
+        attributes["msg"] = Template(message, args, message)
     return record
 
 
@@ -128,6 +164,7 @@ def _template(origin: Origin) -> dict[str, Any]:
     """Return the attributes that all records of an origin share, in the order of a LogRecord; others are None."""
     details = dict(zip(layout.DETAILS, origin.details or layout.NO_DETAILS))
     template = {name: details.get(name, getattr(origin, name, None)) for name in layout.STANDARD}
+    template["args"] = ()  # as of a call without arguments: msg % args, and *args, are valid
     if not layout.HAS_TASK_NAME and details["taskName"] is not None:
         template["taskName"] = details["taskName"]
     return template
@@ -136,16 +173,16 @@ def _template(origin: Origin) -> dict[str, Any]:
 _templates = ByOrigin(_template)
 
 
-def decode_rest(values: Values) -> tuple[float | None, tuple[str, str, list[tuple[str, int, str]]] | None]:
-    """Return ``relativeCreated``, and the exception's type, message and frames or None; raise ValueError if broken."""
+def decode_rest(values: Values) -> Rest:
+    """Return the rest of a record; raise ValueError if it is broken."""
     try:
-        rest = _decode_rest(values[REST])
-    except msgspec.ValidationError:
         try:
+            rest = _decode_rest(values[REST])
+        except msgspec.ValidationError:
             rest = _loose_rest(unpack(values[REST]))
-        except RecursionError:
-            raise ValueError("a record nested too deeply") from None
-    return rest or (None, None)
+    except RecursionError:
+        raise ValueError("a record nested too deeply") from None
+    return _NO_REST if rest is None else rest
 
 
 def decode(payload: bytes) -> Record:
@@ -156,7 +193,7 @@ def decode(payload: bytes) -> Record:
 def _decode_loosely(payload: bytes) -> Entry:
     """Return a record with an attribute of another type than usual: a line number that is a text, say."""
     try:
-        wire = Wire(*unpack_list(payload))
+        wire = Wire(*_decode_loose(payload))
         *origin, details = unpack_list(wire.origin)
         process, name, level, level_name, process_name = _of_kinds(origin, layout.ORIGIN)
         place = None if details is None else tuple(_of_kinds(details, layout.DETAILS))
@@ -166,7 +203,7 @@ def _decode_loosely(payload: bytes) -> Entry:
             msgspec.convert(wire.extra, dict[str, Any] | None),
             of_kind(wire.exc_text, str),
             *_of_kinds((wire.created, wire.msecs, wire.stack_info), layout.TIMES),
-            msgspec.Raw(pack(_loose_rest(wire.rest))),
+            wire.rest,
             b"",
         )
     except (TypeError, RecursionError) as error:
@@ -178,12 +215,16 @@ def _of_kinds(values: Iterable[Any], kinds: dict[str, type]) -> list[Any]:
     return [of_kind(value, kind) for value, kind in zip(values, kinds.values(), strict=True)]
 
 
-def _loose_rest(rest: Any) -> tuple[Any, ...] | None:
+def _loose_rest(rest: Any) -> Rest | None:
     if rest is None:
         return None
     try:
-        relative, exception = rest
-        return of_kind(relative, float), msgspec.convert(exception, _WireException | None)
+        relative, exception, *arguments = rest
+        return Rest(
+            of_kind(relative, float),
+            msgspec.convert(exception, _WireException | None),
+            *msgspec.convert(arguments, list[tuple[Any, Any]]),
+        )
     except TypeError as error:
         raise ValueError(f"not a record: {error}") from error
 
@@ -199,8 +240,6 @@ _TEXTS = frozenset(name for name, kind in layout.KINDS.items() if kind is str) |
 
 def _check_reserved(attributes: dict[str, Any], extra: dict[str, Any]) -> None:
     for name in _RESERVED.intersection(extra):
-        if name == "args" and type(extra[name]) in (tuple, dict):
-            continue
         if name not in _TEXTS or attributes.get(name) is not None or type(extra[name]) is not str:
             raise ValueError(f"an extra attribute in the place of {name!r}")
 

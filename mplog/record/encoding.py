@@ -22,7 +22,18 @@ from mplog.record import layout
 from mplog.record.cache import Cache
 from mplog.record.context import in_use, merged
 from mplog.record.layout import DETAILS, MAX_RECORD_SIZE, ORIGIN, RESERVED, TIMES, Origin, Record, Wire
-from mplog.record.plain import CAUGHT, caught, of_kind, pack, plain_fields, readable, safe_repr, safe_str, text_or_ext
+from mplog.record.plain import (
+    CAUGHT,
+    caught,
+    of_kind,
+    pack,
+    plain,
+    plain_fields,
+    readable,
+    safe_repr,
+    safe_str,
+    text_or_ext,
+)
 
 #: Characters that are kept of a text that is too long, and attributes in `extra` of such a record.
 CUT_TEXT = 2**20
@@ -35,7 +46,7 @@ def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *
     """Return the record as plain data, whatever its arguments and attributes are. The record is not changed.
 
     `sequence` is its number among those of its process, 0 for none. `details` are what only some sinks look at. With
-    `with_args`, ``args`` travels, too, beside the finished message.
+    `with_args`, the template of the message and its arguments travel, too, beside the finished message.
     """
     if with_args:
         return _encode_carefully(record, sequence, details, with_args=True)
@@ -117,17 +128,15 @@ def _encode_carefully(
     if message is None:
         message = _message(record, error)
     exc_text, exception = _exception(record)
+    arguments = _arguments(record) if with_args else ()
     try:
         origin = [attributes[name] for name in ORIGIN]
         origin[-1] = _process_name(record)
         times = [attributes[name] for name in TIMES]
-        rest = (attributes["relativeCreated"], exception) if details else None
+        rest = (attributes["relativeCreated"], exception, *arguments) if details or arguments else None
         caller = _get_details(attributes) if details else None
-        not_extra = RESERVED
-        if with_args and type(attributes["args"]) in (tuple, dict):
-            not_extra = RESERVED - {"args"}
-        has_extra = len(attributes) != _ATTRIBUTES or not not_extra.issuperset(attributes)
-        extra = _extra(attributes, not_extra) if has_extra else None
+        has_extra = len(attributes) != _ATTRIBUTES or not RESERVED.issuperset(attributes)
+        extra = _extra(attributes) if has_extra else None
         if in_use.pid:
             extra = merged(extra)
         payload = pack((sequence, message, extra, exc_text, *times, rest, pack((*origin, caller))))
@@ -136,7 +145,7 @@ def _encode_carefully(
         payload = b""
     if payload and len(payload) <= MAX_RECORD_SIZE:
         return payload
-    wire = _repaired(record, sequence, message, exc_text, exception)
+    wire = _repaired(record, sequence, message, exc_text, exception, arguments)
     texts = [value for value in (*astuple(wire), *astuple(wire.origin)) if type(value) is str]
     if not payload and max(map(len, texts), default=0) <= MAX_RECORD_SIZE:
         payload = _pack_whole(wire)
@@ -188,9 +197,17 @@ def describe(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {safe_str(error)}"
 
 
-def _extra(attributes: dict[str, Any], not_extra: frozenset[str]) -> dict[str, Any] | None:
+def _arguments(record: logging.LogRecord) -> tuple[()] | tuple[tuple[Any, Any]]:
+    """Return the template of the message and its arguments, as the part of ``rest`` that they are."""
+    args = _attribute(record, "args")
+    if not args or not isinstance(args, (tuple, dict)):
+        return ()
+    return ((text_or_ext(safe_str(_attribute(record, "msg"))), plain(args)),)
+
+
+def _extra(attributes: dict[str, Any]) -> dict[str, Any] | None:
     # A copy, since a __repr__ may set an attribute.
-    return plain_fields((name, value) for name, value in list(attributes.items()) if name not in not_extra)
+    return plain_fields((name, value) for name, value in list(attributes.items()) if name not in RESERVED)
 
 
 def _attribute(record: logging.LogRecord, name: str) -> Any:
@@ -251,13 +268,18 @@ _formatter = logging.Formatter()
 
 
 def _repaired(
-    record: logging.LogRecord, sequence: int, message: object, exc_text: object, exception: _Exception | None
+    record: logging.LogRecord,
+    sequence: int,
+    message: object,
+    exc_text: object,
+    exception: _Exception | None,
+    arguments: tuple[Any, ...],
 ) -> Wire:
     """Return a record with every attribute of the type that it must have, its origin not encoded yet.
 
     A text that UTF-8 cannot encode travels as an extra attribute; its own place stays empty.
     """
-    extra = merged(_extra(record.__dict__, RESERVED)) or {}
+    extra = merged(_extra(record.__dict__)) or {}
     elsewhere = {readable(name): value for name, value in extra.items()}
 
     def repaired(name: str, value: Any) -> Any:
@@ -281,14 +303,14 @@ def _repaired(
         kind, text, frames = exception
         frames = [(readable(file), line, readable(function)) for file, line, function in frames]
         exception = (readable(kind), readable(text), frames)
-    rest = (repaired("relativeCreated", _attribute(record, "relativeCreated")), exception)
+    rest = (repaired("relativeCreated", _attribute(record, "relativeCreated")), exception, *arguments)
     origin = Origin(process, name, level or logging.NOTSET, level_name, process_name, details)
     return Wire(sequence, message, elsewhere or None, exc_text, created, msecs, stack, rest, origin)
 
 
 def _cut(wire: Wire) -> Wire:
     """Shorten the texts of a record that is too long, and say how long they are."""
-    relative, exception = wire.rest
+    relative, exception, *_ = wire.rest  # without the arguments: the message has them
     if exception is not None:
         exception = (_cut_text(exception[0]), _cut_text(exception[1]), exception[2])
     *names, details = map(_cut_text, astuple(wire.origin))

@@ -38,8 +38,9 @@ class Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
         extra: the extra attributes, as `mplog.record.plain` makes them.
         exc_text: the traceback.
         created, msecs, stack_info: those of the record.
-        rest: ``relativeCreated``, and the type, message and frames of the exception or None. It is left out where no
-            sink looks at it, and decoded only where one does.
+        rest: ``relativeCreated``; the type, message and frames of the exception or None; and, where the arguments of
+            the message travel, its template with them. It is left out where no sink looks at it, and decoded only
+            where one does.
         origin: an `Origin`, encoded.
     """
 
@@ -122,13 +123,43 @@ def _is_short(origin: Origin, _: object) -> bool:
     return sum(len(value) for value in values if type(value) is str) <= KEPT_ORIGIN_SIZE
 
 
+class Template(str):
+    """The ``msg`` of a record whose ``args`` have travelled, or of one with a ``%`` in its finished message.
+
+    ``msg % args`` is the message that the sender has finished. So the record itself, its copies
+    (``logging.makeLogRecord(record.__dict__)``), and formatters that put the two together themselves have that one
+    message, and the text of a worker is not used as a template. If a filter puts other arguments into the record, they
+    are formatted, as in the stdlib.
+    """
+
+    __slots__ = ("_args", "_message")
+    _args: Any
+    _message: str
+
+    def __new__(cls, template: str, args: Any, message: str) -> Template:
+        self = super().__new__(cls, template)
+        self._args = args.copy() if type(args) is dict else args
+        self._message = message
+        return self
+
+    def __str__(self) -> str:
+        return self  # LogRecord.getMessage() formats str(msg)
+
+    def __mod__(self, args: Any) -> str:
+        return self._message if args == self._args else super().__mod__(args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str.__str__(self),)  # for other programs, which format it
+
+
 class Record(logging.LogRecord):
     """A log record that has travelled.
 
     It has every attribute of the record that was logged, with three differences that the stdlib's own QueueHandler
-    has too: ``msg`` is the finished message, ``args`` and ``exc_info`` are None (the traceback is in ``exc_text``).
+    has too: ``msg`` is the finished message, ``args`` is empty, and ``exc_info`` is None (the traceback is in
+    ``exc_text``).
 
-    Where ``args`` were to travel, too, they are there as plain data; the message stays what it is.
+    Where ``args`` were to travel, too, they are there as plain data, and ``msg`` is a `Template`.
 
     Attributes:
         exc_type: the exception's type, as ``module.qualname``; None without an exception. It and `exc_message` are
@@ -142,7 +173,3 @@ class Record(logging.LogRecord):
     exc_type: str | None
     exc_message: str | None
     exc_frames: list[tuple[str, int, str]]
-
-    def getMessage(self) -> str:
-        """Return the message. Never a template: a ``%`` in it is a ``%``."""
-        return str(self.msg)

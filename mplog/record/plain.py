@@ -1,8 +1,9 @@
 """Any value as plain data. Pure code, no I/O.
 
 The rule of this file: **a value keeps its type where it is plain data, and its looks where it is not.** Plain are None,
-bool, int, float, str, bytes, dates, times, decimals, UUIDs, and lists, tuples, sets and dicts of these. Anything else
-becomes a `ForeignValue`. Nothing that a program's objects do meanwhile (raise, exit, recurse) gets out of here.
+bool, int, float, str, bytes, dates, times, decimals, UUIDs, and lists, tuples, sets and dicts of these. A value of a
+class that is made from int, float, str, list, tuple or dict stays one of that type, and keeps its looks, too. Anything
+else becomes a `ForeignValue`. Nothing that a program's objects do meanwhile (raise, exit, recurse) gets out of here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import functools
+import numbers
 import operator
 import signal
 import traceback
@@ -26,17 +28,20 @@ pack: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
 _NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")
 
 
-class ForeignValue:
-    """A value of ``extra`` that is not plain data: what it looked like in the process that logged it.
+class Looks:
+    """A value that is not plain data, as it looked in the process that logged it.
 
-    ``str()``, ``repr()``, ``format()`` and, for numbers, ``%d``, ``%x`` and ``%f`` give what the value itself would.
+    It is written as the original would be, by ``str()``, ``repr()``, ``format()``, and ``%d`` and the like.
     """
 
-    __slots__ = ("_formatted", "_number", "_repr", "_str")
+    _str: str
+    _repr: str
+    _number: int | float | None
+    _formatted: str
+    #: The plain data that it is, as JSON writes it; None if it is none.
+    content: Any
 
-    def __init__(
-        self, text: str, representation: str, number: int | float | None = None, formatted: str | None = None
-    ) -> None:
+    def look(self, text: str, representation: str, number: int | float | None, formatted: str | None) -> None:
         self._str = text
         self._repr = representation
         self._number = number
@@ -54,6 +59,24 @@ class ForeignValue:
         if self._number is not None and (spec[-1] in _NUMBER_FORMATS or self._formatted == str(self._number)):
             return format(self._number, spec)
         return format(self._formatted, spec)
+
+
+class ForeignValue(Looks):
+    """A value of ``extra`` that is not plain data: what it looked like in the process that logged it.
+
+    ``str()``, ``repr()``, ``format()`` and, for numbers, ``%d``, ``%x`` and ``%f`` give what the value itself would.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        representation: str,
+        number: int | float | None = None,
+        formatted: str | None = None,
+        content: Any = None,
+    ) -> None:
+        self.look(text, representation, number, formatted)
+        self.content = content
 
     def __int__(self) -> int:
         return int(self._require_number())
@@ -79,6 +102,44 @@ class ForeignValue:
 
     def _looks(self) -> tuple[object, ...]:
         return self._str, self._repr, self._number, self._formatted
+
+
+# Values of classes that are made from these types (enumerations of numbers or texts, named tuples, OrderedDict), and
+# the numbers of numpy and the like: whatever asks for the type, as the encoders of JSON do, finds it.
+
+
+class ForeignInt(Looks, int):
+    pass
+
+
+class ForeignFloat(Looks, float):
+    pass
+
+
+class ForeignStr(Looks, str):
+    pass
+
+
+class ForeignList(Looks, list[Any]):
+    pass
+
+
+class ForeignTuple(Looks, tuple[Any, ...]):
+    pass
+
+
+class ForeignDict(Looks, dict[Any, Any]):
+    pass
+
+
+_LIKE: dict[type, Any] = {
+    int: ForeignInt,
+    float: ForeignFloat,
+    str: ForeignStr,
+    list: ForeignList,
+    tuple: ForeignTuple,
+    dict: ForeignDict,
+}
 
 
 def safe_str(value: object) -> str:
@@ -133,8 +194,10 @@ def _code(handler: Any) -> types.CodeType | None:
 _FOLD = "~"  # after a time that is the second of two, when the clocks go back
 
 
-def _write_time(when: Any) -> str:
-    return f"{when.isoformat()}{_FOLD * when.fold}"
+def _write_time(kind: Any, when: Any) -> str:
+    if when != when:  # noqa: PLR0124 (pandas.NaT, whose fields are those of some time)
+        raise ValueError("not a time")
+    return f"{kind.isoformat(when)}{_FOLD * when.fold}"
 
 
 def _read_time(kind: Any, text: str) -> Any:
@@ -156,53 +219,118 @@ def _read_decimal(text: str) -> decimal.Decimal | ForeignValue:
 _TUPLE, _SET, _FROZENSET, _PAIRS, _TIMEDELTA, _FOREIGN, _SURROGATES = range(1, 8)
 _AS_TEXT: dict[int, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     16: (int, hex, lambda text: int(text, 16)),
-    17: (datetime.datetime, _write_time, lambda text: _read_time(datetime.datetime, text)),
+    17: (
+        datetime.datetime,
+        functools.partial(_write_time, datetime.datetime),
+        functools.partial(_read_time, datetime.datetime),
+    ),
     18: (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
-    19: (datetime.time, _write_time, lambda text: _read_time(datetime.time, text)),
-    20: (decimal.Decimal, str, _read_decimal),
-    21: (uuid.UUID, str, uuid.UUID),
+    19: (datetime.time, functools.partial(_write_time, datetime.time), functools.partial(_read_time, datetime.time)),
+    20: (decimal.Decimal, decimal.Decimal.__str__, _read_decimal),
+    21: (uuid.UUID, uuid.UUID.__str__, uuid.UUID),
 }
 _AS_TEXT_BY_TYPE = {kind: (code, write) for code, (kind, write, _) in _AS_TEXT.items()}
 _CODES: dict[type, int] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
 _AS_IS = frozenset({bool, float, bytes, types.NoneType})
+#: The value without what a class of the program's own adds to the type that it is made from. None of its code runs.
+_BARE: dict[type, Callable[[Any], Any]] = {
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+}
+_PLAIN = frozenset((*_BARE, *_AS_TEXT_BY_TYPE, *_CODES, list, dict, datetime.timedelta))
 MAX_DEPTH = 32
+#: Containers that are not looked for among those in them, since that takes time.
+_OUTER = 2
 _Ext = msgspec.msgpack.Ext
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return the value as something that msgpack carries and `from_ext` restores."""
+def plain(value: Any, depth: int = 0, above: tuple[int, ...] = ()) -> Any:
+    """Return the value as something that msgpack carries and `from_ext` restores.
+
+    `depth` says in how many containers it is, and `above` are the ids of these, except the outer ones.
+    """
     kind = type(value)
     if kind is str:
         return text_or_ext(value)
     if kind in _AS_IS or (kind is int and -(2**63) <= value < 2**64):
         return value
-    if isinstance(value, ForeignValue):  # one that has travelled before
-        return _Ext(
-            _FOREIGN, pack([*map(text_or_ext, (value._str, value._repr)), value._number, text_or_ext(value._formatted)])
-        )
+    if kind is ForeignValue:  # one that has travelled before
+        looks = [*map(text_or_ext, (value._str, value._repr)), value._number, text_or_ext(value._formatted)]
+        return _Ext(_FOREIGN, pack([*looks, plain(value.content, depth, above)]))
+    content = None
     try:
-        if kind in _AS_TEXT_BY_TYPE:
-            code, write = _AS_TEXT_BY_TYPE[kind]
-            return _Ext(code, write(value).encode())
-        if kind is datetime.timedelta:
-            return _Ext(_TIMEDELTA, pack([value.days, value.seconds, value.microseconds]))
-        if depth < MAX_DEPTH:
-            # Copies, which are taken in one step: another thread, or a __repr__ in here, may change the original.
-            if kind is list:
-                return [plain(item, depth + 1) for item in value[:]]
-            if kind in _CODES:
-                return _Ext(_CODES[kind], pack([plain(item, depth + 1) for item in tuple(value)]))
-            if kind is dict:
-                pairs = [(plain(key, depth + 1), plain(item, depth + 1)) for key, item in list(value.items())]
-                if all(type(key) is str for key, _ in pairs):
-                    return dict(pairs)
-                return _Ext(_PAIRS, pack(pairs))
+        if kind in _PLAIN:
+            content = _plain_as(kind, value, depth, above)
+            if content is not None:
+                return content
+        else:
+            base = next((each for each in kind.__mro__ if each in _PLAIN), None)
+            if base is not None:
+                content = _plain_as(base, value, depth, above)
+                if content is not None and _looks_like(kind, base):
+                    return content
+            elif _is_number(kind):
+                content = as_number(value)
+            elif _is_numpy_bool(kind):
+                content = bool(value)
     except CAUGHT as error:  # a tzinfo that raises, a nesting too deep for the stack: what it looks like
         caught(error)
-    looks = [text_or_ext(safe_str(value)), text_or_ext(safe_repr(value)), as_number(value)]
+    looks = [text_or_ext(safe_str(value)), text_or_ext(safe_repr(value)), as_number(value), None, content]
     if vars(object)["__format__"] is not kind.__format__:  # it may differ from str(), as for an enumeration of texts
-        looks.append(text_or_ext(safely(format, value)))
+        looks[3] = text_or_ext(safely(format, value))
     return _Ext(_FOREIGN, pack(looks))
+
+
+def _plain_as(kind: type, value: Any, depth: int, above: tuple[int, ...]) -> Any:
+    """Return a value of a plain type, or of a class made from it, as `plain` does one of that type.
+
+    Returns None for a container that is too deep, or is in itself.
+    """
+    if kind is list or kind is dict or kind in _CODES:
+        if depth >= _OUTER:
+            # Containers that are in themselves, such as nodes that know their parent, would be copied without end.
+            if depth >= MAX_DEPTH or id(value) in above:
+                return None
+            above = (*above, id(value))
+        depth += 1
+        # Copies, which are taken in one step: another thread, or a __repr__ in here, may change the original.
+        if kind is dict:
+            pairs = [(plain(key, depth, above), plain(item, depth, above)) for key, item in list(value.items())]
+            return dict(pairs) if all(type(key) is str for key, _ in pairs) else _Ext(_PAIRS, pack(pairs))
+        items = [plain(item, depth, above) for item in [*kind.__iter__(value)]]  # type: ignore[attr-defined]
+        return items if kind is list else _Ext(_CODES[kind], pack(items))
+    if kind in _BARE and type(value) is not kind:
+        return plain(_BARE[kind](value))
+    if kind is datetime.timedelta:
+        return _Ext(_TIMEDELTA, pack([value.days, value.seconds, value.microseconds]))
+    code, write = _AS_TEXT_BY_TYPE[kind]
+    return _Ext(code, write(value).encode())
+
+
+def _looks_like(kind: type, base: type) -> bool:
+    """Whether values of a class look like those of the type that it is made from, so that they may go as these."""
+    methods = "__str__", "__repr__", "__format__"
+    return base in _LIKE and all(getattr(kind, name) is getattr(base, name) for name in methods)
+
+
+def _is_number(kind: type) -> bool:
+    """Whether JSON can have values of a class as numbers: those of numpy, but no fractions."""
+    return issubclass(kind, numbers.Integral) or (
+        issubclass(kind, numbers.Real) and not issubclass(kind, numbers.Rational)
+    )
+
+
+def _is_numpy_bool(kind: type) -> bool:
+    return kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")
+
+
+def bare(value: Any) -> Any:
+    """Return the plain data that a value of another type is; its text if it is none."""
+    arrived = value if isinstance(value, Looks) else unpack(pack(plain(value)))
+    content = arrived.content if isinstance(arrived, Looks) else arrived
+    return safe_str(value) if content is None or type(content) is type(value) else content
 
 
 def text_or_ext(text: str) -> Any:
@@ -275,17 +403,29 @@ def from_ext(code: int, data: memoryview) -> Any:
         if code == _TIMEDELTA:
             return datetime.timedelta(*items)
         if code == _FOREIGN:
-            return _foreign_value(*items)
+            return foreign_value(*items)
     except (TypeError, ArithmeticError) as error:
         raise ValueError(f"a value that does not decode: {error}") from error
     raise ValueError(f"an unknown kind of value: {code}")
 
 
-def _foreign_value(text: Any, representation: Any, number: Any, formatted: Any = None) -> ForeignValue:
-    formatted = text if formatted is None else formatted
-    if {type(text), type(representation), type(formatted)} != {str} or type(number) not in (int, float, types.NoneType):
+def foreign_value(
+    text: Any, representation: Any, number: Any, formatted: Any = None, content: Any = None
+) -> ForeignValue | Looks:
+    """Return what stands for a value that looked like this; raise TypeError for looks of the wrong types."""
+    if (
+        {type(text), type(representation)} != {str}
+        or type(formatted) not in (str, types.NoneType)
+        or type(number) not in (int, float, types.NoneType)
+    ):
         raise TypeError("a ForeignValue of the wrong types")
-    return ForeignValue(text, representation, number, formatted)
+    kind = _LIKE.get(type(content))
+    if kind is None:
+        return ForeignValue(text, representation, number, formatted, content)
+    value: Looks = kind(content)
+    value.look(text, representation, number, formatted)
+    value.content = content
+    return value
 
 
 unpack_list = msgspec.msgpack.Decoder(list[Any], ext_hook=from_ext).decode

@@ -20,7 +20,7 @@ from mplog.record.context import named
 from mplog.record.decoding import decode
 from mplog.record.encoding import Cut, encode, pack_wire
 from mplog.record.layout import RESERVED, Record, Wire
-from mplog.record.plain import CAUGHT, caught, pack, plain, plain_fields, readable, safe_str, unpack
+from mplog.record.plain import CAUGHT, Looks, caught, pack, plain, plain_fields, readable, safe_str, unpack
 from mplog.record.portable import dump, load
 
 #: Returns fields to add to a record.
@@ -30,6 +30,7 @@ RedactorFunction = Callable[[str, Any], Any]
 
 #: How deep enrichers and redactors may log themselves, or be interrupted by a signal handler that logs.
 _MOST_NESTED = 2
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 _MESSAGE_NAMES = {"msg": "message"}
 
 
@@ -105,9 +106,21 @@ class Preparation:
                 setattr(wire, place, self._redact_text(_MESSAGE_NAMES.get(place, place), text))
         if wire.extra is not None:
             wire.extra = {name: self._redact_field(name, value) for name, value in wire.extra.items()}
-        if wire.rest is not None and wire.rest[1] is not None:
-            relative, (kind, message, frames) = wire.rest
-            wire.rest = relative, (kind, self._redact_text("exc_text", message), frames)
+        if wire.rest is not None:
+            wire.rest = self._redact_rest(*wire.rest)
+
+    def _redact_rest(self, relative: Any, exception: Any, *arguments: tuple[Any, Any]) -> tuple[Any, ...]:
+        if exception is not None:
+            kind, message, frames = exception
+            exception = kind, self._redact_text("exc_text", message), frames
+        return (relative, exception, *(self._redact_arguments(*map(_decoded, pair)) for pair in arguments))
+
+    def _redact_arguments(self, template: str, args: tuple[Any, ...] | dict[Any, Any]) -> tuple[str, Any]:
+        if isinstance(args, dict):
+            args = {key: self._redact_value(safe_str(key), item) for key, item in args.items()}
+        else:
+            args = tuple(self._redact_value("args", item) for item in args)
+        return self._redact_text("message", template), plain(args)
 
     def _redact_text(self, name: str, text: Any) -> str:
         redacted = self._redact_value(name, text)
@@ -115,14 +128,7 @@ class Preparation:
         return readable(redacted if type(redacted) is str else safe_str(redacted))
 
     def _redact_field(self, name: str, encoded: Any) -> Any:
-        value = _decoded(encoded)
-        if name == "args":  # of the message, as the record has them: a tuple or a dictionary they stay
-            kind = type(value)
-            if kind is dict:
-                return plain({key: self._redact_value(safe_str(key), item) for key, item in value.items()})
-            if kind is tuple:
-                return plain(tuple(self._redact_value(name, item) for item in value))
-        redacted = self._redact_value(_MESSAGE_NAMES.get(name, name), value)
+        redacted = self._redact_value(_MESSAGE_NAMES.get(name, name), _decoded(encoded))
         if name in RESERVED and type(redacted) is not str:
             redacted = safe_str(redacted)
         return plain(redacted)
@@ -137,6 +143,10 @@ class Preparation:
     def _redact(self, name: str, value: Any) -> Any:
         if _nesting.depth > _MOST_NESTED:
             return "<mplog: logged by a redactor>"
+        if isinstance(value, Looks) and type(value.content) in _CONTAINERS:
+            content = self._redact(name, value.content)
+            if content != value.content:
+                return content
         for redact in self._redactors:
             try:
                 value = redact(name, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mplog.record.plain import ForeignValue
+from mplog.record.plain import Looks, foreign_value
 
 
 class Redactor:
@@ -35,10 +35,12 @@ class Redactor:
             return self._mask
         if type(value) is str:
             return self._masked(value)
-        if isinstance(value, ForeignValue):
+        if isinstance(value, Looks):
             looks = str(value), repr(value), format(value)
             masked = tuple(map(self._masked, looks))
-            return value if masked == looks else ForeignValue(masked[0], masked[1], formatted=masked[2])
+            content = self._masked(value.content) if type(value.content) is str else None
+            if masked != looks or content not in (None, value.content):
+                return foreign_value(masked[0], masked[1], None, masked[2], content)
         return value
 
     def _masked(self, text: str) -> str:

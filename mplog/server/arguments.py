@@ -25,7 +25,7 @@ from mplog.sinks.file import FileSink
 from mplog.sinks.raw import check_raw_names
 from mplog.sinks.sink import DEFAULT_FORMAT, Sink, to_formatter
 from mplog.worker.logger import Logger
-from mplog.worker.state import Layout
+from mplog.worker.state import Layout, level_names
 
 if TYPE_CHECKING:
     from mplog.config.logging_config import LoggingConfig
@@ -150,7 +150,9 @@ class Arguments:
         # A program may have set these for all formatters, such as logging.Formatter.converter = time.gmtime.
         names = ("converter", "default_time_format", "default_msec_format")
         defaults = {name: vars(logging.Formatter)[name] for name in names}
-        configuration = Configuration(self.sinks, self.format, defaults, self.overflow, self.fields.constant)
+        configuration = Configuration(
+            self.sinks, self.format, defaults, level_names(), self.overflow, self.fields.constant
+        )
         try:
             data: bytes = cloudpickle.dumps(configuration)
         except Exception as error:

@@ -253,6 +253,8 @@ class LogServer:
         next logging call, also at a level that is off. With a plain queue, only workers that start later notice. `stop`
         puts the level back.
 
+        A logger that a configuration has disabled (``disable_existing_loggers``) is enabled.
+
         Args:
             logger: its name; ``""`` or ``"root"`` for the root logger.
             level: by number, or by name in any case.

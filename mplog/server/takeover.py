@@ -66,18 +66,20 @@ class Takeover:
             logger = logging.getLogger(name)
             before = _LoggerState.of(logger)
             logger.setLevel(level)
+            logger.disabled = False
             try:
                 self._save_state()
                 if self._changes is not None:
                     self._changes.set(name, level)
             except OSError:
                 logger.setLevel(before.level)
+                logger.disabled = before.disabled
                 with contextlib.suppress(OSError):
                     self._save_state()
                 raise
             self._before.loggers.setdefault(name, before)
             ours = self._ours.loggers.get(name, before)
-            self._ours.loggers[name] = msgspec.structs.replace(ours, level=level)
+            self._ours.loggers[name] = msgspec.structs.replace(ours, level=level, disabled=False)
 
     def _save_state(self) -> None:
         """Write the state of the loggers where `mplog.attach` finds it."""

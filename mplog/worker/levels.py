@@ -89,4 +89,6 @@ def look() -> None:
         for number, name, level in changes:
             # A level that the process has set itself since stays. A number above the count may never come to count.
             if last < number <= count:
-                logging.getLogger(name).setLevel(level)
+                logger = logging.getLogger(name)
+                logger.setLevel(level)
+                logger.disabled = False

@@ -54,7 +54,7 @@ class LoggingState(msgspec.Struct, frozen=True):
     cut_off: list[str]
     disabled: list[str]
     disable: int
-    level_names: dict[int, str]
+    level_names: list[tuple[int, str]]
     fast: bool
     details: bool = True
     overflow: Overflow = Overflow()
@@ -81,16 +81,13 @@ class LoggingState(msgspec.Struct, frozen=True):
             cut_off=[name for name, null in is_null.items() if not null],
             disabled=[logger.name for logger in loggers if logger.disabled],
             disable=int(manager.disable),
-            # logging has no public way to ask for all names by number.
-            level_names={number: name for number, name in logging._levelToName.copy().items() if type(number) is int},
+            level_names=level_names(),
             fast=logging.getLoggerClass().__module__ == "mplog.worker.logger",
         )
 
     def apply(self, handler: QueueHandler) -> None:
         """Give this process's loggers the same levels and filters, and `handler` to those that are cut off."""
-        for number, name in self.level_names.items():
-            if logging.getLevelName(number) != name:
-                logging.addLevelName(number, name)
+        add_level_names(self.level_names)
         logging.getLogger().setLevel(self.level)
         for name, level in self.levels.items():
             logging.getLogger(name).setLevel(level)
@@ -121,6 +118,24 @@ class LoggingState(msgspec.Struct, frozen=True):
     def load(cls, directory: str) -> LoggingState:
         with open(os.path.join(directory, _STATE_NAME), "rb") as file:
             return msgspec.json.decode(file.read(), type=cls)
+
+
+def level_names() -> list[tuple[int, str]]:
+    """Return the numbers and names of this process's levels, those of the program, too, for `add_level_names`.
+
+    A number may have several names; the last one is what records have.
+    """
+    # Copies, since another thread may add names. logging has no public way to ask for all of them.
+    names = [(number, name) for name, number in logging._nameToLevel.copy().items()]
+    names += logging._levelToName.copy().items()
+    return [(int(number), str(name)) for number, name in names if isinstance(number, int)]
+
+
+def add_level_names(names: list[tuple[int, str]]) -> None:
+    """Give the levels of this process the names that they have in another one."""
+    if names != level_names():
+        for number, name in names:
+            logging.addLevelName(number, name)
 
 
 def all_loggers() -> dict[str, logging.Logger]:

@@ -283,6 +283,102 @@ def test_handler_that_cannot_move_is_named(make: Callable[[], logging.Handler], 
     assert logging.getLogger("app").handlers == [handler]
 
 
+REDIRECTED = """
+    import contextlib, io, logging, os, sys
+    import mplog
+
+    class Wrapper:
+        def __init__(self, stream):
+            self.stream = stream
+        def __getattr__(self, name):
+            return getattr(self.stream, name)
+
+    class Notebook(io.StringIO):
+        __module__ = "ipykernel.iostream"
+
+    def run(handler):
+        root = logging.getLogger()
+        root.handlers = [handler]
+        root.setLevel("INFO")
+        with mplog.LogServer.from_logging():
+            logging.info("moved")
+
+    if __name__ == "__main__":
+        before = logging.StreamHandler(sys.stdout)
+"""
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        "with contextlib.redirect_stdout(io.StringIO()): run(before)",
+        "with contextlib.redirect_stdout(io.StringIO()): run(logging.StreamHandler(sys.__stdout__))",
+        "with contextlib.redirect_stdout(open('other', 'w')): run(before)",
+        "sys.stdout = Wrapper(sys.stdout); run(logging.StreamHandler(sys.stdout))",
+        "sys.stdout = io.TextIOWrapper(sys.stdout.detach()); run(logging.StreamHandler(sys.stdout))",
+        "sys.stdout = io.TextIOWrapper(sys.stdout.detach()); run(before)",
+        "sys.stdout = None; run(before)",
+        "sys.stdout = os.fdopen(os.dup(1), 'w'); run(logging.StreamHandler(sys.stdout))",
+        "with contextlib.redirect_stderr(sys.stdout): run(logging.StreamHandler())",
+        "os.dup2(os.open('out', os.O_WRONLY | os.O_CREAT), 1); run(before); print(open('out').read(), file=sys.stderr)",
+        "sys.stdout = Notebook(); run(logging.StreamHandler(sys.stdout))",
+    ],
+)
+def test_handler_of_the_true_stdout_moves_whatever_is_redirected(moves: str, tmp_path: Path) -> None:
+    """A handler whose text comes to the program's stdout moves there, whatever sys.stdout is at the moment."""
+    done = run_script(tmp_path, f"{REDIRECTED}        {moves}")
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).split() == ["moved"]
+    assert not (tmp_path / "other").exists() or not (tmp_path / "other").read_text()
+
+
+@pytest.mark.parametrize("redirected", ["io.StringIO()", "open('other', 'w')", "type('Tee', (), {'write': print})()"])
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_handler_of_a_redirected_stream_is_refused(redirected: str, name: str, tmp_path: Path) -> None:
+    """A handler whose text goes elsewhere in this process cannot move, and the message says why, and what to do."""
+    program = f"""
+        with contextlib.redirect_{name}({redirected}):
+            try:
+                run(logging.StreamHandler(sys.{name}))
+            except mplog.ConfigurationError as error:
+                told = str(error)
+        assert f"since sys.{name} is redirected to it. Make the handler before" in told
+        print("refused")
+    """
+    done = run_script(tmp_path, REDIRECTED + program)
+    assert (done.stdout, done.stderr) == ("refused\n", "")
+
+
+@pytest.mark.parametrize("handler", [{"class": "logging.StreamHandler"}, {"()": lambda stream: Own(stream)}])
+def test_configuration_with_a_stream_in_memory_is_refused(handler: dict[str, Any]) -> None:
+    """A text in memory would go into the logging process as a copy, which nobody ever reads."""
+    config = {
+        "version": 1,
+        "handlers": {"h": {**handler, "stream": io.StringIO()}},
+        "root": {"handlers": ["h"]},
+    }
+    with pytest.raises(mplog.ConfigurationError, match="in the memory of this process") as caught:
+        mplog.LogServer(config=config)
+    assert caught.value.place == "handlers.h.stream"
+
+
+def test_handler_under_pytests_capture(capfd: pytest.CaptureFixture[str]) -> None:
+    """With capfd, a handler on sys.stdout moves, and what it writes is captured."""
+    root = logging.getLogger()
+    root.handlers = [logging.StreamHandler(sys.stdout)]
+    with mplog.LogServer.from_logging():
+        logging.warning("captured")
+    assert capfd.readouterr().out == "captured\n"
+
+
+def test_handler_under_pytests_redirection(capsys: pytest.CaptureFixture[str]) -> None:
+    """With capsys, it is refused: the logging process cannot write into the memory of this one."""
+    logging.getLogger().handlers = [logging.StreamHandler(sys.stdout)]
+    with pytest.raises(mplog.ConfigurationError, match="with capfd there is none"):
+        mplog.LogServer.from_logging()
+    assert capsys.readouterr().out == ""
+
+
 def test_program_without_handlers_has_nothing_to_take_over() -> None:
     """Where nothing is set up, from_logging() says so; NullHandlers are nothing."""
     logging.getLogger().handlers = [logging.NullHandler()]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import stat
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -245,6 +247,105 @@ def test_old_files_are_removed(log: Path, clock: Clock, open_handler: Opener) ->
     wait_until_tidy(log, [])
 
 
+#: What the names of old files begin with; no clock of a test says so.
+OLD = "app.2001-01-01"
+
+
+def leave_old(log: Path, clock: Clock, ages: list[float]) -> None:
+    """Leave rotated files of these ages, in days."""
+    for index, age in enumerate(ages):
+        path = log.with_name(f"{OLD}.{index + 1:03}.log")
+        path.write_text("old\n")
+        os.utime(path, (clock.now - age * DAY,) * 2)
+
+
+def old_files(log: Path) -> list[str]:
+    """Return the names of those that are left."""
+    return [path.name for path in rotated(log) if path.name.startswith(OLD)]
+
+
+@pytest.mark.parametrize("jump", [3 * DAY, 4 * DAY, 3650 * DAY])
+def test_clock_that_is_set_forward_removes_nothing(log: Path, clock: Clock, open_handler: Opener, jump: float) -> None:
+    """What is too old goes, at first and as time goes by, but nothing only because the clock was set."""
+    leave_old(log, clock, [3.5, 2.5, 1.5, 0.5])
+    handler = open_handler(keep="3 days")
+    handler.write(["1\n"])
+    wait_until_tidy(log, [f"{OLD}.{index:03}.log" for index in (2, 3, 4)])
+    clock.now += jump
+    for passed, left in ((0, (2, 3, 4)), (1, (3, 4)), (1, (4,)), (1, ())):
+        clock.forward(passed * DAY)
+        handler.write(["1\n", "2\n", "3\n"])
+        wait_until(lambda: not handler.is_tidying, "the thread has done what it was asked for")
+        assert old_files(log) == [f"{OLD}.{index:03}.log" for index in left]
+    said = handler.take_notices()
+    assert len(said) == (jump > 3 * DAY)
+    assert all(f"the clock is {jump // DAY:.0f} days, 0:00:00 ahead" in line for line in said)
+
+
+def test_file_of_the_future_grows_old(log: Path, clock: Clock, open_handler: Opener) -> None:
+    """A file that was written while the clock was ahead is kept as long as one that was written now."""
+    leave_old(log, clock, [-3650])
+    handler = open_handler(keep="3 days")
+    for passed, left in ((0, 1), (2, 1), (2, 0)):
+        clock.forward(passed * DAY)
+        handler.write(["1\n", "2\n", "3\n"])
+        wait_until(lambda: not handler.is_tidying, "the thread has done what it was asked for")
+        assert len(old_files(log)) == left
+
+
+class ClockAhead:
+    """The clock of a logging process, which is set forward by what is in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def time(self) -> float:
+        """As time.time()."""
+        return time.time() + float(self._path.read_text())
+
+    def monotonic(self) -> float:
+        """As time.monotonic()."""
+        return time.monotonic()
+
+    def steady(self) -> float:
+        """The time of day, had nobody set it."""
+        return time.time()
+
+
+class SinkAhead(mplog.FileSink):
+    """A sink under that clock."""
+
+    def open_file(self, **_: Any) -> LogFileHandler:
+        """Open the file."""
+        return super().open_file(clock=ClockAhead(Path(self.path).with_name("ahead")))
+
+
+@pytest.mark.processes
+def test_server_keeps_its_files_while_the_clock_is_wrong(log: Path) -> None:
+    """While the clock is ten years ahead, a server removes only what is old, and the log says so once."""
+    ahead = log.with_name("ahead")
+    ahead.write_text("0")
+    clock = Clock()
+    clock.now = time.time()
+    leave_old(log, clock, [3.5, 2.5, 1.5])
+    sink = SinkAhead(log, rotate="100 bytes or midnight", keep="3 days")
+    told = "ahead of the time that has passed"
+    with mplog.LogServer(sink, level="INFO", format="%(message)s") as server:
+
+        def is_told() -> bool:
+            logging.info("%030d", 0)
+            server.flush()
+            return told in "".join(written(log))
+
+        for days in (0, 3650, 0, 3650):
+            ahead.write_text(str(days * DAY))
+            for number in range(20):
+                logging.info("%030d", number)
+            wait_until(lambda: is_told() or not days, "the log says so")  # noqa: B023
+    assert old_files(log) == [f"{OLD}.{index:03}.log" for index in (2, 3)]
+    assert "".join(written(log)).count(told) == 1
+
+
 def test_only_rotated_files_are_removed(log: Path, tmp_path: Path, open_handler: Opener) -> None:
     """What has another name, or is no regular file, is neither counted nor removed."""
     target = tmp_path / "target"
@@ -280,7 +381,7 @@ def test_what_is_kept(files: list[Archive], count: int | None, seconds: int | No
     """What is kept is within every limit, and the newest; what goes, goes because of one."""
     now = 100 / 1e9
     keep = Keep(files=count, seconds=None if seconds is None else seconds / 1e9, size=size)
-    gone = expired(files, keep, now)
+    gone = expired(files, keep, {file.written_at_ns: now - file.written_at_ns / 1e9 for file in files})
     left = sorted((file for file in files if not any(file is other for other in gone)), key=_age)
     assert len(left) + len(gone) == len(files)
     assert all(_age(file) <= _age(other) for file in left for other in gone)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import datetime
 import decimal
+import enum
 import fractions
 import io
+import itertools
+import json
 import logging
 import math
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from travel import PLAIN, TEXTS, Code, Colour, Level, Point, Scalar, Text, make, travel, travelled
 
+from mplog.formats.json import JSONFormatter
 from mplog.record import encoding
 from mplog.record.decoding import decode
 from mplog.record.encoding import encode
@@ -40,7 +47,7 @@ def test_every_standard_attribute_arrives() -> None:
         if name not in ("msg", "args"):
             assert getattr(arrived, name) == getattr(record, name), name
             assert type(getattr(arrived, name)) is type(getattr(record, name)), name
-    assert (arrived.msg, arrived.args, arrived.getMessage()) == ("hello world, 5", None, "hello world, 5")
+    assert (arrived.msg, arrived.args, arrived.getMessage()) == ("hello world, 5", (), "hello world, 5")
     assert (arrived.exc_type, arrived.exc_message) == (None, None)
 
 
@@ -227,7 +234,7 @@ def generator() -> Iterator[int]:
 
 
 FOREIGN: list[Callable[[], Any]] = [
-    lambda: Colour.RED, lambda: Level.HIGH, lambda: Text("text"), lambda: Point((1, 2)), lambda: print, object,
+    lambda: Colour.RED, lambda: print, object, lambda: collections.deque([1]),
     threading.Lock, generator, lambda: Text, lambda: sys, lambda: io.BytesIO(), lambda: ValueError("x"), lambda: ...,
     lambda: logging.getLogger("x"), lambda: (lambda: None), lambda: bytearray(b"x"), lambda: 1j, lambda: range(3),
 ]  # fmt: skip
@@ -244,6 +251,103 @@ def test_foreign_value_looks_like_the_original(construct: Callable[[], Any]) -> 
     assert arrived == travelled(value)
     assert hash(arrived) == hash(travelled(value))
     assert arrived != str(value)
+
+
+Pair = collections.namedtuple("Pair", "a b")
+
+
+class Set(set):  # type: ignore[type-arg]
+    """A set that is more than one."""
+
+
+class Day(datetime.datetime):
+    """A time that looks like something else, as those of pandas do."""
+
+    def __str__(self) -> str:
+        return "a day"
+
+    def __repr__(self) -> str:
+        raise ValueError("no looks")
+
+
+class NoTime(datetime.datetime):
+    """As pandas.NaT."""
+
+    def __ne__(self, other: object) -> bool:
+        return True
+
+
+class Endless(list):  # type: ignore[type-arg]
+    """A list whose items never end, if it is asked."""
+
+    def __iter__(self) -> Any:
+        return itertools.count()
+
+    def __str__(self) -> str:
+        return "endless"
+
+
+#: Values of classes that are made from plain types.
+MADE_OF_PLAIN: list[Any] = [
+    Code.TEAPOT, Level.HIGH, Text("text"), Point((1, 2)), Pair(1, [Code.TEAPOT]), enum.IntFlag("Bits", "A B")(3),
+    collections.OrderedDict(b=1, a=Level.HIGH), collections.Counter("aab"), collections.defaultdict(list, a=[1]),
+    collections.OrderedDict({Code.TEAPOT: 1}), type("Real", (float,), {"__str__": lambda _: "r"})(1.5),
+    type("Long", (int,), {"__repr__": lambda _: "l"})(2**70),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", MADE_OF_PLAIN, ids=lambda value: type(value).__name__)
+def test_value_of_a_class_made_from_a_plain_type_is_one_of_that_type(value: Any) -> None:
+    """Such a value arrives as plain data that looks like the original, so that any encoder of JSON writes the same."""
+    arrived = travelled(value)
+    assert (str(arrived), repr(arrived), f"{arrived}") == (str(value), repr(value), f"{value}")
+    assert json.dumps(arrived) == json.dumps(value) and arrived == value
+    assert isinstance(arrived, next(kind for kind in type(value).__mro__ if kind.__module__ == "builtins"))
+    again = pickle.loads(pickle.dumps(arrived))
+    assert (type(again), again, repr(again)) == (type(arrived), value, repr(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (Set([1]), [1]),
+        (type("Frozen", (frozenset,), {})([1]), [1]),
+        (type("Bytes", (bytes,), {"__bytes__": lambda _: b"other"})(b"x"), "eA=="),
+        (type("Decimal", (decimal.Decimal,), {"__str__": lambda _: "d"})("1.50"), "1.50"),
+        (Day(2026, 1, 2, tzinfo=datetime.timezone.utc), "2026-01-02T00:00:00Z"),
+        (NoTime(2026, 1, 2), "2026-01-02 00:00:00"),
+        (Endless([1, 2]), [1, 2]),
+        ([Code.TEAPOT, {Level.HIGH: Code.TEAPOT}], [418, {"high": 418}]),
+        (Colour.RED, "Colour.RED"),
+        (Scalar(1.5), "1.5"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_value_that_looks_like_none_is_plain_data_in_json(value: Any, written: Any) -> None:
+    """JSON has what a value of a class that is made from a plain type is, whatever it looks like."""
+    record = make(extra={"value": value})
+    for travelling in (record, travel(record), travel(travel(record))):
+        assert json.loads(JSONFormatter({}).format(travelling)) == {"value": written} or value is Colour.RED
+    assert str(travelled(value)) == str(value)
+
+
+def test_numbers_of_numpy_are_numbers_in_json() -> None:
+    """Those of numpy are numbers, and look like themselves in a text."""
+    numpy = pytest.importorskip("numpy")
+    for value, written in (
+        (numpy.int64(3), "3"),
+        (numpy.uint64(2**64 - 1), str(2**64 - 1)),
+        (numpy.float64(0.5), "0.5"),
+        (numpy.float32(0.25), "0.25"),
+        (numpy.bool_(True), "true"),
+        (numpy.float64("nan"), "null"),
+        (numpy.timedelta64(5, "D"), '"5 days"'),
+        (numpy.array([1, 2]), '"[1 2]"'),
+    ):
+        record = make(extra={"value": value})
+        for travelling in (record, travel(record)):
+            assert JSONFormatter({}).format(travelling) == f'{{"value":{written}}}'
+        assert (str(travelled(value)), repr(travelled(value))) == (str(value), repr(value))
 
 
 @pytest.mark.parametrize("template", ["%d", "%5d", "%x", "%f", "%.1f", "%s", "%r", "{:d}", "{:>8}", "{:.2f}", "{}"])
@@ -263,10 +367,13 @@ def test_foreign_number_formats_like_the_original(value: Any, template: str) -> 
 
 def test_foreign_value_travels_on_as_it_is() -> None:
     """One that is sent once more, from a program that reads one log into another, keeps its looks and its number."""
-    for value in (Scalar(1.5), Code.TEAPOT, Colour.RED):
+    for value in (Scalar(1.5), Colour.RED, Set([1]), *MADE_OF_PLAIN):
         once = travelled(value)
         twice = travelled(once)
-        assert (type(twice), twice) == (ForeignValue, once)
+        assert (type(twice), twice, f"{twice!s} {twice!r} {twice}") == (type(once), once, f"{once!s} {once!r} {once}")
+        assert JSONFormatter({}).format(make(extra={"value": twice})) == JSONFormatter({}).format(
+            make(extra={"value": once})
+        )
     assert f"{travelled(travelled(Scalar(1.5))):.2f}" == "1.50"
 
 
@@ -288,6 +395,8 @@ def test_nesting_too_deep_arrives_as_its_repr() -> None:
     endless: list[Any] = [1]
     endless.append(endless)
     assert repr(travelled(endless)).startswith("[1, [1,")
+    endless += [endless] * 50  # 50 ** 32 copies, to the limit of depth
+    assert repr(travelled(collections.OrderedDict(a=endless))) == repr(collections.OrderedDict(a=endless))
 
 
 def test_extra_changed_while_it_is_encoded() -> None:
@@ -420,14 +529,14 @@ def test_record_over_the_true_limit_is_cut() -> None:
 
 @pytest.mark.parametrize("args", [(1, "two", None, (3,)), {"a": 1}, (object(),)])
 def test_arguments_travel_where_they_are_wanted(args: Any) -> None:
-    """With `with_args`, args arrive as plain data, beside the finished message, which they no longer change."""
+    """With `with_args`, args arrive as plain data, with the template, beside the finished message."""
     sent = logging.LogRecord("a", 20, "f.py", 1, "", (), None)
     sent.args = args
     sent.msg = "%(a)s" if isinstance(args, dict) else "%s " * len(args)
     expected = sent.getMessage()
-    assert decode(encode(sent)).args is None
+    assert decode(encode(sent)).args == ()
     arrived = decode(encode(sent, with_args=True))
-    assert arrived.getMessage() == expected
+    assert (arrived.msg, arrived.getMessage()) == (sent.msg, expected)
     assert str(arrived.args) == str(args)
     assert arrived.__dict__.keys() == decode(encode(sent)).__dict__.keys()
     assert sent.args == args

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
+import enum
 import io
 import json
 import logging
@@ -110,6 +112,36 @@ def test_redactors_see_everything_that_is_sent(prepared: Prepared) -> None:
     names = [name for name, _ in seen]
     assert set(names) == {"message", "exc_text", "stack_info", "deep", "a", "5", "bound", "enriched"}
     assert ("message", f"message {SECRET}") in seen
+
+
+class Spells(dict):  # type: ignore[type-arg]
+    """A dictionary that shows what is not in it."""
+
+    def __repr__(self) -> str:
+        return f"Spells({SECRET})"
+
+
+def test_redactors_see_what_is_in_values_of_other_classes(prepared: Prepared) -> None:
+    """In a value of a class that is made from a plain type, they see the plain data as well as the looks."""
+    prepared.use(redactors=[mplog.Redactor("password", pattern=SECRET)])
+    secret = enum.Enum("Secret", {"HERE": SECRET}, type=str)["HERE"]
+    values = {
+        "by name": collections.OrderedDict(password=5, user="ann"),
+        "in it": collections.namedtuple("Pair", "a b")(1, [f"<{SECRET}>"]),
+        "content": secret,
+        "looks": Spells(a=1),
+        "harmless": collections.Counter("aab"),
+    }
+    for logger in prepared.loggers:
+        logger.info("text", extra=values)
+    for record in prepared.collect():
+        fields = own_fields(record)
+        assert fields["by name"] == {"password": "***", "user": "ann"}
+        assert fields["in it"] == (1, ["<***>"])
+        assert repr(fields["harmless"]) == "Counter({'a': 2, 'b': 1})" and fields["harmless"] == {"a": 2, "b": 1}
+        assert str(fields["content"]) == str(secret) and fields["content"] == "***"
+        assert repr(fields["looks"]) == "Spells(***)"
+        assert SECRET not in mplog.JSONFormatter().format(record) + repr(record.__dict__) + str(record.__dict__)
 
 
 def test_redactors_by_name_and_pattern(prepared: Prepared) -> None:
