@@ -6,9 +6,13 @@ import logging
 from collections.abc import Sequence
 from typing import TextIO
 
+from mplog.files.outlet import Outlet
+from mplog.files.portion import Encoder, Position
 from mplog.handlers.text import TextHandler
 from mplog.record.decoding import to_record
 from mplog.record.layout import Entry
+
+_START = Position(0, 0, 0)
 
 
 class ConsoleHandler(TextHandler):
@@ -47,5 +51,16 @@ class ConsoleHandler(TextHandler):
                 self.emit(record)
 
     def write(self, texts: list[str]) -> None:
-        self._stream.write("".join(texts))
-        self._stream.flush()
+        outlet = getattr(self._stream, "buffer", None)
+        if not isinstance(outlet, Outlet):
+            self._stream.write("".join(texts))
+            self._stream.flush()
+            return
+        self._stream.flush()  # what others have left in it
+        encoder = Encoder(self._stream.encoding)
+        portion = encoder.encode(texts, _START)
+        done, error = outlet.attempt(portion.data)
+        if error is not None:
+            whole, self.written = encoder.rewind(portion, done)
+            outlet.take_back(done - whole)
+            raise error
