@@ -165,6 +165,9 @@ class Loop:
         ready = wait([one for one in (control, awake, ended) if one is not None], timeout)
         if awake in ready:
             self.signals.clear()
+        if self.signals.shall_reopen:
+            self.signals.shall_reopen = False
+            self.dispatcher.reopen()
         if ended in ready:
             self.accounts.see_ended(self.workers.look(self.source.due))
         if control in ready:
@@ -173,9 +176,6 @@ class Loop:
     def _check(self) -> None:
         self.workers.say_deaths(self.source.done())
         self._check_termination()
-        if self.signals.shall_reopen:
-            self.signals.shall_reopen = False
-            self.dispatcher.reopen()
         self.dispatcher.work()
         self.dispatcher.troubles.report()
         self.dispatcher.flush()  # what functions have logged in their own threads
