@@ -30,11 +30,7 @@ _CREATION_PAUSE = 0.001
 
 #: Errors after which a descriptor may never work again: its file system has died (a FUSE daemon that was killed, a disk
 #: that was pulled out), NFS no longer knows the file, or somebody has closed the descriptor.
-DEAD = frozenset(
-    getattr(errno, name)
-    for name in ("EBADF", "EIO", "ENODEV", "ENOTCONN", "ENXIO", "ESHUTDOWN", "ESTALE")
-    if hasattr(errno, name)
-)
+DEAD = frozenset({errno.EBADF, errno.ECONNABORTED, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE})
 
 
 class FileOptions(msgspec.Struct, frozen=True):
@@ -129,12 +125,14 @@ class OpenFile:
 
     def _revive(self, error: OSError) -> None:
         """Open the path anew after an error; if that fails, go on with the descriptor that there is."""
-        known = self._length if self._torn is None else self._torn.start
+        known, written_at = self._length if self._torn is None else self._torn.start, self.written_at
         try:
             self.open(make=self._may_make)
         except OSError:
             return
         missing = known - self._length
+        if not missing:
+            self.written_at = written_at
         lost = f"; {missing} bytes that had been written are not in it" if missing > 0 else ""
         self.notices.say("dead", f"{self.path} has failed, and was opened anew{lost}: {describe(error)}")
 
