@@ -198,7 +198,8 @@ class _Output:
     def __init__(self, has_color: bool) -> None:
         self._has_color = has_color
         self._is_terminal = sys.stdout.isatty()
-        self._stream = complete(sys.stdout).buffer
+        self._text = complete(sys.stdout)  # closes the stream when it goes
+        self._stream = self._text.buffer
         self._current: Source | None = None
         self.has_headings = False
 
