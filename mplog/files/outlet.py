@@ -104,6 +104,7 @@ def complete(stream: Any) -> Any:
     """
     if type(stream) is not io.TextIOWrapper or sys.platform == "win32":
         return stream
-    stream.flush()
+    with contextlib.suppress(OSError):
+        stream.flush()
     outlet: Any = Outlet(stream.fileno(), stream.name)
     return io.TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=True)
