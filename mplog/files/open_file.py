@@ -16,6 +16,7 @@ import msgspec
 
 from mplog.files import regular
 from mplog.files.fsync import Fsync, FsyncPolicy
+from mplog.files.lock import taken_at
 from mplog.files.notices import Clock, Notices
 from mplog.files.portion import Encoder, Portion, Position
 from mplog.record.encoding import describe
@@ -119,9 +120,10 @@ class OpenFile:
     def _may_make(self) -> bool:
         """Whether a file that is not there may be made.
 
-        Not if its file system has died: before that is mounted anew, a new file would be in its place, hidden later.
+        Not in the place of a file system that has died: once that is mounted anew, the file would be hidden. The lock
+        file, which is in the same directory, tells that it is mounted.
         """
-        return self._doubted_for is None or self._doubted_for.errno in (errno.EBADF, errno.ESTALE)
+        return self._doubted_for is None or taken_at(self.path) is not None
 
     def _revive(self, error: OSError) -> None:
         """Open the path anew after an error; if that fails, go on with the descriptor that there is."""

@@ -104,29 +104,33 @@ def test_file_in_its_place_is_not_cut(log: Path) -> None:
         log.unlink()
 
 
-def test_dead_file_system_is_waited_for(log: Path) -> None:
+def test_dead_file_system_is_waited_for(tmp_path: Path) -> None:
     """As long as nothing is mounted, no file is made where its path leads, on SIGHUP (`reopen`) neither."""
+    log, texts = tmp_path / "mounted" / "app.log", numbered(1, 2)
+    log.parent.mkdir()
     handler = open_log(log)
-    texts = numbered(1, 2)
-    moved = log.rename(log.parent / "below")
+    mounted = log.parent.rename(tmp_path / "elsewhere")
+    log.parent.mkdir()
     with dead(handler.fileno(), errno.ENOTCONN):
         for _ in range(2):
             assert write_all(handler, texts) == texts
             with pytest.raises(FileNotFoundError):
                 handler.reopen()
-        assert not log.exists()
-        moved.rename(log)
+        assert list(log.parent.iterdir()) == []
+        log.parent.rmdir()
+        mounted.rename(log.parent)
         handler.reopen()
         handler.write(texts)
     assert log.read_text() == "".join(texts)
     handler.close()
 
 
-def test_file_that_nfs_has_lost_is_made_anew(log: Path) -> None:
-    """ESTALE says that the file is gone on its server, so a new one is made."""
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOTCONN])
+def test_file_that_is_gone_is_made_anew(log: Path, number: int) -> None:
+    """Where the lock is there and the file is not, it was renamed or removed: on another NFS client, say."""
     handler = open_log(log)
     log.rename(log.parent / "elsewhere")
-    with dead(handler.fileno(), errno.ESTALE):
+    with dead(handler.fileno(), number):
         assert write_all(handler, numbered(1), attempts=2) == []
     assert log.read_text() == numbered(1)[0]
     handler.close()
