@@ -127,14 +127,15 @@ class OpenFile:
 
     def _revive(self, error: OSError) -> None:
         """Open the path anew after an error; if that fails, go on with the descriptor that there is."""
-        known, written_at = self._length if self._torn is None else self._torn.start, self.written_at
+        known = self._length if self._torn is None else self._torn.start
+        written_at = self.written_at
         try:
             self.open(make=self._may_make)
         except OSError:
             return
         missing = known - self._length
         if not missing:
-            self.written_at = written_at
+            self.written_at = written_at  # which says when to rotate it
         lost = f"; {missing} bytes that had been written are not in it" if missing > 0 else ""
         self.notices.say("dead", f"{self.path} has failed, and was opened anew{lost}: {describe(error)}")
 

@@ -23,6 +23,9 @@ class ConsoleHandler(TextHandler):
     def __init__(self, stream: TextIO, *, color: bool) -> None:
         super().__init__()
         self._stream = stream
+        outlet = getattr(stream, "buffer", None)
+        self._outlet = outlet if isinstance(outlet, Outlet) else None
+        self._encoder = Encoder(stream.encoding if self._outlet else "utf-8")
         self._color = color
 
     def __repr__(self) -> str:
@@ -51,16 +54,14 @@ class ConsoleHandler(TextHandler):
                 self.emit(record)
 
     def write(self, texts: list[str]) -> None:
-        outlet = getattr(self._stream, "buffer", None)
-        if not isinstance(outlet, Outlet):
+        if self._outlet is None:
             self._stream.write("".join(texts))
             self._stream.flush()
             return
         self._stream.flush()  # what others have left in it
-        encoder = Encoder(self._stream.encoding)
-        portion = encoder.encode(texts, _START)
-        done, error = outlet.attempt(portion.data)
+        portion = self._encoder.encode(texts, _START)
+        done, error = self._outlet.attempt(portion.data)
         if error is not None:
-            whole, self.written = encoder.rewind(portion, done)
-            outlet.take_back(done - whole)
+            whole, self.written = self._encoder.rewind(portion, done)
+            self._outlet.take_back(done - whole)
             raise error

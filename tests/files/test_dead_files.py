@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import multiprocessing
 import os
 import shutil
@@ -222,6 +223,7 @@ def test_file_system_that_dies_and_is_mounted_anew(
         wait_until(lambda: log.stat().st_size > 5_000, "it is written")
         for _ in range(3):
             bound.kill()
+            logging.info("for which flush() waits")
             with pytest.raises(mplog.DrainTimeoutError):
                 server.flush(0.2)
             bound.unmount()
