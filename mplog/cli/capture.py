@@ -21,6 +21,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from mplog.errors import NoReaderError
+from mplog.files.outlet import Outlet
 from mplog.queue import fifo
 from mplog.worker.queue_handler import QueueHandler
 from mplog.worker.state import all_loggers
@@ -88,7 +89,7 @@ class Capture:
     def __init__(self, streams: Iterable[tuple[int, logging.Logger, int, int]], tell: Callable[[], object]) -> None:
         streams = list(streams)
         self._streams = {fd: (logger, level, Lines()) for fd, logger, level, _ in streams}
-        self._outputs = {logger.name: output for _, logger, _, output in streams}
+        self._outputs = {logger.name: Outlet(output) for _, logger, _, output in streams}
         self._tell = tell
         self.passed_through = 0
         for handler in {handler for logger in all_loggers().values() for handler in logger.handlers}:
@@ -122,10 +123,8 @@ class Capture:
             if not self.passed_through:
                 self._tell()
             self.passed_through += 1
-            rest = f"{record.getMessage()}\n".encode()
             with contextlib.suppress(OSError):  # nobody reads the output either
-                while rest:
-                    rest = rest[os.write(output, rest) :]
+                output.write(f"{record.getMessage()}\n".encode())
 
         return pass_through
 

@@ -21,6 +21,7 @@ from mplog.cli.lines import Filter, LineParser
 from mplog.cli.log_view import Source, View
 from mplog.cli.main import MisusedError
 from mplog.errors import MplogError
+from mplog.files.outlet import complete
 from mplog.monitoring.find_servers import find_servers
 from mplog.record.plain import printable
 from mplog.sinks.sink import DEFAULT_FORMAT
@@ -197,7 +198,8 @@ class _Output:
     def __init__(self, has_color: bool) -> None:
         self._has_color = has_color
         self._is_terminal = sys.stdout.isatty()
-        self._stream = sys.stdout.buffer
+        self._text = complete(sys.stdout)  # closes the stream when it goes
+        self._stream = self._text.buffer
         self._current: Source | None = None
         self.has_headings = False
 

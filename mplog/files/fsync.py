@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Literal
 
 from mplog.files import regular
@@ -14,13 +15,19 @@ FsyncPolicy = Literal["never", "batch"] | float
 
 
 class Fsync:
-    """Forces a file to the disk as its policy says. `due`: when to call `sync`, by the monotonic clock, or None."""
+    """Forces a file to the disk as its policy says. `due`: when to call `sync`, by the monotonic clock, or None.
 
-    def __init__(self, path: str, policy: FsyncPolicy, notices: Notices, clock: Clock) -> None:
+    `doubt` is called with an error of the file.
+    """
+
+    def __init__(
+        self, path: str, policy: FsyncPolicy, notices: Notices, clock: Clock, doubt: Callable[[OSError], object]
+    ) -> None:
         self._path = path
         self._policy = policy
         self._notices = notices
         self._clock = clock
+        self._doubt = doubt
         self.due: float | None = None
 
     def sync(self, fd: int) -> bool:
@@ -30,11 +37,15 @@ class Fsync:
             getattr(os, "fdatasync", os.fsync)(fd)
         except OSError as error:
             # Writing it again would double it and not help: the kernel has dropped the pages that it could not write.
-            self._notices.say(
-                "sync", f"what was last written to {self._path} may not have reached the disk: {describe(error)}"
-            )
+            self.say(error)
+            self._doubt(error)
             return False
         return True
+
+    def say(self, error: OSError) -> None:
+        self._notices.say(
+            "sync", f"what was last written to {self._path} may not have reached the disk: {describe(error)}"
+        )
 
     def sync_after_write(self, fd: int) -> None:
         if self._policy == "batch":

@@ -107,7 +107,18 @@ def release(lock: filelock.BaseFileLock) -> None:
             os.unlink(lock.lock_file)
             if os.path.dirname(lock.lock_file) == _own_path():
                 os.rmdir(_own_path())
+        with contextlib.suppress(OSError):  # its file system has died
+            lock.release()
+
+
+def renew(lock: filelock.BaseFileLock, path: str) -> filelock.BaseFileLock:
+    """Take the lock of a file again whose file system was mounted anew: the one that is held may be of the old one.
+
+    Another server may have taken the new one. So the lock file is not removed here, as `release` would do.
+    """
+    with contextlib.suppress(OSError):
         lock.release()
+    return acquire(path)
 
 
 def taken_at(path: str) -> float | None:

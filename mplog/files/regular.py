@@ -140,14 +140,12 @@ def existing(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def find(directory: str, device: int, inode: int, is_name: Callable[[str], bool]) -> str | None:
+def find(directory: str, inode: int, is_name: Callable[[str], bool]) -> str | None:
     """Return the path of the regular file with this inode, or None. Only names for which `is_name` is true count."""
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.inode() == inode and is_name(entry.name):
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode) and status.st_dev == device:
-                    return entry.path
+            if entry.inode() == inode and is_name(entry.name) and entry.is_file(follow_symlinks=False):
+                return entry.path
     return None
 
 
@@ -162,6 +160,25 @@ def cut_back(fd: int, start: int, end: int) -> int | None:
     # The time of the file says when to rotate it.
     os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
     return status.st_size - start
+
+
+def cut_torn(fd: int, path: str, start: int, data: bytes) -> None:
+    """Cut off what follows `start` if a failed write of `data` may have left it; the file is open, and has this path.
+
+    Its contents tell that it is the same file: mounted anew, it may have another device, and even another inode.
+    """
+    size = os.fstat(fd).st_size - start
+    if 0 < size <= len(data):
+        try:
+            reading = os.open(path, os.O_RDONLY | UNPLANTED)
+        except PermissionError:
+            return
+        try:
+            is_left = data.startswith(os.pread(reading, size, start))
+        finally:
+            os.close(reading)
+        if is_left:
+            os.ftruncate(fd, start)
 
 
 def rename_to_new(source: str, target: str) -> None:

@@ -10,6 +10,9 @@ the format itself) is followed by a tab. Tabs in the record are escaped, so none
 
 A line that begins with white space belongs to the record above it. Log shippers know this form, because PostgreSQL
 writes it, too. ``re.split(r"\n(?!\t)", text)`` gives the records, and `unescape` returns what was logged.
+
+For a terminal there is a milder form: only what would steer the terminal is escaped, and line breaks, tabs and
+backslashes stay. Such a text reads as it was logged, but cannot be read back by a program.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ import logging
 import re
 import types
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -39,6 +42,8 @@ _BEYOND_ASCII = r"\x80-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2
 _to_escape = re.compile(rf"[\\\x00-\x1f\x7f{_BEYOND_ASCII}\ud800-\udfff]")
 # A traceback has lines, which stay lines.
 _to_escape_in_lines = re.compile(rf"[\\\x00-\x09\x0b-\x1f\x7f{_BEYOND_ASCII}\ud800-\udfff]")
+# What is not to reach a terminal.
+_to_disarm = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f{_BEYOND_ASCII}\ud800-\udfff]")
 # In JSON, characters below U+0020 are escaped already, and none of these occurs outside a string.
 _to_escape_in_json = re.compile(rf"[\x7f{_BEYOND_ASCII}]")
 _escaped = re.compile(r"\n\t|\\(?:([\\nrt])|x([0-9a-f]{2})|u([0-9a-f]{4})|U(000[0-9a-f]{5}|0010[0-9a-f]{4}))")
@@ -78,6 +83,23 @@ def _escape_lines(text: str) -> str:
     return _to_escape_in_lines.sub(_escape_character, text)
 
 
+def _disarm(text: str) -> str:
+    """Return a text that does not steer a terminal."""
+    return text if text.isprintable() else _to_disarm.sub(_escape_character, text)
+
+
+class _Form(NamedTuple):
+    """Escapes a text of one line, and one of several lines; and what a line break becomes that is in the result."""
+
+    text: Callable[[str], str]
+    lines: Callable[[str], str]
+    line_break: str
+
+
+_REVERSIBLE = _Form(escape, _escape_lines, "\n\t")
+_FOR_TERMINALS = _Form(_disarm, _disarm, "\n")
+
+
 def unescape(text: str) -> str:
     r"""Return the text as it was logged: a message, any other field, or all the lines of a record.
 
@@ -96,46 +118,46 @@ def _unescape_one(match: re.Match[str]) -> str:
     return chr(int("".join(filter(None, numbers)), 16)) if any(numbers) else "\n"
 
 
-def _escape_value(name: str, value: Any) -> Any:
+def _escape_value(name: str, value: Any, form: _Form) -> Any:
     """Return the value of an attribute: a text escaped, and another value replaced if it does not look harmless."""
     if type(value) is str:
-        return _escape_lines(value) if name in ("exc_text", "stack_info") else escape(value)
+        return form.lines(value) if name in ("exc_text", "stack_info") else form.text(value)
     if type(value) in _HARMLESS:
         return value
     looks = safe_str(value), safe_repr(value), safely(format, value)
-    escaped = tuple(map(escape, looks))
+    escaped = tuple(map(form.text, looks))
     if escaped == looks:
         return value
     return ForeignValue(escaped[0], escaped[1], as_number(value), escaped[2])
 
 
-def _escape_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    return {escape(name): _escape_value(name, value) for name, value in fields.items()}
+def _escape_fields(fields: dict[str, Any], form: _Form) -> dict[str, Any]:
+    return {form.text(name): _escape_value(name, value, form) for name, value in fields.items()}
 
 
-def escape_origin(origin: Origin) -> Origin:
+def escape_origin(origin: Origin, form: _Form = _REVERSIBLE) -> Origin:
     """Return the origin escaped; the same object where there is nothing to escape."""
     values = msgspec.structs.asdict(origin)
     details = values.pop("details")
-    escaped = {name: _escape_value(name, value) for name, value in values.items()}
-    escaped["details"] = details and tuple(_escape_value("", value) for value in details)
+    escaped = {name: _escape_value(name, value, form) for name, value in values.items()}
+    escaped["details"] = details and tuple(_escape_value("", value, form) for value in details)
     return origin if escaped == {**values, "details": details} else Origin(**escaped)
 
 
-def _escape_entry(entry: Entry, origin: Origin) -> Entry:
+def _escape_entry(entry: Entry, origin: Origin, form: _Form) -> Entry:
     """Return the record with its texts escaped; `origin` is its own, escaped."""
     values = list(entry[0])
     if values[MSG] is not None:
-        values[MSG] = escape(values[MSG])
+        values[MSG] = form.text(values[MSG])
     if values[EXTRA] is not None:
-        values[EXTRA] = _escape_fields(values[EXTRA])
+        values[EXTRA] = _escape_fields(values[EXTRA], form)
     for place in (EXC_TEXT, STACK_INFO):
         if values[place]:
-            values[place] = _escape_lines(values[place])
+            values[place] = form.lines(values[place])
     return tuple(values), origin
 
 
-def _escape_record(record: logging.LogRecord, formatter: logging.Formatter) -> logging.LogRecord:
+def _escape_record(record: logging.LogRecord, formatter: logging.Formatter, form: _Form) -> logging.LogRecord:
     """Return a copy of the record with its texts escaped; the formatter makes the text of its exception."""
     escaped = copy.copy(record)
     attributes = dict(record.__dict__)
@@ -144,12 +166,19 @@ def _escape_record(record: logging.LogRecord, formatter: logging.Formatter) -> l
         attributes["exc_text"] = formatter.formatException(record.exc_info)
     attributes["exc_info"] = None
     escaped.__dict__.clear()
-    escaped.__dict__.update(_escape_fields(attributes))
+    escaped.__dict__.update(_escape_fields(attributes, form))
     if isinstance(record, Record) and isinstance(escaped, Record):
-        escaped.exc_type = _escape_value("", record.exc_type)
-        escaped.exc_message = _escape_value("", record.exc_message)
-        escaped.exc_frames = [(escape(file), line, escape(function)) for file, line, function in record.exc_frames]
+        escaped.args = _escape_args(record.args, form)  # its message is finished all the same
+        escaped.exc_type = _escape_value("", record.exc_type, form)
+        escaped.exc_message = _escape_value("", record.exc_message, form)
+        escaped.exc_frames = [(form.text(file), line, form.text(name)) for file, line, name in record.exc_frames]
     return escaped
+
+
+def _escape_args(args: Any, form: _Form) -> Any:
+    if isinstance(args, dict):
+        return _escape_fields(args, form)
+    return tuple(_escape_value("", value, form) for value in args) if isinstance(args, tuple) else args
 
 
 class EscapedText(BatchFormatter):
@@ -158,20 +187,22 @@ class EscapedText(BatchFormatter):
     A value of ``extra`` that is not a text is escaped, too, if it has a line break when it is shown.
     """
 
-    def __init__(self, formatter: logging.Formatter) -> None:
+    def __init__(self, formatter: logging.Formatter, form: _Form = _REVERSIBLE) -> None:
         super().__init__()
         self._formatter = formatter
+        self._form = form
 
     def format(self, record: logging.LogRecord) -> str:
-        return _indent(self._formatter.format(_escape_record(record, self._formatter)))
+        text = self._formatter.format(_escape_record(record, self._formatter, self._form))
+        return text.replace("\n", self._form.line_break)
 
     def renderer(self, terminator: str) -> Renderer | None:
         """Return the fast way to format a batch; None if the other formatter has none."""
-        inner = compiled(self._formatter, terminator)
+        form, inner = self._form, compiled(self._formatter, terminator)
         # The pieces of the other formatter have the constant fields as they are.
-        if inner is None or _escape_fields(dict(constant_fields)) != constant_fields:
+        if inner is None or _escape_fields(dict(constant_fields), form) != constant_fields:
             return None
-        origins = ByOrigin(escape_origin)
+        origins = ByOrigin(lambda origin: escape_origin(origin, form))
 
         def render(batch: Sequence[Entry], on_error: OnError) -> list[str]:
             escaped = []
@@ -191,18 +222,17 @@ class EscapedText(BatchFormatter):
                 ):
                     escaped.append(entry)
                 else:
-                    escaped.append(_escape_entry(entry, safe_origin))
+                    escaped.append(_escape_entry(entry, safe_origin, form))
                     changed[id(escaped[-1])] = entry
             texts = inner.render(escaped, lambda entry, error: on_error(changed.get(id(entry), entry), error))
             if terminator == "\n" and "".join(texts).count("\n") == len(texts) and "" not in texts:
                 return texts
-            return [_indent(text.removesuffix(terminator)) + terminator if text else "" for text in texts]
+            return [
+                text.removesuffix(terminator).replace("\n", form.line_break) + terminator if text else ""
+                for text in texts
+            ]
 
         return Renderer(render, inner.needs_details)
-
-
-def _indent(text: str) -> str:
-    return text.replace("\n", "\n\t")
 
 
 class EscapedJSON(BatchFormatter):
@@ -226,6 +256,11 @@ def _escape_json(text: str) -> str:
     return _to_escape_in_json.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def escaped_formatter(formatter: logging.Formatter) -> logging.Formatter:
-    """Return a formatter that writes what this one does, and nothing that could forge or disturb a line."""
-    return EscapedJSON(formatter) if isinstance(formatter, JSONFormatter) else EscapedText(formatter)
+def escaped_formatter(formatter: logging.Formatter, *, for_terminal: bool = False) -> logging.Formatter:
+    """Return a formatter that writes what this one does, and nothing that could forge or disturb a line.
+
+    With `for_terminal`, it writes nothing that could steer a terminal except what comes from the format itself.
+    """
+    if isinstance(formatter, JSONFormatter):
+        return EscapedJSON(formatter)
+    return EscapedText(formatter, _FOR_TERMINALS if for_terminal else _REVERSIBLE)

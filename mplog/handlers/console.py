@@ -6,9 +6,13 @@ import logging
 from collections.abc import Sequence
 from typing import TextIO
 
+from mplog.files.outlet import Outlet
+from mplog.files.portion import Encoder, Position
 from mplog.handlers.text import TextHandler
 from mplog.record.decoding import to_record
 from mplog.record.layout import Entry
+
+_START = Position(0, 0, 0)
 
 
 class ConsoleHandler(TextHandler):
@@ -19,6 +23,9 @@ class ConsoleHandler(TextHandler):
     def __init__(self, stream: TextIO, *, color: bool) -> None:
         super().__init__()
         self._stream = stream
+        outlet = getattr(stream, "buffer", None)
+        self._outlet = outlet if isinstance(outlet, Outlet) else None
+        self._encoder = Encoder(stream.encoding if self._outlet else "utf-8")
         self._color = color
 
     def __repr__(self) -> str:
@@ -47,5 +54,14 @@ class ConsoleHandler(TextHandler):
                 self.emit(record)
 
     def write(self, texts: list[str]) -> None:
-        self._stream.write("".join(texts))
-        self._stream.flush()
+        if self._outlet is None:
+            self._stream.write("".join(texts))
+            self._stream.flush()
+            return
+        self._stream.flush()  # what others have left in it
+        portion = self._encoder.encode(texts, _START)
+        done, error = self._outlet.attempt(portion.data)
+        if error is not None:
+            whole, self.written = self._encoder.rewind(portion, done)
+            self._outlet.take_back(done - whole)
+            raise error

@@ -6,10 +6,10 @@ crosses the end of a file.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from mplog.files import lock as file_lock
 from mplog.files import regular
@@ -19,6 +19,9 @@ from mplog.files.portion import Portion, Position
 from mplog.files.rotation import Rotator
 from mplog.handlers.text import TextHandler
 from mplog.record.layout import Entry
+
+if TYPE_CHECKING:
+    import filelock
 
 
 class LogFileHandler(TextHandler):
@@ -48,12 +51,13 @@ class LogFileHandler(TextHandler):
         self._file = OpenFile(path, options, Notices(clock, silent_about), clock)
         self._rotator = rotator(self._file)
         self._removes_empty = delay and not os.path.lexists(self.path)
-        self._lock = contextlib.ExitStack()
+        self._lock: filelock.BaseFileLock | None = None
         self.written = 0
         try:
-            self._lock.callback(file_lock.release, file_lock.acquire(self.path))
+            self._lock = file_lock.acquire(self.path)
             self._rotator.recover()
             self._file.open()
+            self._locked_on = self._file.position().device
         except BaseException:
             self.close()
             raise
@@ -77,12 +81,16 @@ class LogFileHandler(TextHandler):
     def write(self, texts: list[str]) -> None:
         self.written = 0
         rest = texts
-        while rest:
-            portion = self.prepare(rest)
-            if self.announce is not None:
-                self.announce(portion)
-            self.write_portion(portion)
-            rest = rest[len(portion.texts) :]
+        try:
+            while rest:
+                portion = self.prepare(rest)
+                if self.announce is not None:
+                    self.announce(portion)
+                self.write_portion(portion)
+                rest = rest[len(portion.texts) :]
+        except OSError as error:
+            self._file.doubt(error)
+            raise
 
     def prepare(self, texts: list[str]) -> Portion:
         """Rotate the file if it is due, and return the texts that come next into it.
@@ -90,8 +98,10 @@ class LogFileHandler(TextHandler):
         Nothing is written. A portion must be written before the next one is prepared, or never.
         """
         file, rotator = self._file, self._rotator
-        file.take_back()
         start = file.look()
+        if start.device != self._locked_on and self._lock is not None:
+            self._lock = file_lock.renew(self._lock, self.path)
+            self._locked_on = start.device
         if not rotator.is_due(start):
             portion = rotator.fit(texts, start)
             if portion.texts:
@@ -112,13 +122,14 @@ class LogFileHandler(TextHandler):
         file = self._file
         if announced <= committed.length:
             return 0
-        if file.position()[:2] != committed[:2]:
+        # By its inode alone: a file system that was mounted anew has another device.
+        if file.position().inode != committed.inode:
             self._rotator.undo(committed.inode)
-        if file.position()[:2] == committed[:2]:
+        if file.position().inode == committed.inode:
             count = file.cut_back(committed.length, announced)
         else:
             directory = os.path.dirname(self.path)
-            path = regular.find(directory, committed.device, committed.inode, self._rotator.is_name_of)
+            path = regular.find(directory, committed.inode, self._rotator.is_name_of)
             if path is None:
                 return 0
             with regular.existing(path) as fd:
@@ -135,8 +146,7 @@ class LogFileHandler(TextHandler):
 
     def reopen(self) -> None:
         self.flush()
-        self._file.take_back()
-        self._file.open()
+        self._file.reopen()
 
     def due(self) -> float | None:
         return self._file.fsync.due
@@ -161,6 +171,7 @@ class LogFileHandler(TextHandler):
             self._rotator.close()
         finally:
             self._file.close(remove_empty=self._removes_empty)
-            self._lock.close()
+            if self._lock is not None:
+                file_lock.release(self._lock)
             for notice in self.take_notices():
                 say_on_stderr(notice)

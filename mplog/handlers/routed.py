@@ -18,6 +18,7 @@ from mplog.files import lock as file_lock
 from mplog.files import regular
 from mplog.files.names import FileNames
 from mplog.files.notices import changed_meanwhile, say_on_stderr
+from mplog.files.open_file import DEAD
 from mplog.files.portion import Position
 from mplog.handlers.log_file import LogFileHandler
 from mplog.handlers.open_files import OpenFiles
@@ -26,7 +27,7 @@ from mplog.handlers.text import TextHandler
 from mplog.record.layout import EXTRA, Entry
 
 #: Why a file cannot be opened at the moment, but may be later.
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
+_PASSING = DEAD | {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 
 _Waiting = defaultdict[str, tuple[list[Entry | logging.LogRecord], list[str]]]
 
@@ -125,7 +126,7 @@ class RoutedFileHandler(TextHandler):
             return 0
         # By its inode: it may have been renamed.
         directory, begin = os.path.dirname(self._path), self._names.texts[0]
-        path = regular.find(directory, committed.device, committed.inode, lambda name: name.startswith(begin))
+        path = regular.find(directory, committed.inode, lambda name: name.startswith(begin))
         if path is None:
             return 0
         with contextlib.ExitStack() as lock:

@@ -185,6 +185,7 @@ class FifoSource(Source):
             self._inbox.acknowledger.acknowledge(is_on_disk)
 
     def _warn_of_emergency(self, error: OSError) -> None:
+        self._emergency.reopen()
         self._dispatcher.troubles.warn("attempt", f"to read the emergency file {self._emergency.path} failed", error)
 
     # --- how far it is ---

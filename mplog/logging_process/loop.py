@@ -12,7 +12,6 @@ written, while it still listens to the program and to signals.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from dataclasses import dataclass
@@ -80,6 +79,8 @@ class Loop:
         self._flushes: list[_Flush] = []
         self._stop_request: int | None = None
         self._is_over = False
+        #: Whether the supervisor has gone, and the log does not say so yet.
+        self._is_orphaned = False
         #: Records that were taken while a file could not be written; None if all can.
         self._unwritten: int | None = None
         self.dispatcher.keep_trying()
@@ -167,23 +168,25 @@ class Loop:
         ready = wait([one for one in (control, awake, ended, supervisor) if one is not None], timeout)
         if awake in ready:
             self.signals.clear()
+        if self.signals.shall_reopen:
+            self.signals.shall_reopen = False
+            self.dispatcher.reopen()
         if ended in ready:
             self.accounts.see_ended(self.workers.look(self.source.due))
         if supervisor in ready:  # the end of it: it says nothing that it is not asked for
             self.program.supervisor = None
-            self.dispatcher.say(
-                "mplog: the supervisor of the logging process was killed. The log goes on, but if the logging process "
-                "is killed, too, no other takes its place.",
-                logging.WARNING,
-            )
+            self._is_orphaned = True
         if control in ready:
             self._answer()
 
     def _check(self) -> None:
         self.workers.say_deaths(self.source.done())
-        if self.signals.shall_reopen:
-            self.signals.shall_reopen = False
-            self.dispatcher.reopen()
+        if self._is_orphaned:
+            self._is_orphaned = False
+            self.dispatcher.say(
+                "mplog: the supervisor of the logging process was killed. The log goes on, but if the logging process "
+                "is killed, too, no other takes its place."
+            )
         self.dispatcher.work()
         self.dispatcher.troubles.report()
         self.dispatcher.flush()  # what functions have logged in their own threads

@@ -13,10 +13,12 @@ import logging
 import multiprocessing.process
 import os
 import pickle
+import sys
 import traceback
 
 from mplog.errors import MplogError, SinkError, StartError
 from mplog.files.notices import say_on_stderr
+from mplog.files.outlet import complete
 from mplog.logging_process.accounts import Accounts
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.loop import Loop
@@ -45,6 +47,7 @@ _COLLECTED_AT = 100_000
 def main(places: Places) -> int:
     """Run the logging process, from its configuration to its end; return its exit status."""
     ignore_signals()
+    sys.stdout, sys.stderr = complete(sys.stdout), complete(sys.stderr)  # for everything that writes there
     gc.set_threshold(_COLLECTED_AT)
     multiprocessing.process.current_process().name = "mplog"
     try:

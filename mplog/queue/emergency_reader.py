@@ -113,8 +113,14 @@ class EmergencyReader:
     def close(self) -> None:
         """Leave the rest to the next logging process."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            with contextlib.suppress(OSError):  # its file system has died
+                os.close(fd)
+
+    def reopen(self) -> None:
+        """After an error, have the next `read` open the file anew by its path: the descriptor may be dead for good."""
+        self._given_note = self.note()
+        self.close()
 
     @property
     def files(self) -> int:

@@ -30,8 +30,8 @@ class Sink:
         propagate: False keeps the records of `logger` from the sinks of the loggers above it, as the attribute of a
             logger does. It holds for all sinks of that logger.
         escape: escape in all that comes with a record whatever could forge or disturb a line, such as line breaks,
-            control characters and marks of direction; `unescape` gives it back. Off by default, also on a terminal:
-            the same bytes are written that logging would write.
+            control characters and marks of direction; `unescape` gives it back. Off by default: the same bytes are
+            written that logging would write. Only a `ConsoleSink` on a terminal has another default.
 
     Attributes:
         restarted: whether a logging process that has died had it open. Set in the logging process.

@@ -240,6 +240,53 @@ def test_formatter_of_ones_own(entry: Entry) -> None:
     assert all(is_harmless(line.removeprefix("\t")) for line in text[:-1].split("\n"))
 
 
+@given(st.lists(any_entries(), min_size=1, max_size=3))
+@settings(max_examples=100)
+def test_terminal_is_not_steered(batch: list[Entry]) -> None:
+    """For a terminal, line breaks, tabs and what the format itself has stay, and nothing else that is dangerous."""
+    red, plain = "\x1b[31m", "\x1b[0m"
+    for kind in (logging.Formatter, Custom):
+        safe = escaped_formatter(kind(f"{red}%(asctime)s %(name)s %(user)s %(message)s{plain}"), for_terminal=True)
+        for text in rendered(safe, batch):
+            assert text.count(red) == text.count(plain) == 1
+            text = text.replace(red, "").replace(plain, "")
+            assert DANGEROUS.intersection(text) <= {"\n", "\t"}
+
+
+def test_terminal_shows_what_is_harmless_as_it_is() -> None:
+    """Lines, tabs, backslashes and a traceback look as they do without the option; other controls are escapes."""
+    shown = {character for character in DANGEROUS if escaping._disarm(character) == character}
+    assert shown == {"\n", "\t"}
+    record = logging.LogRecord("a", 20, "/x.py", 1, "two\nlines\tand C:\\temp %s", ("\x1b[2J\r",), None)
+    try:
+        raise ValueError("a\nb")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    entry = decode_entry(encode(record))
+    formatter = logging.Formatter("%(message)s")
+    (without,) = rendered(formatter, [entry])
+    (text,) = rendered(escaped_formatter(formatter, for_terminal=True), [entry])
+    assert text == without.replace("\x1b[2J\r", r"\x1b[2J\r")
+
+
+class OfArguments(logging.Formatter):
+    """Shows the arguments of a call, as the formatter of uvicorn's access log does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Unpack them."""
+        client, path = record.args  # type: ignore[misc]
+        return f"{client} {path} | {record.getMessage()}"
+
+
+@pytest.mark.parametrize("for_terminal", [True, False])
+def test_formatter_of_arguments(for_terminal: bool) -> None:
+    """Where the arguments travel, a formatter gets them escaped, beside the finished message."""
+    record = logging.LogRecord("a", 20, "/x.py", 1, "%s - %s", ("me", "/\x1b[2J"), None)
+    entry = decode_entry(encode(record, with_args=True))
+    (text,) = rendered(escaped_formatter(OfArguments(), for_terminal=for_terminal), [entry])
+    assert text == "me /\\x1b[2J | me - /\\x1b[2J\n"
+
+
 @given(st.lists(any_entries(), min_size=1, max_size=3), st.sampled_from(["text", "frames"]))
 @settings(max_examples=200)
 def test_json(batch: list[Entry], exceptions: Any) -> None:

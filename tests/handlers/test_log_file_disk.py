@@ -308,8 +308,9 @@ def test_fsync_that_fails_is_said(log: Path, open_handler: Opener, monkeypatch: 
     handler.write(numbered(2))
     monkeypatch.undo()
     assert log.read_text() == "".join(numbered(1, 2))
-    (notice,) = handler.take_notices()
+    notice, next_notice = handler.take_notices()
     assert "may not have reached the disk: OSError: [Errno 5] unplugged" in notice
+    assert "has failed, and was opened anew: OSError: [Errno 5] unplugged" in next_notice
 
 
 @pytest.fixture

@@ -147,6 +147,23 @@ def test_without_a_note_what_was_not_committed_comes_again(path: str) -> None:
     assert rest(EmergencyReader(path, b"another file's" + bytes(2))) == ["two", "three"]
 
 
+def test_a_dead_descriptor_is_opened_anew(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error, the reader opens the file by its path and goes on where it was, even if that is noted nowhere."""
+    for text in ("one", "two", "three"):
+        EmergencyFile(path, SIZE).append(message(text))
+    reader = EmergencyReader(path)
+    data = reader.read(limit=1)
+    with monkeypatch.context() as patch:
+        for name in ("pread", "pwrite"):
+            patch.setattr(os, name, lambda *_: os.read(-1, 1))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            reader.commit(len(data))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            reader.read()
+    reader.reopen()
+    assert rest(reader) == ["two", "three"]
+
+
 def append_many(path: str, counter: Counter, name: str) -> None:
     """Runs in a child: append numbered messages until killed, and count those that are there."""
     number = 0

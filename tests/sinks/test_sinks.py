@@ -477,6 +477,38 @@ def test_console(tmp_path: Path, stream: str, terminal: bool, changes: dict[str,
     assert (output, other) == (COLORED if colored else PLAIN, "")
 
 
+STEERING = """
+import logging, sys
+import mplog
+escape = {"True": True, "False": False, "": None}[sys.argv[1]]
+sink = mplog.ConsoleSink("stdout", escape=escape, color=False, format="\\x1b[35m%(message)s\\x1b[0m")
+with mplog.LogServer(sink, level="INFO"):
+    logging.info("a\\x1b[2J\\rb\\tc\\nd \\\\ e")
+"""
+
+
+@pytest.mark.parametrize(
+    ("terminal", "escape", "shown"),
+    [
+        (True, "", "a\\x1b[2J\\rb\tc\nd \\ e"),
+        (True, "False", "a\x1b[2J\rb\tc\nd \\ e"),
+        (True, "True", "a\\x1b[2J\\rb\\tc\\nd \\\\ e"),
+        (False, "", "a\x1b[2J\rb\tc\nd \\ e"),
+        (False, "True", "a\\x1b[2J\\rb\\tc\\nd \\\\ e"),
+    ],
+)
+def test_console_does_not_steer_a_terminal(tmp_path: Path, terminal: bool, escape: str, shown: str) -> None:
+    """Unless it is told not to, it escapes what a record would do to a terminal; the format has its colours."""
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    script = write_script(tmp_path, STEERING)
+    command = [sys.executable, "-B", script, escape]
+    subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, stdout=theirs, timeout=60, check=True)
+    output = os.read(ours, 10_000).decode().replace("\r\n", "\n")
+    os.close(theirs)
+    os.close(ours)
+    assert output == f"\x1b[35m{shown}\x1b[0m\n"
+
+
 def test_broken_console_hurts_nobody(tmp_path: Path) -> None:
     """When nobody reads the console any more, as after `| head`, the other sinks have it all, and the program ends."""
     script = write_script(

@@ -51,6 +51,7 @@ assert_type(mplog.LogServer(Path("app.log")).start(), mplog.LogServer)
 mplog.LogServer(
     "app.log",
     mplog.FileSink("errors.log", level="ERROR", mode=0o600, encoding="latin-1", follow_symlinks=True),
+    mplog.ConsoleSink("stdout", color=False, escape=None),
     mplog.ConsoleSink(level=logging.INFO, format="%(message)s", filters=[lambda record: True]),
     mplog.HandlerSink(lambda: logging.handlers.SysLogHandler("/dev/log"), format=logging.Formatter("{msg}", style="{")),
     level=logging.DEBUG,
