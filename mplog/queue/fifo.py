@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import functools
 import math
 import os
 import select
@@ -36,6 +37,12 @@ _LOWEST_FD = 512
 
 # poll() counts milliseconds in a C int; a longer wait is several of them.
 _LONGEST_POLL = 86400.0
+
+#: The clock of all deadlines. Tests may stop ``time.monotonic()`` (freezegun), and a wait would never end.
+if sys.platform != "win32":
+    monotonic = functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+else:
+    monotonic = functools.partial(time.monotonic)
 
 
 def create(path: str) -> None:
@@ -164,14 +171,14 @@ def wait(fd: int, event: int, deadline: float | None) -> bool:
     Args:
         fd: one end.
         event: ``select.POLLIN`` or ``select.POLLOUT``.
-        deadline: a time of ``time.monotonic()``; None waits for ever.
+        deadline: a time of `monotonic`; None waits for ever.
     """
     poll = select.poll()
     poll.register(fd, event)
     if deadline is None:
         return bool(poll.poll())
     while True:
-        left = max(0.0, deadline - time.monotonic())
+        left = max(0.0, deadline - monotonic())
         if poll.poll(math.ceil(min(left, _LONGEST_POLL) * 1000)):
             return True
         if left <= _LONGEST_POLL:

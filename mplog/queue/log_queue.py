@@ -19,7 +19,6 @@ import os
 import select
 import sys
 import tempfile
-import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from mplog.errors import MplogError, QueueNotFoundError
 from mplog.queue import directory as queue_directory
 from mplog.queue import fifo
+from mplog.queue.fifo import monotonic
 from mplog.queue.losses import Losses
 from mplog.queue.overflow import Overflow
 from mplog.queue.sender import Sender
@@ -222,7 +222,7 @@ class LogQueue(_Base):
     def full(self) -> bool:
         """Return whether the next frame would have to wait at this moment."""
         self.pending()
-        return not fifo.wait(self.sender.open(), select.POLLOUT, time.monotonic())
+        return not fifo.wait(self.sender.open(), select.POLLOUT, monotonic())
 
     def qsize(self) -> int:
         """Return the number of objects in the queue at this moment. A look at the whole queue, not for a hot path.

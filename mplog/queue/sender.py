@@ -21,13 +21,13 @@ import os
 import queue
 import select
 import sys
-import time
 from typing import Any
 
 from mplog.errors import NoReaderError
 from mplog.queue import fifo
 from mplog.queue.directory import emergency_path, fifo_path, is_given_up, remove_if_unused
 from mplog.queue.emergency import EmergencyFile
+from mplog.queue.fifo import monotonic
 from mplog.queue.losses import Losses, Reason
 from mplog.queue.overflow import PATIENCE, Overflow, is_in_event_loop
 from mplog.queue.payloads import encode_bytes, encode_object
@@ -127,7 +127,7 @@ class Sender:
         """Write a message of a kind of `mplog.record.frame` into the FIFO; for the rest, see `LogQueue.put`."""
         if self.is_closed:
             raise ValueError(f"Queue {self!r} is closed")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         for notice in self._abandoned[:]:
             self._write(notice, block, deadline)
             with contextlib.suppress(ValueError):  # another thread has sent it, too, which does no harm
@@ -225,7 +225,7 @@ class Sender:
         seconds = 0.0 if self.sync is None else self.sync.timeout
         if self.overflow.never_block_loop and is_in_event_loop():
             seconds = 0.0
-        deadline = time.monotonic() + seconds
+        deadline = monotonic() + seconds
         waiter = None
         is_there = False
         try:
@@ -256,14 +256,14 @@ class Sender:
         """
         policy = self.overflow.policy
         level = logging.NOTSET if policy == "block" else level_of(payload)
-        timeout = self.overflow.wait(level, time.monotonic() - self._gave_up_at < PATIENCE)
+        timeout = self.overflow.wait(level, monotonic() - self._gave_up_at < PATIENCE)
         if limit is not None:
             timeout = limit if timeout is None else min(limit, timeout)
         try:
             self.send(frame.SYNC if token else frame.RECORD, token + payload, timeout != 0, timeout)
         except queue.Full:
             if timeout:
-                self._gave_up_at = time.monotonic()
+                self._gave_up_at = monotonic()
             return self._put_elsewhere(payload, Reason.TIMEOUT if timeout else Reason.QUEUE_FULL, limit is not None)
         except NoReaderError as error:
             if not is_given_up(self.directory):

@@ -66,7 +66,7 @@ class Waiter:
             raise
 
     def wait(self, deadline: float) -> bool:
-        """Wait until the record is on disk, or until a time of ``time.monotonic()``; return whether it is."""
+        """Wait until the record is on disk, or until a time of `monotonic`; return whether it is."""
         while fifo.wait(self._fd, select.POLLIN, deadline):
             with contextlib.suppress(BlockingIOError):
                 return os.read(self._fd, 1) == _ON_DISK

@@ -8,7 +8,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import msgspec
 
 from mplog.errors import ServerStateError, StartError
@@ -19,6 +18,7 @@ from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
 from mplog.record.fields import Fields
 from mplog.record.level import read_level
+from mplog.record.portable import dump_by_value
 from mplog.record.preparation import note_preparation
 from mplog.sinks.collisions import check_names
 from mplog.sinks.file import FileSink
@@ -152,13 +152,12 @@ class Arguments:
         defaults = {name: vars(logging.Formatter)[name] for name in names}
         configuration = Configuration(self.sinks, self.format, defaults, self.overflow, self.fields.constant)
         try:
-            data: bytes = cloudpickle.dumps(configuration)
+            return dump_by_value(configuration)
         except Exception as error:
             raise StartError(
                 f"the sinks do not pickle, so they cannot be sent to the logging process: {error}. A sink is a recipe: "
                 "open files, sockets and handlers inside its factory, HandlerSink(lambda: ...), not before."
             ) from error
-        return data
 
 
 def _check_alone(**others: Any) -> None:

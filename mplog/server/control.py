@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from mplog.logging_process.messages import (
 )
 from mplog.monitoring.process import has_ended
 from mplog.monitoring.statistics import Stats
+from mplog.queue.fifo import monotonic
 from mplog.server.interpreter import module_path, start_supervisor
 from mplog.server.progress import TICK_SECONDS
 
@@ -83,7 +83,7 @@ class Control:
             raise
 
     def _start(self, launch: Launch, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         try:
             self._link.send(module_path())
             self._link.send(launch)
@@ -112,7 +112,7 @@ class Control:
         """
         if self._connection is not self._link and not self._take_connection(deadline):
             return False
-        if not self._connection.poll(max(0.0, deadline - time.monotonic())):
+        if not self._connection.poll(max(0.0, deadline - monotonic())):
             return False
         answer: Opened | BaseException = self._connection.recv()
         if isinstance(answer, BaseException):
@@ -124,7 +124,7 @@ class Control:
         """Receive the connection to the latest logging process; return whether it came before the deadline."""
         taken = False
         try:
-            while self._link.poll(0 if taken or self._is_out_of_reach else max(0.0, deadline - time.monotonic())):
+            while self._link.poll(0 if taken or self._is_out_of_reach else max(0.0, deadline - monotonic())):
                 message: NewProcess | GivenUp = self._link.recv()
                 if isinstance(message, GivenUp):
                     raise _NoneLeftError(message.reason)
@@ -165,7 +165,7 @@ class Control:
             try:
                 with contextlib.suppress(EOFError, OSError, MplogError, _NoneLeftError):
                     if self._link.poll(0):
-                        self._connect(time.monotonic() + _OPENING_TIMEOUT)
+                        self._connect(monotonic() + _OPENING_TIMEOUT)
             finally:
                 self._asking.release()
         return self._pid
@@ -178,8 +178,8 @@ class Control:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
             # Not a child of this process. Until it has ended, it holds the locks of its files.
-            deadline = time.monotonic() + 5
-            while not has_ended(self._pid) and time.monotonic() < deadline:
+            deadline = monotonic() + 5
+            while not has_ended(self._pid) and monotonic() < deadline:
                 time.sleep(0.002)
 
     def _close(self) -> None:
@@ -207,7 +207,7 @@ class Control:
             DrainTimeoutError: no answer within `timeout` seconds.
             LoggingProcessDiedError: the logging process has ended.
         """
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         if not self._asking.acquire(timeout=timeout):
             raise self._too_slow(command, timeout)
         try:
@@ -235,7 +235,7 @@ class Control:
         if command == "stop" and self._stop_request is not None:
             return self._stop_request  # asked before, and given up: its one answer is still to come
         # The thread that sends records holds this while a sink is blocked.
-        if not self._sending.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if not self._sending.acquire(timeout=max(0.0, deadline - monotonic())):
             return None
         try:
             number = next(self._numbers)
@@ -269,12 +269,14 @@ class Control:
     def wait(self, timeout: float, tick: Callable[[], None] | None = None) -> None:
         """Wait for the end of a logging process that was asked to stop, with a `tick` every `TICK_SECONDS`."""
         self._close()
-        if not _wait(self._ends_within, time.monotonic() + timeout, tick):
+        if not _wait(self._ends_within, monotonic() + timeout, tick):
             self.leave()
 
     def _ends_within(self, timeout: float) -> bool:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout)
+        # Not Popen.wait(timeout), which goes by a clock that may stand still (`monotonic`).
+        deadline = monotonic() + timeout
+        while self._process.poll() is None and monotonic() < deadline:
+            time.sleep(0.002)
         return self._process.returncode is not None
 
     def leave(self) -> None:
@@ -327,11 +329,11 @@ def _receive_descriptor(link: connection.Connection) -> int | None:
 
 def _wait(poll: Callable[[float], bool], deadline: float, tick: Callable[[], None] | None) -> bool:
     """Poll until the deadline, with a tick every `TICK_SECONDS`; return whether the poll succeeded."""
-    while tick is not None and deadline - time.monotonic() > TICK_SECONDS:
+    while tick is not None and deadline - monotonic() > TICK_SECONDS:
         if poll(TICK_SECONDS):
             return True
         tick()
-    return poll(max(0.0, deadline - time.monotonic()))
+    return poll(max(0.0, deadline - monotonic()))
 
 
 def _wait_for_room(link: connection.Connection, deadline: float) -> bool:
@@ -340,4 +342,4 @@ def _wait_for_room(link: connection.Connection, deadline: float) -> bool:
         return True
     poll = select.poll()
     poll.register(link.fileno(), select.POLLOUT)
-    return bool(poll.poll(1000 * max(0.0, deadline - time.monotonic())))
+    return bool(poll.poll(1000 * max(0.0, deadline - monotonic())))

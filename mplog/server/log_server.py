@@ -18,7 +18,6 @@ import logging
 import multiprocessing.util
 import os
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError,
 from mplog.files.notices import say_on_stderr
 from mplog.logging_process.messages import ChildEnded, Patience
 from mplog.monitoring.statistics import Stats
+from mplog.queue.fifo import monotonic
 from mplog.queue.log_queue import LogQueue
 from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
@@ -318,7 +318,7 @@ class LogServer:
         started = self._started or self._stopping
         if started is None or started.owner != os.getpid():
             return self._last_stats
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         if not self._lock.acquire(timeout=timeout):
             raise DrainTimeoutError(
                 f"another thread has been stopping {self!r} for {timeout:g} seconds", pending=started.backlog()

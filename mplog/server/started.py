@@ -8,7 +8,6 @@ import functools
 import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from mplog.logging_process.messages import Command, Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.directory import emergency_path
 from mplog.queue.emergency import EmergencyFile
+from mplog.queue.fifo import monotonic
 from mplog.queue.fill import Fill
 from mplog.queue.log_queue import LogQueue
 from mplog.server.arguments import Arguments
@@ -116,17 +116,17 @@ class Started:
 
     def end(self, deadline: float) -> Stats:
         """Have everything written, and end the logging process, as `LogServer.stop` does; return what was counted."""
-        if self.pump is not None and not self.pump.stop(max(0.0, deadline - time.monotonic())):
+        if self.pump is not None and not self.pump.stop(max(0.0, deadline - monotonic())):
             raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
         try:
             with contextlib.closing(Progress(self._remainder)) as progress:
-                stats = self.ask("stop", max(0.0, deadline - time.monotonic()), progress.ticker)
+                stats = self.ask("stop", max(0.0, deadline - monotonic()), progress.ticker)
         except LoggingProcessDiedError:
             if self.control.parting_words is None:
                 raise
             self.clear_up()
             stats = self.control.parting_words
-        self.control.wait(max(1.0, deadline - time.monotonic()))
+        self.control.wait(max(1.0, deadline - monotonic()))
         return stats
 
     def drain_at_exit(self, timeout: float, *, is_stopping: bool) -> None:
