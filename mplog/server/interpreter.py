@@ -16,7 +16,7 @@ from mplog.errors import StartError
 _BOOTSTRAP = (
     "import gc, sys; gc.disable(); sys.path = [entry for entry in sys.path if entry]; "
     "from multiprocessing import connection; "
-    "control = getattr(connection, sys.argv[1])(int(sys.argv[2])); sys.path[:] = control.recv(); "
+    "control = getattr(connection, sys.argv[1])(int(sys.argv[2])); sys.path[:] = control.recv() or sys.path; "
     "from mplog.logging_process.supervisor import run; run(control)"
 )
 
@@ -58,18 +58,39 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
 
 
 def _executable() -> str:
-    executable = spawn.get_executable()
-    if not executable or getattr(sys, "frozen", False):
-        raise StartError(
-            "the logging process needs a Python interpreter to run in, and this program has none "
-            "(sys.executable is empty, or the program is frozen). "
-            "Name one with multiprocessing.set_executable()."
-        )
-    return os.fsdecode(executable)
+    """Return what the program has named, or the Python that runs it; nothing else is ever started."""
+    named = os.fsdecode(spawn.get_executable() or "")
+    if named and named != sys.executable:
+        return named
+    if not _is_frozen():
+        # An interpreter has its own name only in sys.orig_argv. A program that embeds Python has it in both or in
+        # neither, and its sys.executable may be that program (uWSGI, Blender), or whatever Python PATH has.
+        if named and sys.orig_argv and sys.orig_argv[:1] != sys.argv[:1]:
+            return named
+        name = f"python{sys.version_info[0]}.{sys.version_info[1]}{sys.abiflags}"
+        installed = os.path.join(sys.exec_prefix, "bin", name)
+        if os.access(installed, os.X_OK):
+            return installed
+        if os.path.basename(named).startswith("python"):
+            return named
+    raise StartError(
+        "the logging process needs a Python interpreter to run in, and this program knows none: "
+        f"sys.executable is {sys.executable!r}, {'and the program is frozen' if _is_frozen() else 'which is no Python'}. "
+        "Name one that has the same version, with mplog installed: multiprocessing.set_executable()."
+    )
+
+
+def _is_frozen() -> bool:
+    return bool(getattr(sys, "frozen", False))
 
 
 def module_path() -> list[str]:
-    """Return sys.path as another process needs it: absolute, and without a working directory that was removed."""
+    """Return sys.path as another process needs it: absolute, and without a working directory that was removed.
+
+    It is empty for a frozen program, whose modules are of no use to an interpreter of its own.
+    """
+    if _is_frozen():
+        return []
     path = []
     for entry in sys.path:
         try:
