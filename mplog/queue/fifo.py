@@ -65,14 +65,14 @@ def open_writer(path: str) -> int:
 
 
 def _open_own(path: str, flags: int) -> int:
-    """Open a FIFO of this user; raise PermissionError if it is not one.
+    """Open a FIFO of this user or of root; raise PermissionError if it is not one.
 
     After a queue has ended, another user may make a directory of its name, to read what is logged, or to have it
     written into another file.
     """
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     found = os.fstat(fd)
-    if stat.S_ISFIFO(found.st_mode) and found.st_uid == os.geteuid():
+    if stat.S_ISFIFO(found.st_mode) and found.st_uid in (os.geteuid(), 0):
         return fd
     os.close(fd)
     raise PermissionError(errno.EPERM, "not a queue of this user", path)

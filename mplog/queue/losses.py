@@ -3,9 +3,10 @@
 ::
 
     worker: Losses.count() --> a file in the queue's directory, mapped --> ProcessLosses: logging process, program
+                      `- no file: a frame in the queue, with the next record (`Sender`) ---> logging process
 
-The rule of this file: **a count is in shared memory when the logging call returns.** No lock guards it, since a signal
-handler may count while the thread that it has interrupted is counting.
+The rule of this file: **a count is in shared memory when the logging call returns.** Nothing waits for a lock, since a
+signal handler may count while the thread that it has interrupted is counting.
 
 Each process numbers its records, and a lost one has used its number up. So the numbers that are missing in the log add
 up to what is counted here, except for the reasons that leave no gap (`Reason.leaves_gap`).
@@ -15,12 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import os
 import struct
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
-from mplog.queue.directory import fifo_path
+from mplog.queue.directory import fifo_path, workers_path
 from mplog.queue.shared_file import map_fd
 
 
@@ -97,15 +101,21 @@ _FIRST_OWN_ROW = len(Reason) + 1
 class Losses:
     """What this process has lost. The file in the directory of the queue is made with the first loss.
 
-    Without a descriptor to open the file with, or without room for it, the counts wait in the process, and go into the
-    file with a later loss. If the process ends before that, only the gap in its numbers is left.
+    Where that fails, since the process has another user or root directory by now, or no descriptor, or the disk no
+    room, the counts wait in the process (`are_waiting`). They go into the file with a later loss, or into the queue
+    before a later record, as do all others from then on. If the process ends first, only the gap in its numbers stays.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
+        self._name = ""
+        #: Held while the file is made, and while counts are sent, so that none is in both.
+        self._placing = threading.Lock()
+        self._sent: Counter[tuple[int, int]] = Counter()
         self._counts: Counter[tuple[int, int]] = Counter()
         self._rows: dict[tuple[int, int], int] = {(0, int(reason)): int(reason) for reason in Reason}
         self._free_rows = iter(range(_FIRST_OWN_ROW, _ROWS))
+        self._words: memoryview | None = None
 
     def count(self, level: int, reason: Reason, name: str | None) -> None:
         """Count a record of a level; `name` is that of the process, as its records have it."""
@@ -117,14 +127,36 @@ class Losses:
             else:
                 self._rows.setdefault(key, row)
         self._counts.update((key,))  # in one step, whatever other threads and signal handlers do (one C function)
-        words = self.__dict__.get("words")
-        if words is not None:
-            self._store(words, key)
+        self._name = name or ""
+        if self._words is None and self._placing.acquire(blocking=False):
+            try:
+                self._make_file()
+            finally:
+                self._placing.release()
+        # Whoever makes the file at this moment stores this count, too.
+        if self._words is not None:
+            self._store(self._words, key)
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether there are counts that are not in a file, and were not sent."""
+        return self._words is None and self._sent != self._counts
+
+    def send_waiting(self, send: Callable[[bytes], object]) -> None:
+        """Send the counts that wait as frames; if that raises, or another thread is doing it, they go on waiting."""
+        if not self._placing.acquire(blocking=False):
             return
-        with contextlib.suppress(OSError):
-            words = self._make(name or "")
-            for key in list(self._counts):
-                self._store(words, key)
+        try:
+            while self.are_waiting:
+                from mplog.queue.process_losses import ProcessLosses, encode_losses  # few workers need it
+
+                # As many as one frame holds.
+                waiting = dict(itertools.islice((self._counts.copy() - self._sent).items(), 10))
+                counts = {(level, Reason(reason)): count for (level, reason), count in waiting.items()}
+                send(encode_losses([ProcessLosses(os.getpid(), self._name, counts)]))
+                self._sent.update(waiting)
+        finally:
+            self._placing.release()
 
     @property
     def counts(self) -> dict[tuple[int, Reason], int]:
@@ -137,25 +169,25 @@ class Losses:
         while words[start + COUNT] != self._counts[key]:
             words[start + COUNT] = self._counts[key]
 
-    def _make(self, name: str) -> memoryview:
-        """Make the file, and return its rows. If two threads do at once, one file is kept."""
-        encoded = name.encode("utf-8", "replace")[:_NAME_SIZE]
-        began = time.time()
-        path = os.path.join(self._directory, f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, HEADER.pack(MAGIC, os.getpid(), began, encoded, pid_namespace()))
-            made = memoryview(map_fd(fd, SIZE))[FIRST_ROW:].cast("q")
-            os.stat(fifo_path(self._directory))  # if it is gone, the directory is just being removed
-        except BaseException:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
-        words: memoryview = self.__dict__.setdefault("words", made)
-        if words is not made:
-            os.unlink(path)
-        return words
+    def _make_file(self) -> None:
+        if self._sent:
+            return
+        encoded = self._name.encode("utf-8", "replace")[:_NAME_SIZE]
+        path = os.path.join(workers_path(self._directory), f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, HEADER.pack(MAGIC, os.getpid(), time.time(), encoded, pid_namespace()))
+                words = memoryview(map_fd(fd, SIZE))[FIRST_ROW:].cast("q")
+                os.stat(fifo_path(self._directory))  # if it is gone, the directory is just being removed
+            except BaseException:
+                os.unlink(path)
+                raise
+            finally:
+                os.close(fd)
+            self._words = words
+            for key in list(self._counts):
+                self._store(words, key)
 
 
 def pid_namespace() -> int:

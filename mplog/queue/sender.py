@@ -68,6 +68,7 @@ class Sender:
         self.preparation = b""
         self.losses = Losses(directory)
         self._gave_up_at = -math.inf
+        #: Frames that go before the next message; an empty one stands for the losses that wait then.
         self._abandoned: list[bytes] = []
         fifo.holders.add(self)
 
@@ -122,6 +123,7 @@ class Sender:
         """Runs in a process that has just been forked: count from zero."""
         self.sequence = itertools.count(1)
         self.losses = Losses(self.directory)
+        self._abandoned = [notice for notice in self._abandoned if notice]
 
     def send(self, kind: int, payload: bytes, block: bool, timeout: float | None) -> None:
         """Write a message of a kind of `mplog.record.frame` into the FIFO; for the rest, see `LogQueue.put`."""
@@ -129,7 +131,10 @@ class Sender:
             raise ValueError(f"Queue {self!r} is closed")
         deadline = None if timeout is None else monotonic() + timeout
         for notice in self._abandoned[:]:
-            self._write(notice, block, deadline)
+            if notice:
+                self._write(notice, block, deadline)
+            else:
+                self.losses.send_waiting(lambda frames: self._write(frames, block, deadline))
             with contextlib.suppress(ValueError):  # another thread has sent it, too, which does no harm
                 self._abandoned.remove(notice)
         whole = frame.frame(kind, payload)
@@ -309,17 +314,26 @@ class Sender:
 
     def count_unused(self) -> None:
         """Count a number of `sequence` that no record carries."""
-        self.losses.count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
+        self._count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
 
     def count(self, payload: bytes, reason: Reason) -> None:
         try:
             origin = origin_of(payload)
         except (ValueError, RecursionError):
-            self.losses.count(logging.NOTSET, reason, None)
+            self._count(logging.NOTSET, reason, None)
         else:
-            self.losses.count(origin.levelno, reason, origin.processName)
+            self._count(origin.levelno, reason, origin.processName)
         if reason is Reason.REJECTED:
             remove_if_unused(self.directory)
+
+    def _count(self, level: int, reason: Reason, name: str | None) -> None:
+        self.losses.count(level, reason, name)
+        if self.losses.are_waiting and b"" not in self._abandoned:
+            self._abandoned.append(b"")
+        if not reason.is_loss and self._abandoned:
+            # The record is in the queue, which so has room; and there may be no later one.
+            with contextlib.suppress(queue.Full, OSError):
+                self.losses.send_waiting(lambda frames: self._write(frames, False, None))
 
 
 def level_of(payload: bytes) -> int:

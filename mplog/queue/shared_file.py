@@ -10,6 +10,9 @@ import contextlib
 import mmap
 import os
 
+#: The mode of files that workers read, whatever the umask: the group of the directory may be theirs.
+FOR_WORKERS = 0o640
+
 _BLOCK = bytes(2**20)
 
 
@@ -43,6 +46,8 @@ def map_file(path: str, length: int, *, writable: bool = False) -> mmap.mmap:
     flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        if writable:
+            os.fchmod(fd, FOR_WORKERS)
         return map_fd(fd, length) if writable else mmap.mmap(fd, length, access=mmap.ACCESS_READ)
     except ValueError as error:
         raise OSError(f"{path} is shorter than {length} bytes") from error
@@ -53,8 +58,13 @@ def map_file(path: str, length: int, *, writable: bool = False) -> mmap.mmap:
         os.close(fd)
 
 
-def replace_file(path: str, data: bytes) -> None:
+def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
     """Write a file, so that others find the old one or the new one, whole: beside it first, then renamed.
+
+    Args:
+        path: of the file.
+        data: all that it holds.
+        mode: `FOR_WORKERS` for what they read; other files of a server are for its user alone.
 
     Raises:
         OSError: it cannot be written; the old one is still there.
@@ -63,6 +73,7 @@ def replace_file(path: str, data: bytes) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "wb") as file:
+            os.fchmod(fd, mode)
             file.write(data)
         os.replace(new, path)
     except BaseException as error:

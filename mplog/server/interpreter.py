@@ -73,9 +73,10 @@ def _executable() -> str:
             return installed
         if os.path.basename(named).startswith("python"):
             return named
+    why = "and the program is frozen" if _is_frozen() else "which is no Python"
     raise StartError(
         "the logging process needs a Python interpreter to run in, and this program knows none: "
-        f"sys.executable is {sys.executable!r}, {'and the program is frozen' if _is_frozen() else 'which is no Python'}. "
+        f"sys.executable is {sys.executable!r}, {why}. "
         "Name one that has the same version, with mplog installed: multiprocessing.set_executable()."
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError
 from mplog.logging_process.messages import Command, Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
-from mplog.queue.directory import emergency_path
+from mplog.queue.directory import emergency_path, share
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.fifo import monotonic
 from mplog.queue.fill import Fill
@@ -69,6 +69,8 @@ class Started:
         fd = queue.release_reader()
         _starting.add(fd)
         try:
+            if self._arguments.group is not None:
+                share(queue.directory, self._arguments.group)
             queue.preparation, queue.overflow, queue.sync = self.layout.preparation, overflow, self._arguments.sync
             if overflow.policy == "drop_below":
                 Fill(queue.directory, writable=True)  # here, so that a full disk raises in the program

@@ -12,7 +12,7 @@ import os
 
 import msgspec
 
-from mplog.queue.shared_file import map_file, replace_file
+from mplog.queue.shared_file import FOR_WORKERS, map_file, replace_file
 
 _COUNTER_NAME = "level-changes"
 _CHANGES_NAME = "levels"
@@ -46,7 +46,7 @@ class LevelChanges:
         """Tell the workers of a new level, or raise OSError and tell them nothing."""
         count = self._word[0] + 1
         changes = {**self._changes, name: (count, level)}
-        replace_file(os.path.join(self._directory, _CHANGES_NAME), msgspec.json.encode(changes))
+        replace_file(os.path.join(self._directory, _CHANGES_NAME), msgspec.json.encode(changes), FOR_WORKERS)
         self._changes = changes
         self._word[0] = count  # in this order: a worker that sees the new number finds the new file
 
