@@ -288,6 +288,11 @@ class LogQueue(_Base):
         except OSError as error:  # NoReaderError, too
             is_over = isinstance(error, (BrokenPipeError, FileNotFoundError))
             reason = "its server has ended, or the path is wrong" if is_over else error
+            if isinstance(error, PermissionError):
+                raise QueueNotFoundError(
+                    f"this process (uid {os.geteuid()}) may not open the log queue in {directory!r}: {error.strerror}. "
+                    "It belongs to another user: start its server with LogServer(group=...), a group of this process."
+                ) from None
             raise QueueNotFoundError(
                 f"there is no log queue in {directory!r}: {reason}. Start a server: LogServer(...), or "
                 "export MPLOG_QUEUE=$(mplog serve start --log app.log). Or name one that runs, by the directory of its "

@@ -38,7 +38,8 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
         options["pass_fds"] = [inherited for inherited in (number, fd) if inherited >= 0]
         closed = [name for name, stream in (("stdout", 1), ("stderr", 2)) if not _is_inheritable(stream)]
         options |= dict.fromkeys(closed, subprocess.DEVNULL)
-    flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    # A frozen program has flags (-S) with which an interpreter would not find its own modules.
+    flags = [] if _is_frozen() else util._args_from_interpreter_flags()  # type: ignore[attr-defined]
     try:
         return subprocess.Popen(
             [executable, *flags, "-c", _BOOTSTRAP, type(end).__name__, str(number)],

@@ -43,9 +43,14 @@ def test_a_frozen_program_may_name_an_interpreter(tmp_path: Path) -> None:
     """What the program names with multiprocessing.set_executable() is used, and finds mplog by itself."""
     # A first server loads what is imported late.
     loaded = "mplog.LogServer('first.log').start().stop()"
-    named = f"multiprocessing.set_executable({sys.executable!r}); sys.path = ['nowhere']"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho $1 > {tmp_path}/first\nexec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    named = f"multiprocessing.set_executable({str(python)!r}); sys.path = ['nowhere']"
     done = run_script(tmp_path, PROGRAM.format(f"{loaded}; {FROZEN}; {named}"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    # Not the flags of the frozen program, which may have no site-packages (-S).
+    assert lines(tmp_path / "first") == ["-c"]
     assert lines(tmp_path / "app.log") == ["hello"]
 
 
