@@ -59,7 +59,9 @@ def workers_path(directory: str) -> str:
 
 def is_writable(directory: str) -> bool:
     """Whether this process may make files there, and could so count what it loses."""
-    return os.access(workers_path(directory), os.W_OK | os.X_OK)
+    # Of the effective user, on the systems that can tell.
+    effective = os.access in os.supports_effective_ids
+    return os.access(workers_path(directory), os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def remove(directory: str) -> None:

@@ -103,7 +103,7 @@ class Losses:
 
     Where that fails, since the process has another user or root directory by now, or no descriptor, or the disk no
     room, the counts wait in the process (`are_waiting`). They go into the file with a later loss, or into the queue
-    before a later record, as do all others from then on. If the process ends first, only the gap in its numbers stays.
+    before a later record. If the process ends first, only the gap in its numbers is left.
     """
 
     def __init__(self, directory: str) -> None:
@@ -140,7 +140,8 @@ class Losses:
     @property
     def are_waiting(self) -> bool:
         """Whether there are counts that are not in a file, and were not sent."""
-        return self._words is None and self._sent != self._counts
+        # Sums are taken in one step, too; a comparison would fail if another thread counted meanwhile.
+        return self._words is None and self._sent.total() != self._counts.total()
 
     def send_waiting(self, send: Callable[[bytes], object]) -> None:
         """Send the counts that wait as frames; if that raises, or another thread is doing it, they go on waiting."""
@@ -166,12 +167,10 @@ class Losses:
         start = self._rows[key] * ROW
         words[start], words[start + 1] = key
         # Another thread may count, and store, between any two steps. The last one stores the last count.
-        while words[start + COUNT] != self._counts[key]:
-            words[start + COUNT] = self._counts[key]
+        while words[start + COUNT] != (count := self._counts[key] - self._sent[key]):
+            words[start + COUNT] = count
 
     def _make_file(self) -> None:
-        if self._sent:
-            return
         encoded = self._name.encode("utf-8", "replace")[:_NAME_SIZE]
         path = os.path.join(workers_path(self._directory), f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
         with contextlib.suppress(OSError):
