@@ -12,6 +12,7 @@ Nothing but the kernel holds what is between the two. `LogQueue` gives both the 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing.queues
 import multiprocessing.util
@@ -288,7 +289,7 @@ class LogQueue(_Base):
         except OSError as error:  # NoReaderError, too
             is_over = isinstance(error, (BrokenPipeError, FileNotFoundError))
             reason = "its server has ended, or the path is wrong" if is_over else error
-            if isinstance(error, PermissionError):
+            if error.errno == errno.EACCES:
                 raise QueueNotFoundError(
                     f"this process (uid {os.geteuid()}) may not open the log queue in {directory!r}: {error.strerror}. "
                     "It belongs to another user: start its server with LogServer(group=...), a group of this process."
