@@ -17,10 +17,9 @@ from typing import Any
 from oracle import Counter
 
 import mplog
-from mplog.logging_process.drop_oldest import decode_losses
 from mplog.queue import fifo
 from mplog.queue.emergency_reader import EmergencyReader
-from mplog.queue.process_losses import ProcessLosses, read_files
+from mplog.queue.process_losses import ProcessLosses, decode_losses, read_files
 from mplog.queue.sync import Acknowledger
 from mplog.record import frame
 from mplog.record.decoding import Decoder, decode

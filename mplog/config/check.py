@@ -14,14 +14,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import cloudpickle
-
 from mplog.config.arguments import arguments_of, check_file_handler, make
 from mplog.config.configurator import Configurator, is_kind
 from mplog.config.handlers import FILE_HANDLERS
 from mplog.config.mistakes import cause_of, check_keys, expect, join, pairs, show, suggest, texts, unknown, wrong
 from mplog.config.read import References, check_cycles
 from mplog.formats.json import JSONFormatter
+from mplog.record.portable import dump_by_value
 from mplog.sinks.raw import RawSink, WriterSink
 from mplog.sinks.sink import Sink
 
@@ -327,7 +326,7 @@ def _name(factory: Any) -> str:
 def check_pickles(config: dict[str, Any]) -> None:
     """Raise `ConfigurationError` if a part of a configuration does not pickle."""
     try:
-        cloudpickle.dumps(config)
+        dump_by_value(config)
     except Exception as error:
         place, value, cause = _find_unpicklable(config, "") or ("", config, error)
         raise wrong(
@@ -344,7 +343,7 @@ def _find_unpicklable(value: Any, place: str) -> tuple[str, Any, Exception] | No
         if found is not None:
             return found
     try:
-        cloudpickle.dumps(value)
+        dump_by_value(value)
     except Exception as error:
         return place, value, error
     return None

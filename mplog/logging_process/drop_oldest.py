@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Annotated
-
-import msgspec
 
 from mplog.queue.losses import Reason
 from mplog.queue.overflow import KEPT_LEVEL
-from mplog.queue.process_losses import ProcessLosses
+from mplog.queue.process_losses import ProcessLosses, decode_losses, encode_losses
 from mplog.record import frame
 from mplog.record.decoding import origin_of
 
@@ -77,34 +74,3 @@ def _messages(data: bytes) -> Iterator[tuple[list[frame.Found], int, bytes]]:
 
 def _size(pieces: Iterable[frame.Found]) -> int:
     return sum(piece.end - piece.start for piece in pieces)
-
-
-_Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-_Level = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
-_decode = msgspec.msgpack.Decoder(list[tuple[_Count, str, list[tuple[_Level, Reason, _Count]]]]).decode
-_NAME_ROOM = 50
-_COUNTS_IN_FRAME = 10
-
-
-def encode_losses(processes: Iterable[ProcessLosses]) -> bytes:
-    """Return frames of kind `frame.LOSSES` that say what processes have lost, each process once."""
-    together: defaultdict[tuple[int, str], Counter[tuple[int, Reason]]] = defaultdict(Counter)
-    for process in processes:
-        together[process.pid, process.name].update(process.counts)
-    payloads: list[bytes] = []
-    for (pid, name), counts in together.items():
-        rows = [(level, int(reason), count) for (level, reason), count in counts.items()]
-        for start in range(0, len(rows), _COUNTS_IN_FRAME):
-            piece = pid, name[:_NAME_ROOM], rows[start : start + _COUNTS_IN_FRAME]
-            payloads.append(msgspec.msgpack.encode([piece]))
-    return b"".join(frame.header(frame.LOSSES, len(payload)) + payload for payload in payloads)
-
-
-def decode_losses(payload: bytes) -> list[ProcessLosses]:
-    """Return the losses in the payload of such a frame; raise ValueError (so does msgspec) if it is malformed."""
-    if len(payload) > frame.PAYLOAD_SIZE:
-        raise ValueError("losses in a message of many frames")
-    return [
-        ProcessLosses(pid, name, {(level, reason): count for level, reason, count in rows})
-        for pid, name, rows in _decode(payload)
-    ]

@@ -7,13 +7,13 @@ import random
 import time
 from collections.abc import Callable, Iterable
 
-from mplog.logging_process.drop_oldest import decode_losses
 from mplog.logging_process.set_aside import NO_MEMORY, SetAside
 from mplog.logging_process.source import Batch, note_broken
 from mplog.logging_process.troubles import Troubles
 from mplog.monitoring.process import has_ended
 from mplog.monitoring.tallies import Tallies
 from mplog.queue.payloads import check_object, decode_bytes
+from mplog.queue.process_losses import decode_losses
 from mplog.queue.sync import Acknowledger
 from mplog.record import frame
 from mplog.record.decoding import Decoder

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from mplog.monitoring.count_file import Key
 from mplog.monitoring.tallies import Tallies
+from mplog.queue.directory import workers_path
 from mplog.queue.kill_points import reach
 from mplog.queue.losses import Reason, pid_namespace
 from mplog.queue.process_losses import ProcessLosses, names_of_files, pid_of, read_file
@@ -31,7 +32,7 @@ class LossReader:
     """
 
     def __init__(self, directory: str, tallies: Tallies, has_ended: Callable[[int], bool]) -> None:
-        self._directory = directory
+        self._directory = workers_path(directory)
         self._tallies = tallies
         self._has_ended = has_ended
         self._namespace = pid_namespace()

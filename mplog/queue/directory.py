@@ -6,6 +6,8 @@ import contextlib
 import os
 import shutil
 
+_WORKERS = "workers"
+
 
 def fifo_path(directory: str) -> str:
     """Return the path of the FIFO. It is there for as long as the queue can be used."""
@@ -50,6 +52,36 @@ def is_given_up(directory: str) -> bool:
     return os.path.exists(given_up_path(directory))
 
 
+def share(directory: str, group: int) -> None:
+    """Let the members of a group join the queue, which stays closed to all others.
+
+    They find files of the directory by their names, and write into the FIFO. Their own files go into a directory within
+    (`workers_path`), so that nobody can put a file in the place of one that the server writes.
+
+    Raises:
+        OSError: this user may not give files to that group.
+    """
+    place = os.path.join(directory, _WORKERS)
+    os.mkdir(place, 0o700)
+    # The group first: it takes some of the bits away. Files of the server get the directory's group.
+    for path, mode in ((fifo_path(directory), 0o620), (place, 0o1730), (directory, 0o2710)):
+        os.chown(path, -1, group)
+        os.chmod(path, mode)
+
+
+def workers_path(directory: str) -> str:
+    """Return the path of the directory in which workers make files."""
+    place = os.path.join(directory, _WORKERS)
+    return place if os.path.isdir(place) else directory
+
+
+def is_writable(directory: str) -> bool:
+    """Whether this process may make files there, and could so count what it loses."""
+    # Of the effective user, on the systems that can tell.
+    effective = os.access in os.supports_effective_ids
+    return os.access(workers_path(directory), os.W_OK | os.X_OK, effective_ids=effective)
+
+
 def remove(directory: str) -> None:
     # Twice: a process that logs once more may make a file while the directory is emptied. Once the FIFO is gone, that
     # process takes its file away again (`remove_if_unused`).
@@ -60,5 +92,6 @@ def remove(directory: str) -> None:
 def remove_if_unused(directory: str) -> None:
     """Remove the directory if its FIFO is gone: a new file of this process has kept it from being removed."""
     if not os.path.exists(current_fifo_path(directory)):
-        with contextlib.suppress(OSError):
-            os.rmdir(directory)
+        for place in {workers_path(directory): None, directory: None}:
+            with contextlib.suppress(OSError):
+                os.rmdir(place)

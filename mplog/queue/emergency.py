@@ -22,9 +22,9 @@ import os
 import stat
 import struct
 import threading
-import time
 from collections.abc import Callable
 
+from mplog.queue.fifo import monotonic
 from mplog.queue.locks import lock_file, unlock_file
 
 MAGIC = b"mplogem1"
@@ -100,7 +100,7 @@ class EmergencyFile:
 
     def _append_all(self, waiting: list[_Piece]) -> None:
         """Append the pieces in the list, and take them out."""
-        fd = open_locked(self.path, time.monotonic() + LOCK_TIMEOUT)
+        fd = open_locked(self.path, monotonic() + LOCK_TIMEOUT)
         if fd is None:
             while waiting:
                 waiting.pop(0).settle(False)
@@ -199,7 +199,7 @@ def open_locked(path: str, deadline: float) -> int | None:
         finally:
             if not is_ours:
                 os.close(fd)
-        if time.monotonic() >= deadline:
+        if monotonic() >= deadline:
             return None
 
 

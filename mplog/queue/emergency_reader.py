@@ -14,9 +14,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 
 from mplog.queue.emergency import HEADER, WORD, EmergencyRefusedError, check_magic, find_end, open_own
+from mplog.queue.fifo import monotonic
 from mplog.queue.locks import lock_file, unlock_file
 from mplog.record import frame
 
@@ -147,7 +147,7 @@ class EmergencyReader:
             except FileNotFoundError:
                 return False
         try:
-            if not lock_file(fd, time.monotonic() + patience):
+            if not lock_file(fd, monotonic() + patience):
                 os.close(fd)
                 return False  # a worker is just writing, or stopped while it holds the lock; next time
             self._end = find_end(fd, self._taken_path)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import functools
 import math
 import os
 import select
@@ -40,6 +41,12 @@ _AFTER_WRITE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
 # poll() counts milliseconds in a C int; a longer wait is several of them.
 _LONGEST_POLL = 86400.0
 
+#: The clock of all deadlines. Tests may stop ``time.monotonic()`` (freezegun), and a wait would never end.
+if sys.platform != "win32":
+    monotonic = functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+else:
+    monotonic = functools.partial(time.monotonic)
+
 
 def create(path: str) -> None:
     """Make a FIFO that only its owner can open."""
@@ -61,14 +68,14 @@ def open_writer(path: str) -> int:
 
 
 def _open_own(path: str, flags: int) -> int:
-    """Open a FIFO of this user; raise PermissionError if it is not one.
+    """Open a FIFO of this user or of root; raise PermissionError if it is not one.
 
     After a queue has ended, another user may make a directory of its name, to read what is logged, or to have it
     written into another file.
     """
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     found = os.fstat(fd)
-    if stat.S_ISFIFO(found.st_mode) and found.st_uid == os.geteuid():
+    if stat.S_ISFIFO(found.st_mode) and found.st_uid in (os.geteuid(), 0):
         return fd
     os.close(fd)
     raise PermissionError(errno.EPERM, "not a queue of this user", path)
@@ -176,14 +183,14 @@ def wait(fd: int, event: int, deadline: float | None) -> bool:
     Args:
         fd: one end.
         event: ``select.POLLIN`` or ``select.POLLOUT``.
-        deadline: a time of ``time.monotonic()``; None waits for ever.
+        deadline: a time of `monotonic`; None waits for ever.
     """
     poll = select.poll()
     poll.register(fd, event)
     if deadline is None:
         return bool(poll.poll())
     while True:
-        left = max(0.0, deadline - time.monotonic())
+        left = max(0.0, deadline - monotonic())
         if poll.poll(math.ceil(min(left, _LONGEST_POLL) * 1000)):
             return True
         if left <= _LONGEST_POLL:

@@ -16,6 +16,8 @@ import errno
 import sys
 import time
 
+from mplog.queue.fifo import monotonic
+
 if sys.platform != "win32":
     import fcntl
 
@@ -39,12 +41,12 @@ def unlock_process(fd: int) -> None:
 
 
 def lock_file(fd: int, deadline: float) -> bool:
-    """Take a lock that belongs to this open file; return False if ``time.monotonic()`` reaches the deadline first."""
+    """Take a lock that belongs to this open file; return False if the clock `monotonic` reaches the deadline first."""
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            if monotonic() >= deadline:
                 return False
             time.sleep(_PAUSE)
         else:

@@ -12,6 +12,7 @@ Nothing but the kernel holds what is between the two. `LogQueue` gives both the 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing.queues
 import multiprocessing.util
@@ -19,7 +20,6 @@ import os
 import select
 import sys
 import tempfile
-import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from mplog.errors import MplogError, QueueNotFoundError
 from mplog.queue import directory as queue_directory
 from mplog.queue import fifo
+from mplog.queue.fifo import monotonic
 from mplog.queue.losses import Losses
 from mplog.queue.overflow import Overflow
 from mplog.queue.sender import Sender
@@ -223,7 +224,7 @@ class LogQueue(_Base):
     def full(self) -> bool:
         """Return whether the next frame would have to wait at this moment."""
         self.pending()
-        return not fifo.wait(self.sender.open(), select.POLLOUT, time.monotonic())
+        return not fifo.wait(self.sender.open(), select.POLLOUT, monotonic())
 
     def qsize(self) -> int:
         """Return the number of objects in the queue at this moment. A look at the whole queue, not for a hot path.
@@ -289,6 +290,11 @@ class LogQueue(_Base):
         except OSError as error:  # NoReaderError, too
             is_over = isinstance(error, (BrokenPipeError, FileNotFoundError))
             reason = "its server has ended, or the path is wrong" if is_over else error
+            if error.errno == errno.EACCES:
+                raise QueueNotFoundError(
+                    f"this process (uid {os.geteuid()}) may not open the log queue in {directory!r}: {error.strerror}. "
+                    "It belongs to another user: start its server with LogServer(group=...), a group of this process."
+                ) from None
             raise QueueNotFoundError(
                 f"there is no log queue in {directory!r}: {reason}. Start a server: LogServer(...), or "
                 "export MPLOG_QUEUE=$(mplog serve start --log app.log). Or name one that runs, by the directory of its "

@@ -3,9 +3,10 @@
 ::
 
     worker: Losses.count() --> a file in the queue's directory --> ProcessLosses: logging process, program
+                      `- no file: a frame in the queue, with the next record (`Sender`) ---> logging process
 
-The rule of this file: **a count is in the file when the logging call returns.** No lock guards it, since a signal
-handler may count while the thread that it has interrupted is counting.
+The rule of this file: **a count is in the file when the logging call returns.** Nothing waits for a lock, since a
+signal handler may count while the thread that it has interrupted is counting.
 
 Each process numbers its records, and a lost one has used its number up. So the numbers that are missing in the log add
 up to what is counted here, except for the reasons that leave no gap (`Reason.leaves_gap`).
@@ -16,13 +17,17 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import itertools
 import os
 import struct
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
-from mplog.queue.directory import current_fifo_path
+from mplog.queue.directory import current_fifo_path, workers_path
+from mplog.queue.fifo import monotonic
 from mplog.queue.shared_file import PAUSE, write_at
 
 
@@ -103,18 +108,24 @@ _FIRST_OWN_ROW = len(Reason) + 1
 class Losses:
     """What this process has lost. The file in the directory of the queue is made with the first loss.
 
-    Without a descriptor to open the file with, or without room for it, the counts wait in the process, and go into the
-    file with a later loss. If the process ends before that, only the gap in its numbers is left.
+    Where that fails, since the process has another user or root directory by now, or no descriptor, or the disk no
+    room, the counts wait in the process (`are_waiting`). They go into the file with a later loss, or into the queue
+    before a later record. If the process ends first, only the gap in its numbers is left.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
+        self._name = ""
+        #: Held while the file is made, and while counts are sent, so that none is in both.
+        self._placing = threading.Lock()
+        self._sent: Counter[tuple[int, int]] = Counter()
         self._counts: Counter[tuple[int, int]] = Counter()
         self._rows: dict[tuple[int, int], int] = {(0, int(reason)): int(reason) for reason in Reason}
         self._free_rows = iter(range(_FIRST_OWN_ROW, _ROWS))
         #: The keys of counts that could not be written.
         self._waiting: set[tuple[int, int]] = set()
         self._paused_until = 0.0
+        self._file: _OpenFile | None = None
 
     def count(self, level: int, reason: Reason, name: str | None) -> None:
         """Count a record of a level; `name` is that of the process, as its records have it."""
@@ -126,31 +137,63 @@ class Losses:
             else:
                 self._rows.setdefault(key, row)
         self._counts.update((key,))  # in one step, whatever other threads and signal handlers do (one C function)
-        if time.monotonic() < self._paused_until:
+        self._name = name or ""
+        if monotonic() < self._paused_until:
             self._waiting.add(key)
             return
         try:
-            for each in (key, *self._waiting):
-                self._write(each, name or "")
+            self._write(key)
+            for each in list(self._waiting):
+                self._write(each)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._paused_until = time.monotonic() + PAUSE
+                self._paused_until = monotonic() + PAUSE
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether there are counts that are not in a file, and were not sent."""
+        # Sums are taken in one step, too; a comparison would fail if another thread counted meanwhile.
+        return self._file is None and self._sent.total() != self._counts.total()
+
+    def send_waiting(self, send: Callable[[bytes], object]) -> None:
+        """Send the counts that wait as frames; if that raises, or another thread is doing it, they go on waiting."""
+        if not self._placing.acquire(blocking=False):
+            return
+        try:
+            while self.are_waiting:
+                from mplog.queue.process_losses import ProcessLosses, encode_losses  # few workers need it
+
+                # As many as one frame holds.
+                waiting = dict(itertools.islice((self._counts.copy() - self._sent).items(), 10))
+                counts = {(level, Reason(reason)): count for (level, reason), count in waiting.items()}
+                send(encode_losses([ProcessLosses(os.getpid(), self._name, counts)]))
+                self._sent.update(waiting)
+        finally:
+            self._placing.release()
 
     @property
     def counts(self) -> dict[tuple[int, Reason], int]:
         return {(level, Reason(reason)): count for (level, reason), count in self._counts.items()}
 
-    def _write(self, key: tuple[int, int], name: str) -> None:
+    def _write(self, key: tuple[int, int]) -> None:
         self._waiting.discard(key)  # first: another thread that fails meanwhile adds it again
         try:
-            file: _OpenFile | None = self.__dict__.get("file")
+            file = self._file
             if file is None or file.is_gone():
-                file = self._make(name, file)
-            written = 0
+                if not self._placing.acquire(blocking=False):
+                    self._waiting.add(key)
+                    if self._placing.locked():
+                        return None  # whoever has it looks afterwards at what waits
+                    return self._write(key)
+                try:
+                    file = self._file = self._make(file)
+                finally:
+                    self._placing.release()
+            written = -1
             # Another thread may count, and write, between any two steps. The last one writes the last count.
-            while written != self._counts[key]:
-                written = self._counts[key]
-                file.write(_ROW.pack(*key, written), self._position(key))
+            while written != (count := self._counts[key] - self._sent[key]):
+                file.write(_ROW.pack(*key, count), self._position(key))
+                written = count
         except BaseException:
             self._waiting.add(key)
             raise
@@ -158,15 +201,15 @@ class Losses:
     def _position(self, key: tuple[int, int]) -> int:
         return FIRST_ROW + self._rows[key] * ROW * _WORD
 
-    def _make(self, name: str, gone: _OpenFile | None) -> _OpenFile:
-        """Make the file. If two threads do at once, one file is kept."""
+    def _make(self, gone: _OpenFile | None) -> _OpenFile:
+        name = f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
         # A file that was removed gets its name again: the log may have said some of the counts.
-        path = os.path.join(self._directory, f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}") if not gone else gone.path
+        path = os.path.join(workers_path(self._directory), name) if gone is None else gone.path
         content = bytearray(SIZE)
-        encoded = name.encode("utf-8", "replace")[:_NAME_SIZE]
+        encoded = self._name.encode("utf-8", "replace")[:_NAME_SIZE]
         HEADER.pack_into(content, 0, MAGIC, os.getpid(), time.time(), encoded, pid_namespace())
         for key, count in list(self._counts.items()):
-            _ROW.pack_into(content, self._position(key), *key, count)
+            _ROW.pack_into(content, self._position(key), *key, count - self._sent[key])
         made = _OpenFile(path)
         try:
             made.write(bytes(content), 0)
@@ -174,12 +217,7 @@ class Losses:
         except BaseException:
             os.unlink(path)
             raise
-        if gone is not None:
-            self.__dict__["file"] = made
-        file: _OpenFile = self.__dict__.setdefault("file", made)
-        if file is not made:
-            os.unlink(path)
-        return file
+        return made
 
 
 class _OpenFile:

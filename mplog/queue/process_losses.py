@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated
 
+import msgspec
+
+from mplog.queue.directory import workers_path
 from mplog.queue.losses import COUNT, FIRST_ROW, HEADER, MAGIC, PREFIX, ROW, SIZE, Reason
+from mplog.record import frame
 
 _OTHERS = {
     Reason.EMERGENCY: "written into the emergency file by",
@@ -96,6 +101,7 @@ def read_files(directory: str) -> dict[str, ProcessLosses]:
     The logging process removes the files of processes that have ended (`mplog.monitoring.loss_reader`).
     """
     found: dict[str, ProcessLosses] = {}
+    directory = workers_path(directory)
     with contextlib.suppress(OSError):  # no descriptor is left to look
         for name in names_of_files(directory):
             with contextlib.suppress(OSError, ValueError):
@@ -116,3 +122,36 @@ def pid_of(name: str) -> int:
     """Return the pid in the name of a file; 0 for none."""
     digits = name[len(PREFIX) :].partition("-")[0]
     return int(digits) if digits.isdecimal() and len(digits) < 20 else 0
+
+
+# --- in the queue ---
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Level = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+_decode = msgspec.msgpack.Decoder(list[tuple[_Count, str, list[tuple[_Level, Reason, _Count]]]]).decode
+_NAME_ROOM = 50
+_COUNTS_IN_FRAME = 10
+
+
+def encode_losses(processes: Iterable[ProcessLosses]) -> bytes:
+    """Return frames of kind `frame.LOSSES` that say what processes have lost, each process once."""
+    together: defaultdict[tuple[int, str], Counter[tuple[int, Reason]]] = defaultdict(Counter)
+    for process in processes:
+        together[process.pid, process.name].update(process.counts)
+    payloads: list[bytes] = []
+    for (pid, name), counts in together.items():
+        rows = [(level, int(reason), count) for (level, reason), count in counts.items()]
+        for start in range(0, len(rows), _COUNTS_IN_FRAME):
+            piece = pid, name[:_NAME_ROOM], rows[start : start + _COUNTS_IN_FRAME]
+            payloads.append(msgspec.msgpack.encode([piece]))
+    return b"".join(frame.header(frame.LOSSES, len(payload)) + payload for payload in payloads)
+
+
+def decode_losses(payload: bytes) -> list[ProcessLosses]:
+    """Return the losses in the payload of such a frame; raise ValueError (so does msgspec) if it is malformed."""
+    if len(payload) > frame.PAYLOAD_SIZE:
+        raise ValueError("losses in a message of many frames")
+    return [
+        ProcessLosses(pid, name, {(level, reason): count for level, reason, count in rows})
+        for pid, name, rows in _decode(payload)
+    ]

@@ -20,6 +20,7 @@ from typing import Any
 from mplog.errors import QueueNotFoundError, ServerStateError
 from mplog.queue import fifo
 from mplog.queue.directory import lock_path
+from mplog.queue.fifo import monotonic
 from mplog.queue.locks import try_lock_process, unlock_process
 from mplog.queue.payloads import PickledObject, decode_bytes
 from mplog.queue.sender import Sender
@@ -138,7 +139,7 @@ class Reader:
         """Take the next object out of the queue; see `LogQueue.get`."""
         if self._sender.is_closed:
             raise ValueError(f"Queue {self._sender!r} is closed")
-        deadline = None if block and timeout is None else time.monotonic() + (timeout or 0 if block else 0)
+        deadline = None if block and timeout is None else monotonic() + (timeout or 0 if block else 0)
         item = self._take(self.received, deadline)
         # After the lock is released: it may run any code.
         return item.load() if isinstance(item, PickledObject) else item
@@ -219,8 +220,8 @@ class Reader:
 
 def _seconds_until(deadline: float | None) -> float:
     """Return what ``Lock.acquire`` takes for it."""
-    return -1 if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+    return -1 if deadline is None else min(max(0.0, deadline - monotonic()), threading.TIMEOUT_MAX)
 
 
 def _is_past(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline
+    return deadline is not None and monotonic() >= deadline

@@ -21,13 +21,13 @@ import os
 import queue
 import select
 import sys
-import time
 from typing import Any
 
 from mplog.errors import NoReaderError
 from mplog.queue import fifo
 from mplog.queue.directory import emergency_path, fifo_path, is_given_up, remove_if_unused
 from mplog.queue.emergency import EmergencyFile
+from mplog.queue.fifo import monotonic
 from mplog.queue.losses import Losses, Reason
 from mplog.queue.overflow import PATIENCE, Overflow, is_in_event_loop
 from mplog.queue.payloads import encode_bytes, encode_object
@@ -68,6 +68,7 @@ class Sender:
         self.preparation = b""
         self.losses = Losses(directory)
         self._gave_up_at = -math.inf
+        #: Frames that go before the next message; an empty one stands for the losses that wait then.
         self._abandoned: list[bytes] = []
         self._told_in_pid = 0
         fifo.holders.add(self)
@@ -123,14 +124,18 @@ class Sender:
         """Runs in a process that has just been forked: count from zero."""
         self.sequence = itertools.count(1)
         self.losses = Losses(self.directory)
+        self._abandoned = [notice for notice in self._abandoned if notice]
 
     def send(self, kind: int, payload: bytes, block: bool, timeout: float | None) -> None:
         """Write a message of a kind of `mplog.record.frame` into the FIFO; for the rest, see `LogQueue.put`."""
         if self.is_closed:
             raise ValueError(f"Queue {self!r} is closed")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         for notice in self._abandoned[:]:
-            self._write(notice, block, deadline)
+            if notice:
+                self._write(notice, block, deadline)
+            else:
+                self.losses.send_waiting(lambda frames: self._write(frames, block, deadline))
             with contextlib.suppress(ValueError):  # another thread has sent it, too, which does no harm
                 self._abandoned.remove(notice)
         whole = frame.frame(kind, payload)
@@ -230,7 +235,7 @@ class Sender:
         seconds = 0.0 if self.sync is None else self.sync.timeout
         if self.overflow.never_block_loop and is_in_event_loop():
             seconds = 0.0
-        deadline = time.monotonic() + seconds
+        deadline = monotonic() + seconds
         waiter = None
         is_there = False
         try:
@@ -261,14 +266,14 @@ class Sender:
         """
         policy = self.overflow.policy
         level = logging.NOTSET if policy == "block" else level_of(payload)
-        timeout = self.overflow.wait(level, time.monotonic() - self._gave_up_at < PATIENCE)
+        timeout = self.overflow.wait(level, monotonic() - self._gave_up_at < PATIENCE)
         if limit is not None:
             timeout = limit if timeout is None else min(limit, timeout)
         try:
             self.send(frame.SYNC if token else frame.RECORD, token + payload, timeout != 0, timeout)
         except queue.Full:
             if timeout:
-                self._gave_up_at = time.monotonic()
+                self._gave_up_at = monotonic()
             return self._put_elsewhere(payload, Reason.TIMEOUT if timeout else Reason.QUEUE_FULL, limit is not None)
         except NoReaderError as error:
             if not self._has_next_server():
@@ -334,17 +339,26 @@ class Sender:
 
     def count_unused(self) -> None:
         """Count a number of `sequence` that no record carries."""
-        self.losses.count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
+        self._count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
 
     def count(self, payload: bytes, reason: Reason) -> None:
         try:
             origin = origin_of(payload)
         except (ValueError, RecursionError):
-            self.losses.count(logging.NOTSET, reason, None)
+            self._count(logging.NOTSET, reason, None)
         else:
-            self.losses.count(origin.levelno, reason, origin.processName)
+            self._count(origin.levelno, reason, origin.processName)
         if reason is Reason.REJECTED:
             remove_if_unused(self.directory)
+
+    def _count(self, level: int, reason: Reason, name: str | None) -> None:
+        self.losses.count(level, reason, name)
+        if self.losses.are_waiting and b"" not in self._abandoned:
+            self._abandoned.append(b"")
+        if not reason.is_loss and self._abandoned:
+            # The record is in the queue, which so has room; and there may be no later one.
+            with contextlib.suppress(queue.Full, OSError):
+                self.losses.send_waiting(lambda frames: self._write(frames, False, None))
 
 
 def level_of(payload: bytes) -> int:

@@ -17,6 +17,9 @@ from collections.abc import Iterable, Iterator
 #: Seconds without a further attempt after a full disk: btrfs looks for room for up to 60 ms each time.
 PAUSE = 1.0
 
+#: The mode of files that workers read, whatever the umask: the group of the directory may be theirs.
+FOR_WORKERS = 0o640
+
 _BLOCK = bytes(2**20)
 
 
@@ -43,12 +46,13 @@ def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
 
 
 def make_file(path: str, length: int) -> None:
-    """Make a file of zeros, unless there is one that is so long.
+    """Make a file of zeros for workers to read, unless there is one that is so long.
 
     Raises:
         OSError: the disk has no room for it.
     """
     with _opened(path, os.O_RDWR | os.O_CREAT) as fd:
+        os.fchmod(fd, FOR_WORKERS)
         lengthen(fd, length)
 
 
@@ -87,12 +91,13 @@ def _opened(path: str, flags: int) -> Iterator[int]:
         os.close(fd)
 
 
-def replace_file(path: str, data: bytes | Iterable[bytes]) -> None:
+def replace_file(path: str, data: bytes | Iterable[bytes], mode: int = 0o600) -> None:
     """Write a file, so that others find the old one or the new one, whole: beside it first, then renamed.
 
     Args:
         path: where it is.
         data: what is to be in it, or the pieces of that.
+        mode: `FOR_WORKERS` for what they read; other files of a server are for its user alone.
 
     Raises:
         OSError: it cannot be written; the old one is still there.
@@ -101,6 +106,7 @@ def replace_file(path: str, data: bytes | Iterable[bytes]) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "wb") as file:
+            os.fchmod(fd, mode)
             file.writelines((data,) if isinstance(data, bytes) else data)
         os.replace(new, path)
     except BaseException as error:

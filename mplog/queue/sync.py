@@ -23,6 +23,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from mplog.queue import fifo
+from mplog.queue.directory import workers_path
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ class Waiter:
 
     def __init__(self, directory: str) -> None:
         self.token = os.urandom(TOKEN_SIZE)
-        self._path = _path(directory, self.token)
+        self._path = _path(workers_path(directory), self.token)
         os.mkfifo(self._path, 0o600)
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -66,7 +67,7 @@ class Waiter:
             raise
 
     def wait(self, deadline: float) -> bool:
-        """Wait until the record is on disk, or until a time of ``time.monotonic()``; return whether it is."""
+        """Wait until the record is on disk, or until a time of `monotonic`; return whether it is."""
         while fifo.wait(self._fd, select.POLLIN, deadline):
             with contextlib.suppress(BlockingIOError):
                 return os.read(self._fd, 1) == _ON_DISK
@@ -86,7 +87,7 @@ class Acknowledger(Generic[T]):
     """The logging process's half: decodes such records, and answers the workers that wait."""
 
     def __init__(self, directory: str, decode: Callable[[bytes], T]) -> None:
-        self._directory = directory
+        self._directory = workers_path(directory)
         self._decode = decode
         self._tokens: list[bytes] = []
 

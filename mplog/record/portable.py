@@ -56,11 +56,7 @@ class Portable:
 
 def dump(obj: Any, *, by_value: bool = False) -> bytes:
     """Pickle anything as `Portable` pickles a callable; by value for a process without the same ``__main__``."""
-    if by_value:
-        import cloudpickle
-
-        return _BY_VALUE + bytes(cloudpickle.dumps(obj))
-    return _dump(obj, forked=False)
+    return _BY_VALUE + dump_by_value(obj) if by_value else _dump(obj, forked=False)
 
 
 def load(data: bytes) -> Any:
@@ -78,7 +74,7 @@ def _dump(function: Any, *, forked: bool) -> bytes:
         return _BY_REFERENCE + bytes(pickler.dumps(function))
     except (pickle.PicklingError, AttributeError, TypeError):
         # A lambda, a closure, something of a notebook, or something that holds one.
-        return _BY_VALUE + _dump_by_value(function)
+        return _BY_VALUE + dump_by_value(function, has_main=True)
 
 
 class _ReferencePickler(ForkingPickler):
@@ -90,19 +86,23 @@ class _ReferencePickler(ForkingPickler):
         return NotImplemented
 
 
-def _dump_by_value(function: Any) -> bytes:
+def dump_by_value(obj: Any, *, has_main: bool = False) -> bytes:
+    """Pickle anything with cloudpickle; `has_main`: the other process has the same ``__main__``."""
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
+            # freezegun has put others under their names. The other process finds these there.
+            if isinstance(obj, (types.BuiltinFunctionType, type)) and obj.__module__ in ("time", "datetime"):
+                return getattr, (sys.modules[obj.__module__], obj.__name__)
             # cloudpickle would send all of __main__ by value: a lambda would call copies of the script's functions,
             # which do not see what an initializer has set.
-            if _is_of_main(obj) and _is_importable(obj):
+            if has_main and _is_of_main(obj) and _is_importable(obj):
                 return obj.__qualname__
             return super().reducer_override(obj)
 
     file = io.BytesIO()
-    Pickler(file).dump(function)
+    Pickler(file).dump(obj)
     return file.getvalue()
 
 

@@ -8,7 +8,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import msgspec
 
 from mplog.errors import ServerStateError, StartError
@@ -19,6 +18,7 @@ from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
 from mplog.record.fields import Fields
 from mplog.record.level import read_level
+from mplog.record.portable import dump_by_value
 from mplog.record.preparation import note_preparation
 from mplog.sinks.collisions import check_names
 from mplog.sinks.file import FileSink
@@ -47,6 +47,7 @@ class Arguments:
         overflow: Any,
         sync_level: Any,
         buffer_size: int,
+        group: Any = None,
     ) -> None:
         #: Whether the configuration is what the program has set up itself, and is read again at the start.
         self.adopts = False
@@ -85,6 +86,9 @@ class Arguments:
                     f"a sink for bytes needs a LogQueue: {queue!r} carries records alone. Leave queue out."
                 )
         self.queue = queue
+        if group is not None and queue is not None:
+            raise ValueError("group is for the queue that the server makes. Leave one of the two out")
+        self.group = group if group is None or isinstance(group, int) else _group_id(group)
 
     def __repr__(self) -> str:
         return repr(self.config) if self.config is not None else ", ".join(map(repr, self.sinks))
@@ -154,13 +158,12 @@ class Arguments:
             self.sinks, self.format, defaults, level_names(), self.overflow, self.fields.constant
         )
         try:
-            data: bytes = cloudpickle.dumps(configuration)
+            return dump_by_value(configuration)
         except Exception as error:
             raise StartError(
                 f"the sinks do not pickle, so they cannot be sent to the logging process: {error}. A sink is a recipe: "
                 "open files, sockets and handlers inside its factory, HandlerSink(lambda: ...), not before."
             ) from error
-        return data
 
 
 def _check_alone(**others: Any) -> None:
@@ -170,6 +173,15 @@ def _check_alone(**others: Any) -> None:
             f"config says where to write, at which levels and in which format, so {' and '.join(given)} cannot be "
             "given beside it. Put that into the configuration: its handlers, the level of its root, its formatters."
         )
+
+
+def _group_id(name: str) -> int:
+    import grp  # not on Windows
+
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {name!r}. Name one that workers are in, or give its number") from None
 
 
 def _to_sink(sink: Any) -> Sink:

@@ -11,7 +11,6 @@ import itertools
 import os
 import select
 import threading
-import time
 from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, StartError
 from mplog.logging_process.messages import Answer, ChildEnded, Command, Launch, Opened, Question, Records
 from mplog.monitoring.statistics import Stats
+from mplog.queue.fifo import monotonic
 from mplog.server.link import Link, NoneLeftError, have_hung_up, kill
 from mplog.server.progress import TICK_SECONDS
 
@@ -58,7 +58,7 @@ class Control:
             raise
 
     def _start(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         try:
             if self._link.greet(deadline) and self._connect(deadline):
                 return
@@ -86,7 +86,7 @@ class Control:
         """
         if self._connection is not self._link.end and not self._take_connection(deadline):
             return False
-        if not self._connection.poll(max(0.0, deadline - time.monotonic())):
+        if not self._connection.poll(max(0.0, deadline - monotonic())):
             return False
         answer: Opened | BaseException = self._connection.recv()
         if isinstance(answer, BaseException):
@@ -141,7 +141,7 @@ class Control:
             try:
                 with contextlib.suppress(EOFError, OSError, MplogError, NoneLeftError):
                     if self._link.end.poll(0):
-                        self._connect(time.monotonic() + _OPENING_TIMEOUT)
+                        self._connect(monotonic() + _OPENING_TIMEOUT)
             finally:
                 self._asking.release()
         return self._pid
@@ -175,7 +175,7 @@ class Control:
             DrainTimeoutError: no answer within `timeout` seconds.
             LoggingProcessDiedError: the logging process has ended.
         """
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         if not self._asking.acquire(timeout=timeout):
             raise self._too_slow(command, timeout)
         try:
@@ -201,7 +201,7 @@ class Control:
         if command == "stop" and self._stop_request is not None:
             return self._stop_request  # asked before, and given up: its one answer is still to come
         # The thread that sends records holds this while a sink is blocked.
-        if not self._sending.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if not self._sending.acquire(timeout=max(0.0, deadline - monotonic())):
             return None
         try:
             number = next(self._numbers)
@@ -235,7 +235,7 @@ class Control:
         If the time is over, it goes on alone, and ends after the last process that logs.
         """
         ends = list(self._ends)
-        if _wait(lambda seconds: have_hung_up(ends, seconds), time.monotonic() + timeout, tick):
+        if _wait(lambda seconds: have_hung_up(ends, seconds), monotonic() + timeout, tick):
             self._link.reap()
         self._close()
 
@@ -268,11 +268,11 @@ class Control:
 
 def _wait(poll: Callable[[float], bool], deadline: float, tick: Callable[[], None] | None) -> bool:
     """Poll until the deadline, with a tick every `TICK_SECONDS`; return whether the poll succeeded."""
-    while tick is not None and deadline - time.monotonic() > TICK_SECONDS:
+    while tick is not None and deadline - monotonic() > TICK_SECONDS:
         if poll(TICK_SECONDS):
             return True
         tick()
-    return poll(max(0.0, deadline - time.monotonic()))
+    return poll(max(0.0, deadline - monotonic()))
 
 
 def _wait_for_room(link: connection.Connection, deadline: float) -> bool:
@@ -281,4 +281,4 @@ def _wait_for_room(link: connection.Connection, deadline: float) -> bool:
         return True
     poll = select.poll()
     poll.register(link.fileno(), select.POLLOUT)
-    return bool(poll.poll(1000 * max(0.0, deadline - time.monotonic())))
+    return bool(poll.poll(1000 * max(0.0, deadline - monotonic())))

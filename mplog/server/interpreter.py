@@ -22,7 +22,7 @@ _BOOTSTRAP = (
     + "import gc, sys; gc.disable(); sys.path = [entry for entry in sys.path if entry]; "
     "from multiprocessing import connection; "
     "control = getattr(connection, sys.argv[1])(int(sys.argv[2])); "
-    "control.send(os.getpid()); sys.path[:] = control.recv(); "
+    "control.send(os.getpid()); sys.path[:] = control.recv() or sys.path; "
     "from mplog.logging_process.supervisor import run; run(control)"
 )
 
@@ -48,7 +48,8 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
         options["pass_fds"] = [inherited for inherited in (number, fd) if inherited >= 0]
         closed = [name for name, stream in (("stdout", 1), ("stderr", 2)) if not _is_inheritable(stream)]
         options |= dict.fromkeys(closed, subprocess.DEVNULL)
-    flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    # A frozen program has flags (-S) with which an interpreter would not find its own modules.
+    flags = [] if _is_frozen() else util._args_from_interpreter_flags()  # type: ignore[attr-defined]
     try:
         return subprocess.Popen(
             [executable, *flags, "-c", _BOOTSTRAP, type(end).__name__, str(number)],
@@ -69,18 +70,40 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
 
 
 def _executable() -> str:
-    executable = spawn.get_executable()
-    if not executable or getattr(sys, "frozen", False):
-        raise StartError(
-            "the logging process needs a Python interpreter to run in, and this program has none "
-            "(sys.executable is empty, or the program is frozen). "
-            "Name one with multiprocessing.set_executable()."
-        )
-    return os.fsdecode(executable)
+    """Return what the program has named, or the Python that runs it; nothing else is ever started."""
+    named = os.fsdecode(spawn.get_executable() or "")
+    if named and named != sys.executable:
+        return named
+    if not _is_frozen():
+        # An interpreter has its own name only in sys.orig_argv. A program that embeds Python has it in both or in
+        # neither, and its sys.executable may be that program (uWSGI, Blender), or whatever Python PATH has.
+        if named and sys.orig_argv and sys.orig_argv[:1] != sys.argv[:1]:
+            return named
+        name = f"python{sys.version_info[0]}.{sys.version_info[1]}{sys.abiflags}"
+        installed = os.path.join(sys.exec_prefix, "bin", name)
+        if os.access(installed, os.X_OK):
+            return installed
+        if os.path.basename(named).startswith("python"):
+            return named
+    why = "and the program is frozen" if _is_frozen() else "which is no Python"
+    raise StartError(
+        "the logging process needs a Python interpreter to run in, and this program knows none: "
+        f"sys.executable is {sys.executable!r}, {why}. "
+        "Name one that has the same version, with mplog installed: multiprocessing.set_executable()."
+    )
+
+
+def _is_frozen() -> bool:
+    return bool(getattr(sys, "frozen", False))
 
 
 def module_path() -> list[str]:
-    """Return sys.path as another process needs it: absolute, and without a working directory that was removed."""
+    """Return sys.path as another process needs it: absolute, and without a working directory that was removed.
+
+    It is empty for a frozen program, whose modules are of no use to an interpreter of its own.
+    """
+    if _is_frozen():
+        return []
     path = []
     for entry in sys.path:
         try:

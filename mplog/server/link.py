@@ -18,6 +18,7 @@ from typing import Any
 
 from mplog.logging_process.messages import Ended, Launch, NewProcess
 from mplog.monitoring.process import has_ended
+from mplog.queue.fifo import monotonic
 from mplog.server.interpreter import module_path, start_supervisor
 
 
@@ -57,7 +58,7 @@ class Link:
             EOFError, OSError: it has ended; `ended` says how.
         """
         try:
-            if not self.end.poll(max(0.0, deadline - time.monotonic())):
+            if not self.end.poll(max(0.0, deadline - monotonic())):
                 return False
             self.pid = self.end.recv()
             if hasattr(os, "fork"):
@@ -81,7 +82,7 @@ class Link:
             NoneLeftError: there will be no other one.
         """
         try:
-            if self.end.poll(max(0.0, deadline - time.monotonic())):
+            if self.end.poll(max(0.0, deadline - monotonic())):
                 message: NewProcess | Ended = self.end.recv()
                 if isinstance(message, NewProcess):
                     return message.pid, _receive_descriptor(self.end)
@@ -93,7 +94,7 @@ class Link:
 
     def last_words(self, timeout: float) -> Ended | None:
         """Return `ended`, after waiting for it, of a supervisor that starts no other logging process."""
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         with contextlib.suppress(NoneLeftError):
             while self.ended is None and (taken := self.take(deadline)) is not None:
                 if taken[1] is not None:
@@ -126,23 +127,23 @@ def kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
     # Not a child of this process.
-    deadline = time.monotonic() + 5
-    while not has_ended(pid) and time.monotonic() < deadline:
+    deadline = monotonic() + 5
+    while not has_ended(pid) and monotonic() < deadline:
         time.sleep(0.002)
 
 
 def have_hung_up(ends: Iterable[Any], timeout: float) -> bool:
     """Wait until the other ends of all of these connections are closed; return whether they are."""
-    deadline = time.monotonic() + timeout
+    deadline = monotonic() + timeout
     for end in ends:
         if hasattr(select, "poll"):
             poll = select.poll()
             poll.register(end.fileno(), 0)  # nothing but the end
-            if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+            if not poll.poll(1000 * max(0.0, deadline - monotonic())):
                 return False
             continue
         try:
-            while end.poll(max(0.0, deadline - time.monotonic())):
+            while end.poll(max(0.0, deadline - monotonic())):
                 end.recv_bytes()
             return False
         except (EOFError, OSError):

@@ -18,7 +18,6 @@ import logging
 import multiprocessing.util
 import os
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError,
 from mplog.files.notices import say_on_stderr
 from mplog.logging_process.messages import ChildEnded, Patience
 from mplog.monitoring.statistics import Stats
+from mplog.queue.fifo import monotonic
 from mplog.queue.log_queue import LogQueue
 from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
@@ -80,6 +80,8 @@ class LogServer:
             None (the default) is none.
         buffer_size: bytes of each of the two buffers between the queue and the sinks. The default, 8 MiB, holds some
             40,000 records while a disk stands still. Memory that is never filled is never taken.
+        group: whose members may join, also as other users, by name or number: for a program that root starts, and
+            whose workers give root up. None (the default) lets no other user join.
 
     Raises:
         ValueError, TypeError: an argument is wrong; `ConfigurationError` if it is something in `config`.
@@ -98,6 +100,7 @@ class LogServer:
         overflow: Overflow | str = "block",
         sync_level: int | str | Sync | None = None,
         buffer_size: int = 8 * 2**20,
+        group: int | str | None = None,
     ) -> None:
         self._arguments = Arguments(
             sinks,
@@ -110,6 +113,7 @@ class LogServer:
             overflow=overflow,
             sync_level=sync_level,
             buffer_size=buffer_size,
+            group=group,
         )
         self._lock = threading.RLock()
         self._started: Started | None = None
@@ -132,6 +136,7 @@ class LogServer:
         overflow: Overflow | str = "block",
         sync_level: int | str | Sync | None = None,
         buffer_size: int = 8 * 2**20,
+        group: int | str | None = None,
     ) -> LogServer:
         """Return a server that takes over the handlers that this program has set up, on all of its loggers.
 
@@ -140,7 +145,7 @@ class LogServer:
         get, too. `stop` gives the loggers their handlers back.
 
         Args:
-            fields, queue, logger_class, overflow, sync_level, buffer_size: see `LogServer`.
+            fields, queue, logger_class, overflow, sync_level, buffer_size, group: see `LogServer`.
 
         Raises:
             ConfigurationError: there is no handler, or one that is neither the standard library's nor Django's and
@@ -156,6 +161,7 @@ class LogServer:
             overflow=overflow,
             sync_level=sync_level,
             buffer_size=buffer_size,
+            group=group,
         )
         server._arguments.adopts = True
         return server
@@ -320,7 +326,7 @@ class LogServer:
         started = self._started or self._stopping
         if started is None or started.owner != os.getpid():
             return self._last_stats
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         if not self._lock.acquire(timeout=timeout):
             raise DrainTimeoutError(
                 f"another thread has been stopping {self!r} for {timeout:g} seconds", pending=started.backlog()

@@ -9,11 +9,11 @@ import contextlib
 import glob
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
 from mplog.monitoring.find_servers import RunningServer, Snapshot, find_servers
+from mplog.queue.fifo import monotonic
 from mplog.queue.log_queue import LogQueue
 from mplog.record.plain import printable
 
@@ -69,7 +69,7 @@ class Progress:
     def __init__(self, backlog: Remainder) -> None:
         self._backlog = backlog
         self._stream = sys.stderr
-        self._began = time.monotonic()
+        self._began = monotonic()
         self._total = 0
         self._display: _Plain | _Rich | None = None
 
@@ -87,7 +87,7 @@ class Progress:
 
     def tick(self) -> None:
         """Show how much is left, if it has taken a while."""
-        seconds = time.monotonic() - self._began
+        seconds = monotonic() - self._began
         with contextlib.suppress(Exception):  # a broken terminal is no reason to lose a record
             snapshot, left = self._backlog.look()
             self._total = max(self._total, left)

@@ -17,7 +17,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import Any
@@ -26,6 +25,7 @@ from mplog.errors import MplogError, ServerStateError
 from mplog.files.notices import say_on_stderr
 from mplog.monitoring.death_lines import signal_name
 from mplog.monitoring.statistics import missing
+from mplog.queue.fifo import monotonic
 from mplog.record.encoding import describe
 from mplog.server.log_server import LogServer
 
@@ -131,9 +131,9 @@ class GracefulShutdown:
         elif callable(previous) and previous is not signal.default_int_handler:
             self._received.append(number)
             previous(number, frame)
-        elif not self._received or time.monotonic() >= self._quiet_until:
+        elif not self._received or monotonic() >= self._quiet_until:
             self._received.append(number)
-            self._quiet_until = time.monotonic() + self._timeout
+            self._quiet_until = monotonic() + self._timeout
             if previous is signal.default_int_handler:
                 raise KeyboardInterrupt
             raise SystemExit(128 + number)
@@ -170,11 +170,11 @@ class GracefulShutdown:
 
     def _stop(self) -> None:
         """Stop the producers, then the server, each in its time."""
-        begun = time.monotonic()
+        begun = monotonic()
         name = signal_name(self._received[0])
         _stop_producers(self._producers, begun + self._timeout / 2)
         try:
-            lost = missing(self._server.stop(max(self._timeout / 2, begun + self._timeout - time.monotonic())))
+            lost = missing(self._server.stop(max(self._timeout / 2, begun + self._timeout - monotonic())))
         except MplogError as error:
             lost = str(error)
         if lost:
@@ -223,14 +223,14 @@ def _stop_producers(producers: tuple[Any, ...], deadline: float) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+        thread.join(max(0.0, deadline - monotonic()))
     children = _children()
     for child in children:
         with contextlib.suppress(Exception):
             child.terminate()
     for child in children:
         with contextlib.suppress(Exception):
-            child.join(max(0.0, deadline - time.monotonic()))
+            child.join(max(0.0, deadline - monotonic()))
     for child in _children():
         with contextlib.suppress(Exception):
             child.kill()

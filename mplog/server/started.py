@@ -8,15 +8,15 @@ import functools
 import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from mplog.errors import DrainTimeoutError, MplogError
 from mplog.logging_process.messages import Command, Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
-from mplog.queue.directory import emergency_path
+from mplog.queue.directory import emergency_path, share
 from mplog.queue.emergency import EmergencyFile
+from mplog.queue.fifo import monotonic
 from mplog.queue.fill import Fill
 from mplog.queue.log_queue import LogQueue
 from mplog.server.arguments import Arguments
@@ -69,6 +69,8 @@ class Started:
         fd = queue.release_reader()
         _starting.add(fd)
         try:
+            if self._arguments.group is not None:
+                share(queue.directory, self._arguments.group)
             queue.preparation, queue.overflow, queue.sync = self.layout.preparation, overflow, self._arguments.sync
             if overflow.policy == "drop_below":
                 Fill(queue.directory, writable=True)  # here, so that a full disk raises in the program
@@ -116,11 +118,11 @@ class Started:
 
     def end(self, deadline: float) -> Stats:
         """Have everything written, and end the logging process, as `LogServer.stop` does; return what was counted."""
-        if self.pump is not None and not self.pump.stop(max(0.0, deadline - time.monotonic())):
+        if self.pump is not None and not self.pump.stop(max(0.0, deadline - monotonic())):
             raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
         with contextlib.closing(Progress(self._remainder)) as progress:
-            stats = self.ask("stop", max(0.0, deadline - time.monotonic()), progress.ticker)
-        self.control.wait(max(1.0, deadline - time.monotonic()))
+            stats = self.ask("stop", max(0.0, deadline - monotonic()), progress.ticker)
+        self.control.wait(max(1.0, deadline - monotonic()))
         return stats
 
     def drain_at_exit(self, timeout: float, *, is_stopping: bool) -> None:

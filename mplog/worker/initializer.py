@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
+from mplog.queue.directory import is_writable
 from mplog.queue.log_queue import LogQueue
 from mplog.record.context import forget_inherited
 from mplog.record.encoding import encode
@@ -107,7 +109,31 @@ def install(queue: Any, state: LoggingState | None = None, layout: Layout | None
     install_factory()
     if isinstance(queue, LogQueue):
         levels.watch(queue.directory)
+        missing = _what_is_missing(queue)
+        if missing:
+            handler.handle(logging.LogRecord("mplog", logging.WARNING, __file__, 0, missing, None, None))
     return handler
+
+
+def _what_is_missing(queue: LogQueue) -> str:
+    """Return what this process cannot do, as another user than the server's, or in another root directory."""
+    who = f"mplog: pid {os.getpid()} (uid {os.geteuid()})"
+    if not is_writable(queue.directory):
+        return (
+            f"{who} cannot make files in {queue.directory}: its user or root directory is not that of the server. Its "
+            "records arrive as long as it has the queue open, and what it drops is counted. But calls at sync_level do "
+            "not wait for the disk, no record goes into the emergency file, and changes of levels are not noticed. "
+            "Start the server with LogServer(group=...), a group of this process."
+        )
+    overflow = queue.overflow
+    uses_file = overflow.policy != "block" or overflow.timeout is not None
+    with contextlib.suppress(OSError):
+        if uses_file and os.geteuid() != os.fstat(queue.sender.write_fd).st_uid:
+            return (
+                f"{who} is another user than the server, so it cannot write into the emergency file. What would go "
+                "there when the queue is full is dropped, and counted."
+            )
+    return ""
 
 
 def make_handler(queue: Any, layout: Layout) -> QueueHandler:

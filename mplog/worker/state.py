@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mplog.queue.overflow import Overflow
-from mplog.queue.shared_file import replace_file
+from mplog.queue.shared_file import FOR_WORKERS, replace_file
 from mplog.queue.sync import Sync
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class LoggingState(msgspec.Struct, frozen=True):
     def save(self, directory: str) -> None:
         """Write the state where `mplog.attach` finds it."""
         # A process that attaches at this moment finds the old state or this one.
-        replace_file(os.path.join(directory, _STATE_NAME), msgspec.json.encode(self))
+        replace_file(os.path.join(directory, _STATE_NAME), msgspec.json.encode(self), FOR_WORKERS)
 
     @classmethod
     def load(cls, directory: str) -> LoggingState:

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from managed import Clients, end, entries, running, said
 from oracle import wait_until
 from scripts import process_has_ended, server_processes
+from test_examples import EXAMPLES
 
 pytestmark = pytest.mark.processes
 
@@ -132,3 +134,25 @@ def test_workers_that_end_after_some_requests(kind: tuple[list[str], str], tmp_p
     assert clients.unanswered == set() or may_miss(access_logger)
     assert len(clients.answers) + len(clients.unanswered) == 45
     check(clients, log, access_logger)
+
+
+def test_workers_that_give_root_up(tmp_path: Path) -> None:
+    """Workers of another user join by their group, after the change, and are counted and written through as others."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    os.chmod(os.environ["TMPDIR"], 0o755)  # where temporary files are, other users may look
+    conf = (EXAMPLES / "gunicorn_workers.py").read_text(encoding="utf-8")
+    conf = conf.replace('level="INFO")', 'level="INFO", sync_level="INFO", group=arbiter.cfg.gid)')
+    conf = conf.replace("    arbiter.log_server.initializer()\n", "")
+    conf += "\n\ndef post_worker_init(worker):\n    mplog.attach()\n"
+    (tmp_path / "gunicorn_workers.py").write_text(conf, encoding="utf-8")
+    log = tmp_path / "gunicorn.log"
+    # Before the change, since the other user may not read the module.
+    with running([*COMMAND, "--preload", "--user", "65534", "--group", "54321"], tmp_path) as gunicorn:
+        clients = clients_of(gunicorn, log)
+        clients.ask(5)
+        clients.wait()
+        assert {psutil.Process(pid).uids().effective for pid in booted(log)} == {65534}
+        assert end(gunicorn) == 0
+    assert clients.unanswered == set()
+    check(clients, log, "gunicorn.access")

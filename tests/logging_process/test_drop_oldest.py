@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mplog import Reason
-from mplog.logging_process.drop_oldest import decode_losses, encode_losses, without_oldest
-from mplog.queue.process_losses import ProcessLosses
+from mplog.logging_process.drop_oldest import without_oldest
+from mplog.queue.process_losses import ProcessLosses, decode_losses, encode_losses
 from mplog.record import frame
 from mplog.record.decoding import decode
 from mplog.record.encoding import encode

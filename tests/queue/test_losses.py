@@ -189,6 +189,51 @@ def read_one(directory: str) -> ProcessLosses:
     return counted
 
 
+def test_without_a_file_the_counts_go_into_the_queue(queue: mplog.LogQueue, tmp_path: Path) -> None:
+    """A process that can make no file sends what it has lost with later records: exactly, and each loss once."""
+    queue.overflow, queue.sender.losses = Overflow.drop_newest(), Losses(str(tmp_path / "missing"))
+    handler, reader, over = install(queue), Reader(queue), threading.Event()
+
+    def log() -> None:
+        handler.handle(logging.LogRecord("x", INFO, "f", 1, "x" * 500, None, None))
+
+    def read() -> None:
+        while not over.is_set():
+            reader.read()
+            time.sleep(0.001)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        calls = 2000 + in_threads_and_handler(lambda: [log() for _ in range(500)], log, 0.0005)
+    finally:
+        over.set()
+        reading.join(60)
+    reader.read()
+    log()  # for what was lost last
+    log()
+    reader.read()
+    assert sum(each.lost for each in reader.losses) == calls + 2 - len(reader.records) > 0
+    assert not queue.losses.are_waiting
+    assert sum((Counter(each.counts) for each in reader.losses), Counter()) == queue.losses.counts
+
+
+def test_what_was_sent_is_not_in_a_file_that_is_made_later(queue: mplog.LogQueue, tmp_path: Path) -> None:
+    """Each loss is counted in one place, where a process can make its file after all."""
+    losses = queue.sender.losses = Losses(str(tmp_path))  # no FIFO there yet
+    for _ in range(3):
+        losses.count(INFO, Reason.QUEUE_FULL, "w")
+    sent: list[bytes] = []
+    losses.send_waiting(sent.append)
+    assert len(sent) == 1
+    losses.send_waiting(sent.append)
+    assert len(sent) == 1
+    (tmp_path / "queue").touch()
+    losses.count(INFO, Reason.QUEUE_FULL, "w")
+    (counted,) = read_losses(str(tmp_path))
+    assert counted.counts == {(INFO, Reason.QUEUE_FULL): 1}
+
+
 def test_a_removed_directory_is_not_in_the_way(tmp_path: Path) -> None:
     """Without the directory, or once its FIFO has gone, counting makes nothing and raises nothing."""
     for where in (tmp_path / "missing", tmp_path):
