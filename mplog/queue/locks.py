@@ -16,6 +16,8 @@ import errno
 import sys
 import time
 
+from mplog.queue.native import sleep
+
 if sys.platform != "win32":
     import fcntl
 
@@ -46,7 +48,7 @@ def lock_file(fd: int, deadline: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(_PAUSE)
+            sleep(_PAUSE)
         else:
             return True
 

@@ -26,9 +26,11 @@ from typing import Any
 
 from mplog.errors import NoReaderError
 from mplog.queue import fifo
+from mplog.queue.descriptor import KNOWN_FOR, NONE, Descriptor
 from mplog.queue.directory import emergency_path, fifo_path, is_given_up, remove_if_unused
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.losses import Losses, Reason
+from mplog.queue.native import write as _write
 from mplog.queue.overflow import PATIENCE, Overflow, is_in_event_loop
 from mplog.queue.payloads import encode_bytes, encode_object
 from mplog.queue.sync import Sync, Waiter
@@ -37,7 +39,6 @@ from mplog.record.cache import Cache
 from mplog.record.decoding import origin_of
 from mplog.record.encoding import Cut, encode
 
-_write = os.write
 #: The headers of records, by the length of what follows.
 _headers: Cache[int, bytes] = Cache(lambda length: frame.header(frame.RECORD, length), frame.PAYLOAD_SIZE + 1)
 
@@ -50,12 +51,12 @@ class Sender:
 
     Attributes:
         path: of the FIFO.
-        write_fd: the writing end, -1 while it is not open.
+        end: the writing end, `NONE` while it is not open.
         is_closed: whether the queue is closed in this process.
         sequence, details, overflow, sync, preparation, losses: see `LogQueue`.
     """
 
-    write_fd = -1
+    end = NONE
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -78,18 +79,27 @@ class Sender:
         if sys is not None and not sys.is_finalizing():  # later, something may still log
             self.close_end()
 
+    @property
+    def write_fd(self) -> int:
+        """The number of the writing end, -1 while it is not open."""
+        return self.end.fd
+
     def open(self) -> int:
         """Return the writing end, opened if it is not; raise NoReaderError if no process reads the queue any more."""
-        if self.write_fd < 0:
+        self.look(time.time())
+        if self.end is NONE:
+            fifo.forget_closed()  # before another end gets one of their numbers
             try:
-                self.write_fd = fifo.open_writer(self.path)
+                end = Descriptor(fifo.open_writer(self.path))
+                end.mark()
+                self.end = end
             except FileNotFoundError:
                 raise NoReaderError(
                     f"{self.path} does not exist any more: its logging process has ended. Start a new server."
                 ) from None
             except BrokenPipeError:
                 raise self.no_reader() from None
-        return self.write_fd
+        return self.end.fd
 
     def no_reader(self) -> NoReaderError:
         """Return the error that says that no process reads the queue any more."""
@@ -108,15 +118,27 @@ class Sender:
             return fifo.pending(self.open())
 
     def close_end(self) -> None:
-        fd, self.write_fd = self.write_fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        end, self.end = self.end, NONE
+        with contextlib.suppress(OSError):
+            end.close()
+
+    def look(self, now: float) -> None:
+        """Look whether the writing end is still ours, if the last look was too long ago. Call this before each write.
+
+        Args:
+            now: a time of ``time.time()``, such as that at which a record was created.
+        """
+        end = self.end
+        if not end.known_since < now < end.known_until:
+            if end.is_still_ours():
+                end.known_since, end.known_until = now, now + KNOWN_FOR
+            elif end is not NONE:
+                fifo.forget_closed()
 
     def forget_closed(self) -> None:
         """Look whether the program has closed the writing end."""
-        if not fifo.is_open(self.write_fd):
-            self.write_fd = -1
+        if not self.end.is_ours():
+            self.end = NONE
 
     def restart_counts(self) -> None:
         """Runs in a process that has just been forked: count from zero."""
@@ -148,9 +170,9 @@ class Sender:
     def _write(self, data: bytes, block: bool, deadline: float | None) -> None:
         while True:
             try:
-                os.write(self.open(), data)
+                _write(self.open(), data)
             except BlockingIOError:
-                if not block or not fifo.wait(self.write_fd, select.POLLOUT, deadline):
+                if not block or not fifo.wait(self.end.fd, select.POLLOUT, deadline):
                     raise queue.Full from None
             except NoReaderError:
                 raise
@@ -187,7 +209,8 @@ class Sender:
         payload = encode_bytes(data, to)
         if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned and not self.is_closed:
             try:
-                _write(self.write_fd, frame.header(frame.BYTES, len(payload)) + payload)
+                self.look(time.time())
+                _write(self.end.fd, frame.header(frame.BYTES, len(payload)) + payload)
                 return
             except OSError:
                 pass
@@ -202,7 +225,7 @@ class Sender:
     # --- records ---
 
     def put_record(self, payload: bytes) -> None:
-        """Put an encoded record; while the queue is full, do as `overflow` says.
+        """Put an encoded record; while the queue is full, do as `overflow` says. Call `look` first.
 
         Raises:
             ValueError: the queue is closed in this process.
@@ -211,7 +234,7 @@ class Sender:
         # The path of nearly every record: one frame, for which there is room, and nothing left over. All else is below.
         if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned:
             try:
-                _write(self.write_fd, _headers[len(payload)] + payload)
+                _write(self.end.fd, _headers[len(payload)] + payload)
                 return
             except OSError:
                 pass

@@ -246,6 +246,8 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         payload = b""
     if 0 < len(payload) <= MAX_RECORD_SIZE:
         try:
+            if not sender.end.known_since < created < sender.end.known_until:
+                sender.look(time.time())
             handler.send_encoded(payload)
         except RecursionError:
             return message, ()

@@ -11,6 +11,7 @@ import logging.handlers
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from queue import Queue, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,14 @@ class QueueHandler(logging.handlers.QueueHandler):
             if self.is_direct:
                 try:
                     sender: Any = self.sender
-                    self.send_encoded(encode(record, next(sender.sequence), sender.details))
+                    payload = encode(record, next(sender.sequence), sender.details)
+                    try:
+                        is_known = sender.end.known_since < record.created < sender.end.known_until
+                    except (AttributeError, TypeError):  # a time that is not a number
+                        is_known = False
+                    if not is_known:
+                        sender.look(time.time())
+                    self.send_encoded(payload)
                 except Exception as error:
                     self._fail(record, error)
             else:
@@ -126,8 +134,10 @@ class QueueHandler(logging.handlers.QueueHandler):
                 payload = self._preparation(payload)
                 self._tell_failures()
             level = record.levelno
+            sender: Any = self.sender
+            if sender is not None:
+                sender.look(time.time())
             if type(level) is int and level >= self.sync_level:
-                sender: Any = self.sender
                 sender.put_synced(payload)
             else:
                 self.send_encoded(payload)
