@@ -334,6 +334,12 @@ class Sender:
         """Count a number of `sequence` that no record carries."""
         self.losses.count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
 
+    def count_lost(self, level: Any) -> None:
+        """Count a record that could not be encoded."""
+        with contextlib.suppress(MemoryError):
+            name = multiprocessing.process.current_process().name
+            self.losses.count(level if type(level) is int else logging.NOTSET, Reason.INTERRUPTED, name)
+
     def count(self, payload: bytes, reason: Reason) -> None:
         try:
             origin = origin_of(payload)

@@ -22,7 +22,20 @@ from mplog.record import layout
 from mplog.record.cache import Cache
 from mplog.record.context import in_use, merged
 from mplog.record.layout import DETAILS, MAX_RECORD_SIZE, ORIGIN, RESERVED, TIMES, Origin, Record, Wire
-from mplog.record.plain import CAUGHT, caught, of_kind, pack, plain_fields, readable, safe_repr, safe_str, text_or_ext
+from mplog.record.plain import (
+    CAUGHT,
+    KEPT_BUFFER,
+    buffers,
+    caught,
+    of_kind,
+    pack,
+    pack_into,
+    plain_fields,
+    readable,
+    safe_repr,
+    safe_str,
+    text_or_ext,
+)
 
 #: Characters that are kept of a text that is too long, and attributes in `extra` of such a record.
 CUT_TEXT = 2**20
@@ -54,12 +67,14 @@ def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *
             process_name = _process_name(record)
         rest = None
         key = record.process, record.name, record.levelno, record.levelname, process_name
+        buffer = buffers.pop() if buffers else bytearray()
         if details:
             rest = record.relativeCreated, None
-            origin = pack((*key, _get_details(record.__dict__)))
+            pack_into((*key, _get_details(record.__dict__)), buffer)
+            origin = b"" + buffer
         else:
             origin = _encoded_origins[key]
-        payload = pack(
+        pack_into(
             (
                 sequence,
                 message,
@@ -70,8 +85,12 @@ def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *
                 record.stack_info,
                 rest,
                 origin,
-            )
+            ),
+            buffer,
         )
+        payload = b"" + buffer
+        if len(payload) < KEPT_BUFFER:
+            buffers.append(buffer)
         # Last, since from 3.11 on the dictionary is only made when it is asked for, and slows the attributes down.
         is_ordinary = len(record.__dict__) == _ATTRIBUTES
     except CAUGHT as error:

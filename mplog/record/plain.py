@@ -20,7 +20,22 @@ from typing import Any
 
 import msgspec
 
-pack: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
+#: Writes a value into a buffer. The encoder's `encode`, which makes one, crashes when there is no memory for a longer
+#: one (``encoder_encode_common`` of msgspec 0.22); this raises MemoryError.
+pack_into: Callable[[object, bytearray], None] = msgspec.msgpack.Encoder().encode_into
+
+#: For `pack_into`, where each call counts: take one out, and put it back while it is small. A signal handler, or another
+#: thread, makes its own meanwhile.
+buffers: list[bytearray] = [bytearray()]
+#: Bytes of a buffer that is put back.
+KEPT_BUFFER = 2**16
+
+
+def pack(value: object) -> bytes:
+    """Return a value as msgpack."""
+    buffer = bytearray()
+    pack_into(value, buffer)
+    return bytes(buffer)
 
 
 _NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")

@@ -98,6 +98,7 @@ class QueueHandler(logging.handlers.QueueHandler):
             look()
         if not self.filters:
             if self.is_direct:
+                payload = b""
                 try:
                     sender: Any = self.sender
                     payload = encode(record, next(sender.sequence), sender.details)
@@ -109,7 +110,7 @@ class QueueHandler(logging.handlers.QueueHandler):
                         sender.look(time.time())
                     self.send_encoded(payload)
                 except Exception as error:
-                    self._fail(record, error)
+                    self._fail(record, error, is_lost=not payload)
             else:
                 self.emit(record)
             return True
@@ -128,6 +129,7 @@ class QueueHandler(logging.handlers.QueueHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record. No error reaches the program that logs."""
+        payload = b""
         try:
             payload = self.prepare(record)
             if self._preparation is not None:
@@ -142,7 +144,7 @@ class QueueHandler(logging.handlers.QueueHandler):
             else:
                 self.send_encoded(payload)
         except Exception as error:
-            self._fail(record, error)
+            self._fail(record, error, is_lost=not payload)
 
     def prepare_with(self, preparation: bytes) -> None:
         """Pass records through enrichers and redactors, from `mplog.record.preparation.note_preparation`."""
@@ -162,8 +164,16 @@ class QueueHandler(logging.handlers.QueueHandler):
         """Return the record without its secrets."""
         return record if self._preparation is None else self._preparation.prepared(record)
 
-    def _fail(self, record: logging.LogRecord, error: Exception) -> None:
-        """Report the error; runs in the except clause."""
+    def _fail(self, record: logging.LogRecord, error: Exception, *, is_lost: bool) -> None:
+        """Report the error; runs in the except clause.
+
+        Args:
+            record: the record.
+            error: the error.
+            is_lost: whether there was no memory to encode it. What fails later is counted where it fails.
+        """
+        if is_lost and isinstance(error, MemoryError) and self.sender is not None:
+            self.sender.count_lost(record.levelno)
         if isinstance(error, NoReaderError):
             self.fall_back(self._prepared(record), error)
         elif isinstance(error, RecursionError):
