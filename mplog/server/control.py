@@ -6,6 +6,7 @@ then hands over a connection to the next logging process, which is asked again.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import itertools
 import multiprocessing
@@ -311,10 +312,11 @@ class Control:
 
 def _receive_descriptor(link: connection.Connection) -> int | None:
     """Receive the descriptor that comes with one byte; return None if this process has none left for it."""
-    carrier = socket.socket(fileno=link.fileno())
+    # The class in C: with green threads, socket.socket is another one, which does not wait for what has not come yet.
+    carrier = _socket.socket(fileno=link.fileno())
     try:
         carrier.setblocking(True)  # whatever `socket.setdefaulttimeout` says
-        byte, fds, _, _ = socket.recv_fds(carrier, 1, 1)
+        byte, fds, _, _ = socket.recv_fds(carrier, 1, 1)  # type: ignore[arg-type]
     finally:
         carrier.detach()
     if not byte:
