@@ -44,7 +44,7 @@ class Descriptor:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._identity = _identity(fd)
+        self._identity = what_is(fd)
         self._is_marked = False
         self.known_since = math.inf
         self.known_until = -math.inf
@@ -60,7 +60,7 @@ class Descriptor:
 
     def is_ours(self) -> bool:
         """Return whether the number still is what it was."""
-        return self._identity is not None and _identity(self.fd) == self._identity
+        return self._identity is not None and what_is(self.fd) == self._identity
 
     def is_still_ours(self) -> bool:
         """Return the same, but take any marked descriptor for this one: see `mplog.queue.fifo.forget_closed`."""
@@ -74,11 +74,11 @@ class Descriptor:
     def close(self) -> None:
         """Close it, unless it is somebody else's by now."""
         identity, self._identity = self._identity, None  # in one step, for two threads
-        if identity is not None and _identity(self.fd) == identity:
+        if identity is not None and what_is(self.fd) == identity:
             os.close(self.fd)
 
 
-def _identity(fd: int) -> tuple[int, int, int] | None:
+def what_is(fd: int) -> tuple[int, int, int] | None:
     """Return what a descriptor is; None if there is none."""
     try:
         status = os.fstat(fd)

@@ -7,8 +7,12 @@ process that touches it, by SIGBUS. So a file is made long enough by writing to 
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
+import sys
+
+from mplog.queue.descriptor import NONE, Descriptor, what_is
 
 _BLOCK = bytes(2**20)
 
@@ -28,10 +32,34 @@ def lengthen(fd: int, length: int) -> None:
         raise
 
 
+if sys.version_info >= (3, 13):
+
+    def _map(fd: int, length: int, access: int) -> mmap.mmap:
+        return mmap.mmap(fd, length, access=access, trackfd=False)
+
+else:
+    #: Each mapping has a duplicate of its file's descriptor. When it is collected, it closes that number, whatever the
+    #: number is by then. So all are kept, except those that nobody uses and whose numbers are ours.
+    _kept: list[tuple[mmap.mmap, Descriptor]] = []
+    # Collected only after all of the program's own objects, at the end of the interpreter.
+    os.register_at_fork(after_in_child=functools.partial(len, _kept))
+
+    #: What getrefcount() says of a mapping that nobody uses: the list has one reference, its argument is another.
+    _UNUSED = 2
+
+    def _map(fd: int, length: int, access: int) -> mmap.mmap:
+        _kept[:] = [kept for kept in _kept if sys.getrefcount(kept[0]) > _UNUSED or not kept[1].is_ours()]
+        number = os.dup(fd)
+        os.close(number)  # the lowest free one, which the mapping gets, unless another thread is quicker
+        mapping = mmap.mmap(fd, length, access=access)
+        _kept.append((mapping, Descriptor(number) if what_is(number) == what_is(fd) else NONE))
+        return mapping
+
+
 def map_fd(fd: int, length: int) -> mmap.mmap:
     """Map the beginning of an open file for reading and writing; make it long enough first (`lengthen`)."""
     lengthen(fd, length)
-    return mmap.mmap(fd, length)
+    return _map(fd, length, mmap.ACCESS_WRITE)
 
 
 def map_file(path: str, length: int, *, writable: bool = False) -> mmap.mmap:
@@ -43,7 +71,7 @@ def map_file(path: str, length: int, *, writable: bool = False) -> mmap.mmap:
     flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        return map_fd(fd, length) if writable else mmap.mmap(fd, length, access=mmap.ACCESS_READ)
+        return map_fd(fd, length) if writable else _map(fd, length, mmap.ACCESS_READ)
     except ValueError as error:
         raise OSError(f"{path} is shorter than {length} bytes") from error
     except OSError as error:

@@ -24,8 +24,8 @@ import msgspec
 #: one (``encoder_encode_common`` of msgspec 0.22); this raises MemoryError.
 pack_into: Callable[[object, bytearray], None] = msgspec.msgpack.Encoder().encode_into
 
-#: For `pack_into`, where each call counts: take one out, and put it back while it is small. A signal handler, or another
-#: thread, makes its own meanwhile.
+#: For `pack_into`, on the way of nearly every record: take one out, and put it back if it is small. A signal handler or
+#: another thread makes its own meanwhile.
 buffers: list[bytearray] = [bytearray()]
 #: Bytes of a buffer that is put back.
 KEPT_BUFFER = 2**16

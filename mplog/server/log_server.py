@@ -26,6 +26,7 @@ from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError,
 from mplog.files.notices import say_on_stderr
 from mplog.logging_process.messages import ChildEnded, Patience
 from mplog.monitoring.statistics import Stats
+from mplog.queue.locks import give_locks
 from mplog.queue.log_queue import LogQueue
 from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
@@ -86,6 +87,8 @@ class LogServer:
         ServerStateError: by what needs a running server, if there is none, or if another process has started it.
     """
 
+    _lock: threading.RLock
+
     def __init__(
         self,
         *sinks: Sink | str | os.PathLike[str],
@@ -111,7 +114,7 @@ class LogServer:
             sync_level=sync_level,
             buffer_size=buffer_size,
         )
-        self._lock = threading.RLock()
+        give_locks(self, "_lock")
         self._started: Started | None = None
         self._stopping: Started | None = None
         self._is_ending = False
@@ -319,7 +322,8 @@ class LogServer:
         if started is None or started.owner != os.getpid():
             return self._last_stats
         deadline = time.monotonic() + timeout
-        if not self._lock.acquire(timeout=timeout):
+        lock = self._lock  # a fork of this thread, meanwhile, gets another one
+        if not lock.acquire(timeout=timeout):
             raise DrainTimeoutError(
                 f"another thread has been stopping {self!r} for {timeout:g} seconds", pending=started.backlog()
             )
@@ -335,7 +339,7 @@ class LogServer:
                     self._is_ending = False
             return self._last_stats
         finally:
-            self._lock.release()
+            lock.release()
 
     def _end(self, started: Started, deadline: float) -> None:
         started.takeover.undo()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any
 
+from mplog.queue.descriptor import Descriptor, close_connection
 from mplog.record.encoding import encode
 
 #: Seconds between two looks whether to end. A sentinel in the queue would not do: at the end of a program,
@@ -30,6 +31,8 @@ class Pump(threading.Thread):
     def __init__(self, source: Any, deliver: Callable[[list[bytes]], object]) -> None:
         super().__init__(name="mplog-pump", daemon=True)
         self._source = _with_own_reader(source)
+        reader = getattr(self._source, "_reader", None)
+        self._end = Descriptor(reader.fileno()) if reader is not None and sys.platform != "win32" else None
         self._deliver = deliver
         self._stopping = threading.Event()
 
@@ -50,6 +53,9 @@ class Pump(threading.Thread):
 
     def _take(self) -> list[bytes]:
         batch: list[bytes] = []
+        if self._end is not None and not self._end.is_ours():
+            close_connection(self._source._reader, self._end)
+            raise EOFError
         try:
             while len(batch) < _BATCH:
                 batch.append(_encoded(self._source.get_nowait() if batch else self._source.get(timeout=_INTERVAL)))
