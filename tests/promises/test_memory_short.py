@@ -42,7 +42,7 @@ with mplog.LogServer("app.log", level="INFO", format="%(message).100s", logger_c
                 try:
                     log.info("%d %s", logged, text[: logged % 1000])
                     logged += 1
-                except MemoryError:  # as the stdlib's own code raises it
+                except (MemoryError, SystemError):  # as the stdlib's own code raises it; Python 3.10 may forget it
                     logged += 1
             taken.clear()
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
