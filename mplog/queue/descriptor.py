@@ -22,7 +22,7 @@ if sys.platform != "win32":
     import fcntl
 
 #: Seconds for which a writing end that was ours still is.
-KNOWN_FOR = 25e-6
+KNOWN_FOR = 50e-6
 
 # The table of descriptors grows to the highest number, 8 bytes for each, in every process and copied at every fork.
 _HIGHEST_LIMIT = 4096

@@ -39,6 +39,7 @@ from mplog.record.cache import Cache
 from mplog.record.decoding import origin_of
 from mplog.record.encoding import Cut, encode
 
+_PAYLOAD_SIZE = frame.PAYLOAD_SIZE
 #: The headers of records, by the length of what follows.
 _headers: Cache[int, bytes] = Cache(lambda length: frame.header(frame.RECORD, length), frame.PAYLOAD_SIZE + 1)
 
@@ -56,9 +57,8 @@ class Sender:
         sequence, details, overflow, sync, preparation, losses: see `LogQueue`.
     """
 
-    end = NONE
-
     def __init__(self, directory: str) -> None:
+        self.end = NONE  # here and not in the class, which would make each look at it slower
         self.directory = directory
         self.path = fifo_path(directory)
         self.is_closed = False
@@ -232,9 +232,10 @@ class Sender:
             NoReaderError: no process reads the queue any more.
         """
         # The path of nearly every record: one frame, for which there is room, and nothing left over. All else is below.
-        if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned:
+        size = len(payload)
+        if size <= _PAYLOAD_SIZE and not self._abandoned:
             try:
-                _write(self.end.fd, _headers[len(payload)] + payload)
+                _write(self.end.fd, _headers[size] + payload)
                 return
             except OSError:
                 pass

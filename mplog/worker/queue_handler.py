@@ -102,11 +102,11 @@ class QueueHandler(logging.handlers.QueueHandler):
                 try:
                     sender: Any = self.sender
                     payload = encode(record, next(sender.sequence), sender.details)
+                    end = sender.end
                     try:
-                        is_known = sender.end.known_since < record.created < sender.end.known_until
+                        if not end.known_since < record.created < end.known_until:
+                            sender.look(record.created)
                     except (AttributeError, TypeError):  # a time that is not a number
-                        is_known = False
-                    if not is_known:
                         sender.look(time.time())
                     self.send_encoded(payload)
                 except Exception as error:

@@ -56,7 +56,7 @@ print(sum(process.lost for process in stats.lost), dict(stats.unexplained))
 
 @pytest.mark.parametrize("logger", ["logging", "Logger"])
 def test_a_record_for_which_there_is_no_memory_is_counted(tmp_path: Path, logger: str) -> None:
-    """A record that cannot be encoded costs neither the process nor the next record, and the log says that it is lost."""
+    """A record that cannot be encoded costs neither the process nor the next record, and the log says so."""
     done = run_script(tmp_path, PROGRAM, "long record", logger)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1 {}\n", "")
     written = (tmp_path / "app.log").read_text().splitlines()
