@@ -23,6 +23,9 @@ import time
 import weakref
 from typing import Any
 
+from mplog.queue.descriptor import out_of_the_way
+from mplog.queue.native import poll, read
+
 if sys.platform != "win32":
     import fcntl
     import termios
@@ -30,10 +33,6 @@ if sys.platform != "win32":
 # Linux; the fcntl module has the names on Linux alone.
 _F_SETPIPE_SZ = 1031
 _F_GETPIPE_SZ = 1032
-
-# The lowest free number becomes the next descriptor. When a program closes all descriptors, as daemons do, other files
-# soon get the low numbers, and a write to such a number would end in one of these. High numbers stay unused.
-_LOWEST_FD = 512
 
 # What a file system answers that cannot change an inode. A FIFO itself has none of these errors.
 _AFTER_WRITE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
@@ -55,12 +54,12 @@ def create(path: str) -> None:
 
 def open_reader(path: str) -> int:
     """Open the reading end without waiting for a writer."""
-    return _out_of_the_way(_open_own(path, os.O_RDONLY))
+    return out_of_the_way(_open_own(path, os.O_RDONLY))
 
 
 def open_writer(path: str) -> int:
     try:
-        return _out_of_the_way(_open_own(path, os.O_WRONLY))
+        return out_of_the_way(_open_own(path, os.O_WRONLY))
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), path) from None
@@ -112,15 +111,6 @@ def forget_closed() -> None:
         holder.forget_closed()
 
 
-def _out_of_the_way(fd: int) -> int:
-    try:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
-    except OSError:
-        return fd  # the limit on descriptors is below
-    os.close(fd)
-    return high
-
-
 def set_size(fd: int, size: int) -> int:
     """Ask for room for `size` bytes and return what was granted.
 
@@ -149,9 +139,9 @@ def pending(fd: int) -> int:
 
 def is_deserted(read_fd: int) -> bool:
     """Return whether the last writer has closed the FIFO."""
-    poll = select.poll()
-    poll.register(read_fd, select.POLLIN)
-    return any(event & select.POLLHUP for _, event in poll.poll(0))
+    waiting = poll()
+    waiting.register(read_fd, select.POLLIN)
+    return any(event & select.POLLHUP for _, event in waiting.poll(0))
 
 
 def peek(fd: int) -> bytes:
@@ -166,7 +156,7 @@ def peek(fd: int) -> bytes:
         set_size(copy_writer, fcntl.fcntl(fd, _F_GETPIPE_SZ))
         splice_nonblock = 2
         copied = ctypes.CDLL(None, use_errno=True).tee(fd, copy_writer, ctypes.c_size_t(size), splice_nonblock)
-        return os.read(copy_reader, copied) if copied > 0 else b""
+        return read(copy_reader, copied) if copied > 0 else b""
     finally:
         os.close(copy_reader)
         os.close(copy_writer)
@@ -174,7 +164,7 @@ def peek(fd: int) -> bytes:
 
 def open_lock(path: str) -> int:
     """Open a file to lock, with a high descriptor like that of a FIFO."""
-    return _out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    return out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 
 def wait(fd: int, event: int, deadline: float | None) -> bool:
@@ -185,13 +175,13 @@ def wait(fd: int, event: int, deadline: float | None) -> bool:
         event: ``select.POLLIN`` or ``select.POLLOUT``.
         deadline: a time of `monotonic`; None waits for ever.
     """
-    poll = select.poll()
-    poll.register(fd, event)
+    waiting = poll()
+    waiting.register(fd, event)
     if deadline is None:
-        return bool(poll.poll())
+        return bool(waiting.poll())
     while True:
         left = max(0.0, deadline - monotonic())
-        if poll.poll(math.ceil(min(left, _LONGEST_POLL) * 1000)):
+        if waiting.poll(math.ceil(min(left, _LONGEST_POLL) * 1000)):
             return True
         if left <= _LONGEST_POLL:
             return False

@@ -1,6 +1,6 @@
-"""Locks between processes, which the kernel frees when the process that holds one dies. POSIX only.
+"""Locks between processes, which the kernel frees when the process that holds one dies, and between threads.
 
-Three kinds, because each has what the others lack:
+Of those between processes (POSIX only) there are three kinds, because each has what the others lack:
 
 - `try_lock_process` (fcntl(2), F_SETLK) belongs to a process: a fork that has inherited the descriptor does not hold
   it. The processes that read a queue keep their descriptor open, so they need this one.
@@ -13,10 +13,14 @@ Three kinds, because each has what the others lack:
 from __future__ import annotations
 
 import errno
+import os
 import sys
-import time
+import threading
+import weakref
+from typing import Any
 
 from mplog.queue.fifo import monotonic
+from mplog.queue.native import sleep
 
 if sys.platform != "win32":
     import fcntl
@@ -48,7 +52,7 @@ def lock_file(fd: int, deadline: float) -> bool:
         except BlockingIOError:
             if monotonic() >= deadline:
                 return False
-            time.sleep(_PAUSE)
+            sleep(_PAUSE)
         else:
             return True
 
@@ -57,3 +61,27 @@ def unlock_file(fd: int) -> None:
     """Give back what `lock_file` has taken."""
     # A process that another thread has forked meanwhile has the file open, too: closing alone would not free it.
     fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+#: What has locks of its threads, and the names of its attributes.
+_owners: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+def give_locks(owner: Any, *names: str) -> None:
+    """Set attributes to reentrant locks for the threads of this process, and to new ones in each fork of it.
+
+    In a fork, nobody would release a lock that another thread held at that moment.
+    """
+    for name in names:
+        setattr(owner, name, threading.RLock())
+    _owners[owner] = names
+
+
+def _renew() -> None:
+    """Runs in a process that has just been forked."""
+    for owner, names in list(_owners.items()):
+        give_locks(owner, *names)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

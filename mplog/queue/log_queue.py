@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from mplog.errors import MplogError, QueueNotFoundError
 from mplog.queue import directory as queue_directory
 from mplog.queue import fifo
+from mplog.queue.descriptor import NONE
 from mplog.queue.fifo import monotonic
 from mplog.queue.losses import Losses
 from mplog.queue.overflow import Overflow
@@ -283,7 +284,7 @@ class LogQueue(_Base):
         """
         opened = _reopen(directory)
         try:
-            if opened.sender.write_fd < 0:
+            if opened.sender.end is NONE:
                 opened.sender.open()
             else:
                 os.close(fifo.open_writer(opened.path))

@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from mplog.queue.descriptor import NONE, Descriptor, out_of_the_way
 from mplog.queue.directory import current_fifo_path, workers_path
 from mplog.queue.fifo import monotonic
 from mplog.queue.shared_file import PAUSE, write_at
@@ -223,40 +224,32 @@ class Losses:
 class _OpenFile:
     """A new file that stays open, in a program that may close its descriptor, and use the number for another file."""
 
-    _fd = -1
+    _end = NONE
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._open(os.O_CREAT | os.O_EXCL)
 
     def _open(self, flags: int) -> None:
-        self._fd = os.open(self.path, flags | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self._status = os.fstat(self._fd)
-
-    def _find(self) -> os.stat_result | None:
-        with contextlib.suppress(OSError):
-            found = os.fstat(self._fd)
-            if os.path.samestat(found, self._status):
-                return found
-        return None
+        fd = os.open(self.path, flags | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._end = Descriptor(out_of_the_way(fd))
 
     def is_gone(self) -> bool:
         """Return whether the file was removed; open it again if it was closed."""
-        found = self._find()
-        if found is None:
-            try:
+        try:
+            if not self._end.is_ours():
                 self._open(0)
-            except FileNotFoundError:
-                return True
-        return found is not None and found.st_nlink == 0
+        except FileNotFoundError:
+            return True
+        return os.fstat(self._end.fd).st_nlink == 0
 
     def write(self, data: bytes, position: int) -> None:
         """Write all of the data at a position; to be called right after `is_gone`."""
-        write_at(self._fd, data, position)
+        write_at(self._end.fd, data, position)
 
     def __del__(self) -> None:
-        if sys is not None and not sys.is_finalizing() and self._find() is not None:
-            os.close(self._fd)
+        if sys is not None and not sys.is_finalizing():
+            self._end.close()
 
 
 def pid_namespace() -> int:

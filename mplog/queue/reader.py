@@ -12,16 +12,17 @@ import queue
 import select
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from mplog.errors import QueueNotFoundError, ServerStateError
 from mplog.queue import fifo
+from mplog.queue.descriptor import NONE, Descriptor
 from mplog.queue.directory import lock_path
 from mplog.queue.fifo import monotonic
 from mplog.queue.locks import try_lock_process, unlock_process
+from mplog.queue.native import read, sleep
 from mplog.queue.payloads import PickledObject, decode_bytes
 from mplog.queue.sender import Sender
 from mplog.queue.sync import TOKEN_SIZE
@@ -73,12 +74,9 @@ class Reader:
     Args:
         sender: of the same queue. Its writing end is open while this reads, because the reading end of a FIFO without
             writers is always ready.
-
-    Attributes:
-        read_fd: the reading end, -1 while it is not open.
     """
 
-    read_fd = _lock_fd = -1
+    _end = _lock = NONE
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
@@ -89,14 +87,21 @@ class Reader:
         if sys is not None and not sys.is_finalizing():
             self.close_ends()
 
+    @property
+    def read_fd(self) -> int:
+        """The number of the reading end, -1 while it is not open."""
+        return self._end.fd
+
     def open(self) -> None:
         """Open what is not open: the reading end, the writing end, and the file to lock."""
+        if not (self._end.is_ours() and self._lock.is_ours()):
+            fifo.forget_closed()
         try:
-            if self.read_fd < 0:
-                self.read_fd = fifo.open_reader(self._sender.path)
+            if self._end is NONE:
+                self._end = Descriptor(fifo.open_reader(self._sender.path))
             self._sender.open()
-            if self._lock_fd < 0:
-                self._lock_fd = fifo.open_lock(lock_path(self._sender.directory))
+            if self._lock is NONE:
+                self._lock = Descriptor(fifo.open_lock(lock_path(self._sender.directory)))
         except FileNotFoundError:
             raise QueueNotFoundError(
                 f"{self._sender.path} does not exist any more: the process that made the queue has ended."
@@ -104,25 +109,24 @@ class Reader:
 
     def release(self) -> int:
         """Return the reading end, which this object then neither has nor closes."""
-        if self.read_fd < 0:
+        if not self._end.is_ours():
             raise ServerStateError(
                 f"{self._sender!r} has no reading end here: another process made it, or it has a reader."
             )
-        fd, self.read_fd = self.read_fd, -1
-        return fd
+        end, self._end = self._end, NONE
+        return end.fd
 
     def close_ends(self) -> None:
-        ends = self.read_fd, self._lock_fd
-        self.read_fd = self._lock_fd = -1
-        for fd in ends:
-            if fd >= 0:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+        ends = self._end, self._lock
+        self._end = self._lock = NONE
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.close()
 
     def forget_closed(self) -> None:
         """Look whether the program has closed what was open."""
-        self.read_fd = self.read_fd if fifo.is_open(self.read_fd) else -1
-        self._lock_fd = self._lock_fd if fifo.is_open(self._lock_fd) else -1
+        self._end = self._end if self._end.is_ours() else NONE
+        self._lock = self._lock if self._lock.is_ours() else NONE
 
     @property
     def received(self) -> Received:
@@ -180,7 +184,7 @@ class Reader:
                     elif _is_past(deadline):
                         raise queue.Empty
                     else:
-                        time.sleep(0.001)  # another process is taking a frame this moment
+                        sleep(0.001)  # another process is taking a frame this moment
                 elif pending:
                     raise queue.Empty
                 else:
@@ -195,15 +199,15 @@ class Reader:
     def _read_frame(self, received: Received) -> int:
         """Read one frame, never a byte more; return how many bytes, 0 where another process is reading."""
         try:
-            return self._read_frame_alone(received) if try_lock_process(self._lock_fd) else 0
+            return self._read_frame_alone(received) if try_lock_process(self._lock.fd) else 0
         finally:
-            unlock_process(self._lock_fd)
+            unlock_process(self._lock.fd)
 
     def _read_frame_alone(self, received: Received) -> int:
         count = 0
         while count == 0 or not received.frames.is_between_frames:
             try:
-                data = os.read(self.read_fd, received.frames.wanted)
+                data = read(self.read_fd, received.frames.wanted)
             except BlockingIOError:
                 break
             count += len(data)

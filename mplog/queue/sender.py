@@ -21,14 +21,17 @@ import os
 import queue
 import select
 import sys
+import time
 from typing import Any
 
 from mplog.errors import NoReaderError
 from mplog.queue import fifo
+from mplog.queue.descriptor import KNOWN_FOR, NONE, Descriptor
 from mplog.queue.directory import emergency_path, fifo_path, is_given_up, remove_if_unused
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.fifo import monotonic
 from mplog.queue.losses import Losses, Reason
+from mplog.queue.native import write as _write
 from mplog.queue.overflow import PATIENCE, Overflow, is_in_event_loop
 from mplog.queue.payloads import encode_bytes, encode_object
 from mplog.queue.sync import Sync, Waiter
@@ -37,7 +40,7 @@ from mplog.record.cache import Cache
 from mplog.record.decoding import origin_of
 from mplog.record.encoding import Cut, encode
 
-_write = os.write
+_PAYLOAD_SIZE = frame.PAYLOAD_SIZE
 #: The headers of records, by the length of what follows.
 _headers: Cache[int, bytes] = Cache(lambda length: frame.header(frame.RECORD, length), frame.PAYLOAD_SIZE + 1)
 
@@ -50,14 +53,13 @@ class Sender:
 
     Attributes:
         path: of the FIFO.
-        write_fd: the writing end, -1 while it is not open.
+        end: the writing end, `NONE` while it is not open.
         is_closed: whether the queue is closed in this process.
         sequence, details, overflow, sync, preparation, losses: see `LogQueue`.
     """
 
-    write_fd = -1
-
     def __init__(self, directory: str) -> None:
+        self.end = NONE  # here and not in the class, which would make each look at it slower
         self.directory = directory
         self.path = fifo_path(directory)
         self.is_closed = False
@@ -80,18 +82,27 @@ class Sender:
         if sys is not None and not sys.is_finalizing():  # later, something may still log
             self.close_end()
 
+    @property
+    def write_fd(self) -> int:
+        """The number of the writing end, -1 while it is not open."""
+        return self.end.fd
+
     def open(self) -> int:
         """Return the writing end, opened if it is not; raise NoReaderError if no process reads the queue any more."""
-        if self.write_fd < 0:
+        self.look(time.time())
+        if self.end is NONE:
+            fifo.forget_closed()  # before another end gets one of their numbers
             try:
-                self.write_fd = fifo.open_writer(self.path)
+                end = Descriptor(fifo.open_writer(self.path))
+                end.mark()
+                self.end = end
             except FileNotFoundError:
                 raise NoReaderError(
                     f"{self.path} does not exist any more: its logging process has ended. Start a new server."
                 ) from None
             except BrokenPipeError:
                 raise self.no_reader() from None
-        return self.write_fd
+        return self.end.fd
 
     def no_reader(self) -> NoReaderError:
         """Return the error that says that no process reads the queue any more."""
@@ -110,15 +121,27 @@ class Sender:
             return fifo.pending(self.open())
 
     def close_end(self) -> None:
-        fd, self.write_fd = self.write_fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        end, self.end = self.end, NONE
+        with contextlib.suppress(OSError):
+            end.close()
+
+    def look(self, now: float) -> None:
+        """Look whether the writing end is still ours, if the last look was too long ago. Call this before each write.
+
+        Args:
+            now: a time of ``time.time()``, such as that at which a record was created.
+        """
+        end = self.end
+        if not end.known_since < now < end.known_until:
+            if end.is_still_ours():
+                end.known_since, end.known_until = now, now + KNOWN_FOR
+            elif end is not NONE:
+                fifo.forget_closed()
 
     def forget_closed(self) -> None:
         """Look whether the program has closed the writing end."""
-        if not fifo.is_open(self.write_fd):
-            self.write_fd = -1
+        if not self.end.is_ours():
+            self.end = NONE
 
     def restart_counts(self) -> None:
         """Runs in a process that has just been forked: count from zero."""
@@ -154,9 +177,9 @@ class Sender:
     def _write(self, data: bytes, block: bool, deadline: float | None) -> None:
         while True:
             try:
-                os.write(self.open(), data)
+                _write(self.open(), data)
             except BlockingIOError:
-                if not block or not fifo.wait(self.write_fd, select.POLLOUT, deadline):
+                if not block or not fifo.wait(self.end.fd, select.POLLOUT, deadline):
                     raise queue.Full from None
             except NoReaderError:
                 raise
@@ -195,7 +218,8 @@ class Sender:
         payload = encode_bytes(data, to)
         if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned and not self.is_closed:
             try:
-                _write(self.write_fd, frame.header(frame.BYTES, len(payload)) + payload)
+                self.look(time.time())
+                _write(self.end.fd, frame.header(frame.BYTES, len(payload)) + payload)
                 return
             except OSError as error:
                 if fifo.was_written(error):
@@ -211,16 +235,17 @@ class Sender:
     # --- records ---
 
     def put_record(self, payload: bytes) -> None:
-        """Put an encoded record; while the queue is full, do as `overflow` says.
+        """Put an encoded record; while the queue is full, do as `overflow` says. Call `look` first.
 
         Raises:
             ValueError: the queue is closed in this process.
             NoReaderError: no process reads the queue any more.
         """
         # The path of nearly every record: one frame, for which there is room, and nothing left over. All else is below.
-        if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned:
+        size = len(payload)
+        if size <= _PAYLOAD_SIZE and not self._abandoned:
             try:
-                _write(self.write_fd, _headers[len(payload)] + payload)
+                _write(self.end.fd, _headers[size] + payload)
                 return
             except OSError as error:
                 if fifo.was_written(error):
@@ -340,6 +365,12 @@ class Sender:
     def count_unused(self) -> None:
         """Count a number of `sequence` that no record carries."""
         self._count(logging.NOTSET, Reason.UNUSED, multiprocessing.process.current_process().name)
+
+    def count_lost(self, level: Any) -> None:
+        """Count a record that could not be encoded."""
+        with contextlib.suppress(MemoryError):
+            name = multiprocessing.process.current_process().name
+            self.losses.count(level if type(level) is int else logging.NOTSET, Reason.INTERRUPTED, name)
 
     def count(self, payload: bytes, reason: Reason) -> None:
         try:

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import mmap
 import os
+import sys
 from collections.abc import Iterable, Iterator
+
+from mplog.queue.descriptor import NONE, Descriptor, what_is
 
 #: Seconds without a further attempt after a full disk: btrfs looks for room for up to 60 ms each time.
 PAUSE = 1.0
@@ -45,6 +49,30 @@ def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
         count += os.pwrite(fd, memoryview(data)[count:], position + count)
 
 
+if sys.version_info >= (3, 13):
+
+    def _map(fd: int, length: int) -> mmap.mmap:
+        return mmap.mmap(fd, length, access=mmap.ACCESS_READ, trackfd=False)
+
+else:
+    #: Each mapping has a duplicate of its file's descriptor. When it is collected, it closes that number, whatever the
+    #: number is by then. So all are kept, except those that nobody uses and whose numbers are ours.
+    _kept: list[tuple[mmap.mmap, Descriptor]] = []
+    # Collected only after all of the program's own objects, at the end of the interpreter.
+    os.register_at_fork(after_in_child=functools.partial(len, _kept))
+
+    #: What getrefcount() says of a mapping that nobody uses: the list has one reference, its argument is another.
+    _UNUSED = 2
+
+    def _map(fd: int, length: int) -> mmap.mmap:
+        _kept[:] = [kept for kept in _kept if sys.getrefcount(kept[0]) > _UNUSED or not kept[1].is_ours()]
+        number = os.dup(fd)
+        os.close(number)  # the lowest free one, which the mapping gets, unless another thread is quicker
+        mapping = mmap.mmap(fd, length, access=mmap.ACCESS_READ)
+        _kept.append((mapping, Descriptor(number) if what_is(number) == what_is(fd) else NONE))
+        return mapping
+
+
 def make_file(path: str, length: int) -> None:
     """Make a file of zeros for workers to read, unless there is one that is so long.
 
@@ -74,7 +102,7 @@ def map_file(path: str, length: int) -> mmap.mmap:
     """
     with _opened(path, os.O_RDONLY) as fd:
         try:
-            return mmap.mmap(fd, length, access=mmap.ACCESS_READ)
+            return _map(fd, length)
         except ValueError as error:
             raise OSError(errno.EINVAL, f"shorter than {length} bytes") from error
 

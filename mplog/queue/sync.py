@@ -23,7 +23,9 @@ from typing import Generic, TypeVar
 import msgspec
 
 from mplog.queue import fifo
+from mplog.queue.descriptor import Descriptor
 from mplog.queue.directory import workers_path
+from mplog.queue.native import read
 
 T = TypeVar("T")
 
@@ -61,21 +63,21 @@ class Waiter:
         self._path = _path(workers_path(directory), self.token)
         os.mkfifo(self._path, 0o600)
         try:
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._end = Descriptor(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         except BaseException:
             self._remove()
             raise
 
     def wait(self, deadline: float) -> bool:
         """Wait until the record is on disk, or until a time of `monotonic`; return whether it is."""
-        while fifo.wait(self._fd, select.POLLIN, deadline):
+        while fifo.wait(self._end.fd, select.POLLIN, deadline) and self._end.is_ours():
             with contextlib.suppress(BlockingIOError):
-                return os.read(self._fd, 1) == _ON_DISK
+                return read(self._end.fd, 1) == _ON_DISK
         return False
 
     def close(self) -> None:
         """Remove the FIFO."""
-        os.close(self._fd)
+        self._end.close()
         self._remove()
 
     def _remove(self) -> None:

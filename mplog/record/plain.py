@@ -22,7 +22,26 @@ from typing import Any
 
 import msgspec
 
-pack: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
+#: Writes a value into a buffer. The encoder's `encode`, which makes one, crashes when there is no memory for a longer
+#: one (``encoder_encode_common`` of msgspec 0.22); this raises MemoryError.
+pack_into: Callable[[object, bytearray], None] = msgspec.msgpack.Encoder().encode_into
+
+#: Buffers for `pack_into`, on the way of nearly every record: as many as there may be threads and signal handlers in it
+#: at once. Where none is left, `pack` does it. A list that is never quite empty also keeps its own memory.
+_MOST_BUFFERS = 8
+_buffers = [bytearray() for _ in range(_MOST_BUFFERS)]
+take_buffer, give_buffer = _buffers.pop, _buffers.append
+#: A buffer of more bytes is not given back, but another one.
+KEPT_BUFFER = 2**16
+
+
+def pack(value: object) -> bytes:
+    """Return a value as msgpack."""
+    buffer = bytearray()
+    pack_into(value, buffer)
+    if len(_buffers) < _MOST_BUFFERS:  # calls that failed have not given theirs back
+        give_buffer(bytearray())
+    return bytes(buffer)
 
 
 _NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")

@@ -12,14 +12,15 @@ import os
 import select
 import threading
 from collections.abc import Callable
-from multiprocessing import connection
 from typing import Any
 
-from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, StartError
+from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError, ServerStateError, StartError
 from mplog.logging_process.messages import Answer, ChildEnded, Command, Launch, Opened, Question, Records
+from mplog.monitoring.process import has_ended
 from mplog.monitoring.statistics import Stats
 from mplog.queue.fifo import monotonic
-from mplog.server.link import Link, NoneLeftError, have_hung_up, kill
+from mplog.queue.native import poll
+from mplog.server.link import Connection, Link, NoneLeftError, have_hung_up, kill
 from mplog.server.progress import TICK_SECONDS
 
 #: Seconds that the next logging process may take to open its sinks while the program asks for its pid.
@@ -105,7 +106,7 @@ class Control:
                     continue
                 if self._connection is not None:
                     self._connection.close()
-                self._connection, taken = connection.Connection(fd), True
+                self._connection, taken = Connection(fd), True
         except NoneLeftError:
             if not taken:
                 raise
@@ -127,7 +128,20 @@ class Control:
     @property
     def is_alive(self) -> bool:
         """Whether the logging process runs, or a supervisor that will start another one."""
-        return not have_hung_up(self._ends, 0)
+        return not have_hung_up(self._ends, 0) if self._is_connected else not has_ended(self._link.pid)
+
+    @property
+    def _is_connected(self) -> bool:
+        """Whether the program has not closed the connections, as programs do that become daemons."""
+        return all(end.is_ours for end in self._ends if isinstance(end, Connection))
+
+    def _require_connection(self) -> None:
+        if not self._is_connected:
+            raise ServerStateError(
+                f"this program has closed its connection to the logging process (pid {self._pid}), as programs do that "
+                "become daemons. The log goes on, and ends after the last process that logs, but it cannot be asked "
+                "for anything. Start the server after that."
+            )
 
     @property
     def _ends(self) -> set[Any]:
@@ -137,7 +151,7 @@ class Control:
     def pid(self) -> int:
         """The process id of the latest logging process; in a fork of the program, as far as it is known there."""
         is_asked = self._connection is not self._link.end and self._owner == os.getpid()
-        if is_asked and self._asking.acquire(blocking=False):
+        if is_asked and self._is_connected and self._asking.acquire(blocking=False):
             try:
                 with contextlib.suppress(EOFError, OSError, MplogError, NoneLeftError):
                     if self._link.end.poll(0):
@@ -158,6 +172,7 @@ class Control:
 
     def send(self, message: Records | ChildEnded) -> None:
         """Send something that is not answered; raise LoggingProcessDiedError if the logging process has ended."""
+        self._require_connection()
         try:
             with self._sending:
                 self._connection.send(message)
@@ -174,7 +189,9 @@ class Control:
         Raises:
             DrainTimeoutError: no answer within `timeout` seconds.
             LoggingProcessDiedError: the logging process has ended.
+            ServerStateError: the program has closed the connection.
         """
+        self._require_connection()
         deadline = monotonic() + timeout
         if not self._asking.acquire(timeout=timeout):
             raise self._too_slow(command, timeout)
@@ -275,10 +292,10 @@ def _wait(poll: Callable[[float], bool], deadline: float, tick: Callable[[], Non
     return poll(max(0.0, deadline - monotonic()))
 
 
-def _wait_for_room(link: connection.Connection, deadline: float) -> bool:
+def _wait_for_room(link: Any, deadline: float) -> bool:
     """Wait until a short message can be sent without waiting; return whether it can before the deadline."""
-    if not hasattr(select, "poll"):
+    if poll is None:
         return True
-    poll = select.poll()
-    poll.register(link.fileno(), select.POLLOUT)
-    return bool(poll.poll(1000 * max(0.0, deadline - monotonic())))
+    waiting = poll()
+    waiting.register(link.fileno(), select.POLLOUT)
+    return bool(waiting.poll(1000 * max(0.0, deadline - monotonic())))

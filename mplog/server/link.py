@@ -5,12 +5,13 @@ The supervisor is no child of the program. When it ends, its end of the link is 
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import multiprocessing
 import os
-import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterable
 from multiprocessing import connection
@@ -18,12 +19,30 @@ from typing import Any
 
 from mplog.logging_process.messages import Ended, Launch, NewProcess
 from mplog.monitoring.process import has_ended
+from mplog.queue.descriptor import Descriptor, out_of_the_way
 from mplog.queue.fifo import monotonic
+from mplog.queue.native import poll
 from mplog.server.interpreter import module_path, start_supervisor
 
 
 class NoneLeftError(Exception):
     """There will be no other logging process: the supervisor has ended, or given up."""
+
+
+class Connection(connection.Connection):
+    """A connection whose descriptor the program may close, and use its number for a file of its own."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._own = Descriptor(fd)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the program has left the descriptor open."""
+        return self._own.is_ours()
+
+    def _close(self) -> None:  # also when it is collected
+        self._own.close()
 
 
 class Link:
@@ -39,7 +58,11 @@ class Link:
     """
 
     def __init__(self, launch: Launch) -> None:
-        self.end, theirs = multiprocessing.Pipe()
+        ours, theirs = multiprocessing.Pipe()
+        self.end: Any = ours
+        if sys.platform != "win32":
+            with ours:
+                self.end = Connection(out_of_the_way(os.dup(ours.fileno())))
         self.pid = 0
         self.ended: Ended | None = None
         self._launch = launch
@@ -136,10 +159,10 @@ def have_hung_up(ends: Iterable[Any], timeout: float) -> bool:
     """Wait until the other ends of all of these connections are closed; return whether they are."""
     deadline = monotonic() + timeout
     for end in ends:
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(end.fileno(), 0)  # nothing but the end
-            if not poll.poll(1000 * max(0.0, deadline - monotonic())):
+        if poll is not None:
+            waiting = poll()
+            waiting.register(end.fileno(), 0)  # nothing but the end
+            if not waiting.poll(1000 * max(0.0, deadline - monotonic())):
                 return False
             continue
         try:
@@ -151,17 +174,17 @@ def have_hung_up(ends: Iterable[Any], timeout: float) -> bool:
     return True
 
 
-def _receive_descriptor(link: connection.Connection) -> int | None:
+def _receive_descriptor(link: Any) -> int | None:
     """Receive the descriptor that comes with one byte; return None if this process has none left for it."""
-    carrier = socket.socket(fileno=link.fileno())
+    # The class in C: with green threads, socket.socket is another one, which does not wait for what has not come yet.
+    carrier = _socket.socket(fileno=link.fileno())
     try:
         carrier.setblocking(True)  # whatever `socket.setdefaulttimeout` says
-        byte, fds, _, _ = socket.recv_fds(carrier, 1, 1)
+        byte, fds, _, _ = socket.recv_fds(carrier, 1, 1)  # type: ignore[arg-type]
     finally:
         carrier.detach()
     if not byte:
         raise EOFError
     for fd in fds:
-        os.set_inheritable(fd, False)
-        return fd
+        return out_of_the_way(fd)
     return None

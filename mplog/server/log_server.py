@@ -26,6 +26,7 @@ from mplog.files.notices import say_on_stderr
 from mplog.logging_process.messages import ChildEnded, Patience
 from mplog.monitoring.statistics import Stats
 from mplog.queue.fifo import monotonic
+from mplog.queue.locks import give_locks
 from mplog.queue.log_queue import LogQueue
 from mplog.queue.overflow import Overflow
 from mplog.queue.sync import Sync
@@ -88,6 +89,8 @@ class LogServer:
         ServerStateError: by what needs a running server, if there is none, or if another process has started it.
     """
 
+    _lock: threading.RLock
+
     def __init__(
         self,
         *sinks: Sink | str | os.PathLike[str],
@@ -115,7 +118,7 @@ class LogServer:
             buffer_size=buffer_size,
             group=group,
         )
-        self._lock = threading.RLock()
+        give_locks(self, "_lock")
         self._started: Started | None = None
         self._stopping: Started | None = None
         self._is_ending = False
@@ -327,7 +330,8 @@ class LogServer:
         if started is None or started.owner != os.getpid():
             return self._last_stats
         deadline = monotonic() + timeout
-        if not self._lock.acquire(timeout=timeout):
+        lock = self._lock  # a fork of this thread, meanwhile, gets another one
+        if not lock.acquire(timeout=timeout):
             raise DrainTimeoutError(
                 f"another thread has been stopping {self!r} for {timeout:g} seconds", pending=started.backlog()
             )
@@ -343,7 +347,7 @@ class LogServer:
                     self._is_ending = False
             return self._last_stats
         finally:
-            self._lock.release()
+            lock.release()
 
     def _end(self, started: Started, deadline: float) -> None:
         started.takeover.undo()
@@ -352,6 +356,9 @@ class LogServer:
         except LoggingProcessDiedError:
             self._last_stats = started.counted() or self._last_stats
             started.clear_up()
+            self._forget()
+            raise
+        except ServerStateError:  # there is no connection any more: the logging process ends by itself
             self._forget()
             raise
         self._forget()
@@ -376,5 +383,7 @@ class LogServer:
                 started.drain_at_exit(STOP_TIMEOUT, is_stopping=started is self._stopping)
         except KeyboardInterrupt:
             pass  # a user who presses Ctrl-C once more does not want to wait; the logging process goes on alone
+        except ServerStateError:
+            pass  # there is no connection any more, and the logging process writes everything all the same
         except MplogError as error:
             say_on_stderr(f"mplog: at the end of the program, {error}")

@@ -15,6 +15,7 @@ from multiprocessing import reduction
 from typing import Any
 
 from mplog.record.encoding import encode
+from mplog.server.link import Connection
 
 #: Seconds between two looks whether to end. A sentinel in the queue would not do: at the end of a program,
 #: multiprocessing closes the queue before the last child has ended.
@@ -50,6 +51,9 @@ class Pump(threading.Thread):
 
     def _take(self) -> list[bytes]:
         batch: list[bytes] = []
+        reader = getattr(self._source, "_reader", None)
+        if isinstance(reader, Connection) and not reader.is_ours:
+            raise EOFError
         try:
             while len(batch) < _BATCH:
                 batch.append(_encoded(self._source.get_nowait() if batch else self._source.get(timeout=_INTERVAL)))
@@ -86,13 +90,12 @@ def _with_own_reader(source: Any) -> Any:
     reader = getattr(source, "_reader", None)
     if reader is None:
         return source
-    if sys.platform == "win32":
-        handle = reduction.duplicate(reader.fileno())
-    else:
-        handle = os.dup(reader.fileno())
     kind: Any = type(source)
     own = kind.__new__(kind)
     own.__dict__.update(source.__dict__)
-    own._reader = type(reader)(handle, writable=False)
+    if sys.platform == "win32":
+        own._reader = type(reader)(reduction.duplicate(reader.fileno()), writable=False)
+    else:
+        own._reader = Connection(os.dup(reader.fileno()))
     own._poll, own._recv_bytes = own._reader.poll, own._reader.recv_bytes
     return own

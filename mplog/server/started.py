@@ -14,6 +14,7 @@ from typing import Any
 from mplog.errors import DrainTimeoutError, MplogError
 from mplog.logging_process.messages import Command, Launch, Patience, Records
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
+from mplog.queue.descriptor import Descriptor
 from mplog.queue.directory import emergency_path, share
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.fifo import monotonic
@@ -66,8 +67,8 @@ class Started:
     def _launch(self, configuration: bytes, timeout: float, patience: Patience) -> None:
         _close_starting_in_forks()
         queue, overflow, size = self.queue, self._arguments.overflow, self._arguments.buffer_size
-        fd = queue.release_reader()
-        _starting.add(fd)
+        end = Descriptor(queue.release_reader())
+        _starting.add(end)
         try:
             if self._arguments.group is not None:
                 share(queue.directory, self._arguments.group)
@@ -76,14 +77,14 @@ class Started:
                 Fill(queue.directory, writable=True)  # here, so that a full disk raises in the program
             emergency = EmergencyFile(overflow.emergency or emergency_path(queue.directory), overflow.emergency_size)
             self.takeover = self._make_takeover()
-            self.control = Control(Launch(configuration, queue.directory, fd, size, emergency, patience), timeout)
+            self.control = Control(Launch(configuration, queue.directory, end.fd, size, emergency, patience), timeout)
             queue.details = self.control.needs_details
         except BaseException:
             self.clear_up()
             raise
         finally:
-            _starting.discard(fd)
-            os.close(fd)
+            _starting.discard(end)
+            end.close()
 
     def _make_takeover(self) -> Takeover:
         return Takeover(self.queue, self._arguments.config, self.layout, self._for_attached)
@@ -135,7 +136,7 @@ class Started:
 
 
 #: Reading ends on their way to a logging process.
-_starting: set[int] = set()
+_starting: set[Descriptor] = set()
 
 
 @functools.lru_cache(maxsize=1)
@@ -144,6 +145,6 @@ def _close_starting_in_forks() -> None:
 
     def close() -> None:
         while _starting:
-            os.close(_starting.pop())
+            _starting.pop().close()
 
     os.register_at_fork(after_in_child=close)

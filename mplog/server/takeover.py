@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from mplog.queue.locks import give_locks
 from mplog.queue.log_queue import LogQueue
 from mplog.worker.attach import MPLOG_QUEUE
 from mplog.worker.initializer import install
@@ -30,7 +31,7 @@ class Takeover:
 
     #: Those that are not undone, the latest last.
     _active: ClassVar[list[Takeover]] = []
-    _lock = threading.RLock()
+    _lock: ClassVar[threading.RLock]
 
     def __init__(self, queue: Any, config: LoggingConfig | None, layout: Layout, for_attached: Layout) -> None:
         self._queue = queue
@@ -128,6 +129,9 @@ class Takeover:
             before.environment if state.environment == ours.environment else state.environment,
             before.record_factory if state.record_factory is ours.record_factory else state.record_factory,
         )
+
+
+give_locks(Takeover, "_lock")
 
 
 class _LoggerState(msgspec.Struct, frozen=True):

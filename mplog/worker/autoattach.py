@@ -64,7 +64,8 @@ def _wait() -> None:
     for name, own in levels.items():
         logging.getLogger(name).setLevel(own)
     logging.disable(disable)
-    os.register_at_fork(before=waiting.join)  # once, and not again in each worker
+    # Joins once, and not again in each worker.
+    os.register_at_fork(before=waiting.join, after_in_child=waiting.renew_lock)
 
 
 class _Waiting(logging.Handler):
@@ -73,7 +74,7 @@ class _Waiting(logging.Handler):
     def __init__(self, directory: str) -> None:
         super().__init__()
         self._directory = directory
-        self._joining = threading.RLock()
+        self.renew_lock()
         self._is_joining = False
         self._held: list[logging.LogRecord] = []
         self._joined: logging.Handler | None = None
@@ -81,6 +82,10 @@ class _Waiting(logging.Handler):
     def createLock(self) -> None:
         """Have no lock, as QueueHandler has none."""
         self.lock = None
+
+    def renew_lock(self) -> None:
+        """Have a lock that no thread holds, as a process that has just been forked needs it."""
+        self._joining = threading.RLock()
 
     def handle(self, record: logging.LogRecord) -> Any:
         """Join, and pass the record on."""

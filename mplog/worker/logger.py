@@ -27,7 +27,7 @@ from mplog.record.decoding import decode
 from mplog.record.encoding import unformattable
 from mplog.record.factory import COUNTS_NANOSECONDS, LOGGING_FILE, make_record, now, own, task_name
 from mplog.record.layout import MAX_RECORD_SIZE, Origin
-from mplog.record.plain import pack, plain_fields, unless_signal
+from mplog.record.plain import KEPT_BUFFER, give_buffer, pack, pack_into, plain_fields, take_buffer, unless_signal
 from mplog.worker.levels import look, watched
 from mplog.worker.queue_handler import QueueHandler
 
@@ -238,14 +238,21 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         extra = plain_fields(named(fields.items())) if fields else None
         if in_use.pid:
             extra = merged(extra)
-        payload = pack((next(sender.sequence), message, extra, None, created, milliseconds, None, rest, origin))
+        buffer = take_buffer()
+        pack_into((next(sender.sequence), message, extra, None, created, milliseconds, None, rest, origin), buffer)
+        payload = b"" + buffer
+        size = len(payload)
+        give_buffer(buffer if size < KEPT_BUFFER else bytearray())
     except Exception:
-        payload = b""
+        size = 0
     except (SystemExit, GeneratorExit) as error:
         unless_signal(error)
-        payload = b""
-    if 0 < len(payload) <= MAX_RECORD_SIZE:
+        size = 0
+    if 0 < size <= MAX_RECORD_SIZE:
         try:
+            end = sender.end
+            if not end.known_since < created < end.known_until:
+                sender.look(created)
             handler.send_encoded(payload)
         except RecursionError:
             return message, ()

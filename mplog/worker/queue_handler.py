@@ -11,6 +11,7 @@ import logging.handlers
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from queue import Queue, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -97,11 +98,19 @@ class QueueHandler(logging.handlers.QueueHandler):
             look()
         if not self.filters:
             if self.is_direct:
+                payload = b""
                 try:
                     sender: Any = self.sender
-                    self.send_encoded(encode(record, next(sender.sequence), sender.details))
+                    payload = encode(record, next(sender.sequence), sender.details)
+                    end = sender.end
+                    try:
+                        if not end.known_since < record.created < end.known_until:
+                            sender.look(record.created)
+                    except (AttributeError, TypeError):  # a time that is not a number
+                        sender.look(time.time())
+                    self.send_encoded(payload)
                 except Exception as error:
-                    self._fail(record, error)
+                    self._fail(record, error, is_lost=not payload)
             else:
                 self.emit(record)
             return True
@@ -120,19 +129,22 @@ class QueueHandler(logging.handlers.QueueHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record. No error reaches the program that logs."""
+        payload = b""
         try:
             payload = self.prepare(record)
             if self._preparation is not None:
                 payload = self._preparation(payload)
                 self._tell_failures()
             level = record.levelno
+            sender: Any = self.sender
+            if sender is not None:
+                sender.look(time.time())
             if type(level) is int and level >= self.sync_level:
-                sender: Any = self.sender
                 sender.put_synced(payload)
             else:
                 self.send_encoded(payload)
         except Exception as error:
-            self._fail(record, error)
+            self._fail(record, error, is_lost=not payload)
 
     def prepare_with(self, preparation: bytes) -> None:
         """Pass records through enrichers and redactors, from `mplog.record.preparation.note_preparation`."""
@@ -152,8 +164,16 @@ class QueueHandler(logging.handlers.QueueHandler):
         """Return the record without its secrets."""
         return record if self._preparation is None else self._preparation.prepared(record)
 
-    def _fail(self, record: logging.LogRecord, error: Exception) -> None:
-        """Report the error; runs in the except clause."""
+    def _fail(self, record: logging.LogRecord, error: Exception, *, is_lost: bool) -> None:
+        """Report the error; runs in the except clause.
+
+        Args:
+            record: the record.
+            error: the error.
+            is_lost: whether there was no memory to encode it. What fails later is counted where it fails.
+        """
+        if is_lost and isinstance(error, MemoryError) and self.sender is not None:
+            self.sender.count_lost(record.levelno)
         if isinstance(error, NoReaderError):
             self.fall_back(self._prepared(record), error)
         elif isinstance(error, RecursionError):

@@ -153,7 +153,7 @@ def test_a_closed_descriptor_is_not_used(directory: str, tmp_path: Path, what: s
 
 def open_descriptors() -> set[int]:
     """Return the descriptors of this process."""
-    return set(filter(fifo.is_open, range(1024)))
+    return set(filter(fifo.is_open, range(4096)))
 
 
 def test_counts_wait_while_the_disk_is_full(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
