@@ -24,18 +24,14 @@ from mplog.record.context import in_use, merged
 from mplog.record.layout import DETAILS, MAX_RECORD_SIZE, ORIGIN, RESERVED, TIMES, Origin, Record, Wire
 from mplog.record.plain import (
     CAUGHT,
-    KEPT_BUFFER,
     caught,
-    give_buffer,
     of_kind,
     pack,
-    pack_into,
     plain,
     plain_fields,
     readable,
     safe_repr,
     safe_str,
-    take_buffer,
     text_or_ext,
 )
 
@@ -69,14 +65,12 @@ def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *
             process_name = _process_name(record)
         rest = None
         key = record.process, record.name, record.levelno, record.levelname, process_name
-        buffer = take_buffer()
         if details:
             rest = record.relativeCreated, None
-            pack_into((*key, _get_details(record.__dict__)), buffer)
-            origin = b"" + buffer
+            origin = pack((*key, _get_details(record.__dict__)))
         else:
             origin = _encoded_origins[key]
-        pack_into(
+        payload = pack(
             (
                 sequence,
                 message,
@@ -87,18 +81,14 @@ def encode(record: logging.LogRecord, sequence: int = 0, details: bool = True, *
                 record.stack_info,
                 rest,
                 origin,
-            ),
-            buffer,
+            )
         )
-        payload = b"" + buffer
-        is_short = len(payload) < KEPT_BUFFER
-        give_buffer(buffer if is_short else bytearray())
         # Last, since from 3.11 on the dictionary is only made when it is asked for, and slows the attributes down.
         is_ordinary = len(record.__dict__) == _ATTRIBUTES
     except CAUGHT as error:
         # An AttributeError may be of an attribute that is missing, so it is formatted again.
         return _encode_carefully(record, sequence, details, message, None if type(error) is AttributeError else error)
-    if is_ordinary and (is_short or len(payload) <= MAX_RECORD_SIZE):
+    if is_ordinary and len(payload) <= MAX_RECORD_SIZE:
         return payload
     return _encode_carefully(record, sequence, details, message)
 

@@ -22,26 +22,27 @@ from typing import Any
 
 import msgspec
 
-#: Writes a value into a buffer. The encoder's `encode`, which makes one, crashes when there is no memory for a longer
-#: one (``encoder_encode_common`` of msgspec 0.22); this raises MemoryError.
-pack_into: Callable[[object, bytearray], None] = msgspec.msgpack.Encoder().encode_into
+# Not `encode`, which makes a buffer, and crashes when there is no memory for a longer one (``encoder_encode_common`` of
+# msgspec 0.22). This raises MemoryError.
+_pack_into: Callable[[object, bytearray], None] = msgspec.msgpack.Encoder().encode_into
 
-#: Buffers for `pack_into`, on the way of nearly every record: as many as there may be threads and signal handlers in it
-#: at once. Where none is left, `pack` does it. A list that is never quite empty also keeps its own memory.
-_MOST_BUFFERS = 8
-_buffers = [bytearray() for _ in range(_MOST_BUFFERS)]
-take_buffer, give_buffer = _buffers.pop, _buffers.append
-#: A buffer of more bytes is not given back, but another one.
-KEPT_BUFFER = 2**16
+# One for each thread and signal handler that packs at once. A list that is never quite empty keeps its own memory.
+_buffers = [bytearray() for _ in range(8)]
+_take_buffer, _give_buffer = _buffers.pop, _buffers.append
+# A buffer of more bytes is not kept.
+_KEPT_BUFFER = 2**16
 
 
 def pack(value: object) -> bytes:
-    """Return a value as msgpack."""
-    buffer = bytearray()
-    pack_into(value, buffer)
-    if len(_buffers) < _MOST_BUFFERS:  # calls that failed have not given theirs back
-        give_buffer(bytearray())
-    return bytes(buffer)
+    """Return a value as msgpack; raise MemoryError if there is no memory for it."""
+    try:
+        buffer = _take_buffer()
+    except IndexError:
+        buffer = bytearray()
+    _pack_into(value, buffer)
+    packed = b"" + buffer
+    _give_buffer(buffer if len(packed) < _KEPT_BUFFER else bytearray())
+    return packed
 
 
 _NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")

@@ -27,7 +27,7 @@ from mplog.record.decoding import decode
 from mplog.record.encoding import unformattable
 from mplog.record.factory import COUNTS_NANOSECONDS, LOGGING_FILE, make_record, now, own, task_name
 from mplog.record.layout import MAX_RECORD_SIZE, Origin
-from mplog.record.plain import KEPT_BUFFER, give_buffer, pack, pack_into, plain_fields, take_buffer, unless_signal
+from mplog.record.plain import pack, plain_fields, unless_signal
 from mplog.worker.levels import look, watched
 from mplog.worker.queue_handler import QueueHandler
 
@@ -238,11 +238,8 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         extra = plain_fields(named(fields.items())) if fields else None
         if in_use.pid:
             extra = merged(extra)
-        buffer = take_buffer()
-        pack_into((next(sender.sequence), message, extra, None, created, milliseconds, None, rest, origin), buffer)
-        payload = b"" + buffer
+        payload = pack((next(sender.sequence), message, extra, None, created, milliseconds, None, rest, origin))
         size = len(payload)
-        give_buffer(buffer if size < KEPT_BUFFER else bytearray())
     except Exception:
         size = 0
     except (SystemExit, GeneratorExit) as error:
