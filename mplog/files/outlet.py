@@ -104,7 +104,10 @@ def complete(stream: Any) -> Any:
     """
     if type(stream) is not io.TextIOWrapper or sys.platform == "win32":
         return stream
+    try:
+        outlet: Any = Outlet(stream.fileno(), stream.name)
+    except OSError:  # it writes to memory
+        return stream
     with contextlib.suppress(OSError):
         stream.flush()
-    outlet: Any = Outlet(stream.fileno(), stream.name)
     return io.TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=True)

@@ -260,5 +260,5 @@ def test_stream_keeps_nothing_that_has_failed(pipe: tuple[int, int], monkeypatch
 
 def test_stream_without_a_descriptor_stays_as_it_is() -> None:
     """What the program has put in place of a standard stream is used as it is."""
-    for stream in (io.StringIO(), None, io.TextIOWrapper(io.BytesIO()).buffer):
+    for stream in (io.StringIO(), None, io.TextIOWrapper(io.BytesIO())):
         assert complete(stream) is stream
