@@ -33,7 +33,7 @@ from mplog.formats.batch import BatchFormatter, OnError, Renderer
 from mplog.formats.json import JSONFormatter
 from mplog.formats.text import compiled, renderer
 from mplog.record.decoding import constant_fields
-from mplog.record.layout import EXC_TEXT, EXTRA, MSG, STACK_INFO, ByOrigin, Entry, Origin, Record
+from mplog.record.layout import EXC_TEXT, EXTRA, MSG, STACK_INFO, ByOrigin, Entry, Origin, Record, Template
 from mplog.record.plain import ForeignValue, as_number, safe_repr, safe_str, safely
 
 # C1 with NEL, the separators of lines and paragraphs, and bidirectional controls, which change the order in which
@@ -168,7 +168,8 @@ def _escape_record(record: logging.LogRecord, formatter: logging.Formatter, form
     escaped.__dict__.clear()
     escaped.__dict__.update(_escape_fields(attributes, form))
     if isinstance(record, Record) and isinstance(escaped, Record):
-        escaped.args = _escape_args(record.args, form)  # its message is finished all the same
+        escaped.args = _escape_args(record.args, form)
+        escaped.msg = Template(form.text(str(record.msg)), escaped.args, form.text(record.getMessage()))
         escaped.exc_type = _escape_value("", record.exc_type, form)
         escaped.exc_message = _escape_value("", record.exc_message, form)
         escaped.exc_frames = [(form.text(file), line, form.text(name)) for file, line, name in record.exc_frames]
