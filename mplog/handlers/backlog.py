@@ -10,6 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from mplog.queue.directory import open_file, read_file
+
 #: What the names of the files begin with, in the directory of the queue.
 UNDELIVERED = "undelivered-"
 
@@ -36,7 +38,7 @@ class Batch:
         data = b"".join(_LENGTH.pack(len(payload)) + payload for payload in new)
         try:
             if self._fd < 0:
-                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._fd = open_file(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError:
@@ -145,8 +147,7 @@ def count_undelivered(directory: str) -> int:
 
 def _read(path: str) -> list[bytes]:
     """Return the whole records in a file; the rest was not committed, and comes again."""
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_file(path)
     payloads, position = [], 0
     while position + _LENGTH.size <= len(data):
         (length,) = _LENGTH.unpack_from(data, position)

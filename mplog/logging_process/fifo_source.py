@@ -18,7 +18,7 @@ from mplog.monitoring.statistics import PEAK_UNIT
 from mplog.monitoring.tallies import Tallies
 from mplog.queue import directory, fifo
 from mplog.queue.buffers import BufferPair
-from mplog.queue.directory import fifo_path
+from mplog.queue.directory import fifo_path, read_file
 from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import Overflow
@@ -57,7 +57,7 @@ class FifoSource(Source):
         self._dispatcher = dispatcher
         self._read_fd = places.fd
         # A writing end of our own: as long as the program lives, the FIFO never looks deserted.
-        self._write_fd: int | None = fifo.open_writer(fifo_path(self._directory))
+        self._write_fd: int | None = fifo.open_writer(fifo_path(self._directory), of=places.fd)
         self._inbox = Inbox(self._directory, tallies, dispatcher.troubles)
         self._unfinished = _Unfinished(self._directory)
         for data in (self._unfinished.load(pair.state.base), bytes(pair.written())):
@@ -191,12 +191,12 @@ class FifoSource(Source):
         release()
         with contextlib.suppress(FileNotFoundError):  # the directory has been removed, so no new writer can come
             if self._write_fd is None:
-                self._write_fd = fifo.open_writer(path)
+                self._write_fd = fifo.open_writer(path, of=self._read_fd)
             while True:
                 os.close(self._read_fd)
                 if not fifo.pending(self._write_fd):
                     break
-                self._read_fd = fifo.open_reader(path)
+                self._read_fd = fifo.open_reader(path, of=self._write_fd)
                 drain()
         while work():
             pass  # the rest, which is in the buffers
@@ -234,9 +234,10 @@ class _Unfinished:
                 replace_file(self._path(base), data)
 
     def load(self, base: int) -> bytes:
-        with contextlib.suppress(OSError), open(self._path(base), "rb") as file:
+        with contextlib.suppress(OSError):
+            data = read_file(self._path(base))
             self._saved = self._path(base)
-            return file.read()
+            return data
         return b""
 
     def forget_before(self, base: int) -> None:

@@ -161,17 +161,20 @@ class Loop:
     def _attend(self, timeout: float | None, *, hears_program: bool = True) -> None:
         """Wait at most `timeout` seconds for a question of the program, a death or a signal, and act on it."""
         control = self.program.control if hears_program else None
-        awake, ended = self.signals.awake, self.workers.fileno()
-        ready = wait([one for one in (control, awake, ended) if one is not None], timeout)
+        awake, ended, supervisor = self.signals.awake, self.workers.fileno(), self.program.supervisor
+        ready = wait([one for one in (control, awake, ended, supervisor) if one is not None], timeout)
         if awake in ready:
             self.signals.clear()
         if ended in ready:
             self.accounts.see_ended(self.workers.look(self.source.due))
+        if supervisor in ready:
+            self.program.hear()
         if control in ready:
             self._answer()
 
     def _check(self) -> None:
         self.workers.say_deaths(self.source.done())
+        self._say_lines()
         self._check_termination()
         if self.signals.shall_reopen:
             self.signals.shall_reopen = False
@@ -199,6 +202,10 @@ class Loop:
             self.accounts.timeout(),
         ]
         return min((each for each in times if each is not None), default=None)
+
+    def _say_lines(self) -> None:
+        while self.program.lines:
+            self.dispatcher.say(self.program.lines.pop(0))
 
     def _check_termination(self) -> None:
         self._is_over |= self.signals.is_over(self._heard_at)
@@ -276,6 +283,7 @@ class Loop:
     def _finish(self) -> None:
         """Take out what is left, close the log, and report."""
         self.source.end(self._work, self.program.release)
+        self._say_lines()
         self.accounts.check_all(self.source.done())
         self._keep_said()
         self.workers.say_last_deaths(waits=self.program.control is None)

@@ -29,7 +29,10 @@ class Program:
     def __init__(self, control: Connection, supervisor: Connection | None) -> None:
         #: None once the program has gone.
         self.control: Connection | None = control
-        self._supervisor = supervisor
+        #: None once the supervisor has gone.
+        self.supervisor = supervisor
+        #: What the supervisor has for the log.
+        self.lines: list[str] = []
 
     def receive(self) -> Records | ChildEnded | Question | None:
         """Return the next message; None if the program has gone."""
@@ -50,18 +53,27 @@ class Program:
 
     def release(self) -> None:
         """Have the supervisor close the reading end of the FIFO, so that writers learn that no process reads."""
-        if self._supervisor is not None:
+        if self.supervisor is not None:
             with contextlib.suppress(EOFError, OSError):  # it has been killed
-                self._supervisor.send(Report.RELEASE)
-                self._supervisor.recv()
+                self.supervisor.send(Report.RELEASE)
+                while (line := self.supervisor.recv()) is not None:
+                    self.lines.append(line)
+
+    def hear(self) -> None:
+        """Receive what the supervisor has for the log."""
+        try:
+            while self.supervisor is not None and self.supervisor.poll():
+                self.lines.append(self.supervisor.recv())
+        except (EOFError, OSError):
+            self.supervisor = None
 
     def done(self) -> None:
-        if self._supervisor is not None:
+        if self.supervisor is not None:
             with contextlib.suppress(OSError):  # it has been killed
-                self._supervisor.send(Report.DONE)
+                self.supervisor.send(Report.DONE)
 
     def let_go(self) -> None:
         """Runs in a process that a handler has forked: close both connections."""
-        for connection in (self.control, self._supervisor):
+        for connection in (self.control, self.supervisor):
             if connection is not None:
                 connection.close()

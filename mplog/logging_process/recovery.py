@@ -56,8 +56,13 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
 
 def _take_back(announcements: Announcements, dispatcher: Dispatcher) -> None:
     """Take back what the previous logging process has written and not committed."""
+
+    def warn(error: OSError) -> None:
+        what = "to read which records are to be taken back failed, so the log may have some twice"
+        dispatcher.troubles.warn("attempt", what, error)
+
     # The last announcement first: a file may have several, with those of other files in between.
-    for announced in reversed(list(announcements.before())):
+    for announced in reversed(list(announcements.before(warn))):
         output = dispatcher.outputs[announced.file]
         start = Position(announced.device, announced.inode, announced.start)
         try:

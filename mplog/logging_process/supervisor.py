@@ -30,13 +30,14 @@ from mplog.errors import MplogError
 from mplog.files.notices import say_on_stderr
 from mplog.handlers.backlog import count_undelivered
 from mplog.logging_process import main as logging_process
+from mplog.logging_process.caretaker import Caretaker
 from mplog.logging_process.messages import GivenUp, Launch, NewProcess, Patience, Report
 from mplog.logging_process.program import Places
 from mplog.logging_process.signals import Wakeup
 from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills, memory_kills_since
 from mplog.queue import buffer_memory, buffers, fifo, kill_points
-from mplog.queue.directory import fifo_path, given_up_path
+from mplog.queue.directory import fifo_path, given_up_path, open_file
 from mplog.queue.emergency import EmergencyFile
 
 if sys.platform != "win32":
@@ -124,6 +125,7 @@ class Supervisor:
         self._stories: list[str] = []
         # The end of its connection does not tell that a logging process has died: its children may hold it open.
         self.wakeup = Wakeup()
+        self._caretaker = Caretaker(launch.directory, launch.fd, launch.look)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that a poll wakes up
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
@@ -152,6 +154,7 @@ class Supervisor:
             sys.stdout.flush()
             sys.stderr.flush()
             kills = memory_kills()
+            self._caretaker.look(at_once=True)  # the next logging process finds what the last one has left
             pid = os.fork()
             if not pid:
                 self._link.close()
@@ -180,7 +183,7 @@ class Supervisor:
         if self._was_ready:
             kill_points.arm("")  # each is reached once
         if self._fd < 0:
-            self._fd = fifo.open_reader(fifo_path(self._directory))
+            self._fd = fifo.open_reader(fifo_path(self._directory), of=self._caretaker.fifo)
         places = Places(control, self._launch, self._fd, self._memory, supervisor, tuple(self._stories))
         try:
             return logging_process.main(places)
@@ -208,7 +211,10 @@ class Supervisor:
         status = None
         with control, contextlib.suppress(EOFError, OSError):
             while status is None:
-                ready = [fd for fd, _ in waiting.poll()]
+                self._caretaker.work()
+                while self._ready_pid and self._caretaker.unsaid:
+                    requests.send(self._caretaker.unsaid.pop(0))
+                ready = [fd for fd, _ in waiting.poll(self._caretaker.timeout())]
                 if self._link.fileno() in ready:
                     waiting.unregister(self._link)
                     self._hand_over(pid, control)
@@ -227,6 +233,7 @@ class Supervisor:
         """Do what the logging process asks for; raise EOFError or OSError if it has ended."""
         report: Report = requests.recv()
         if report is Report.RELEASE:
+            self._caretaker.rest()
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
@@ -243,7 +250,7 @@ class Supervisor:
         if self._fd < 0:
             # The last logging process was about to end, and had the FIFO closed. Workers may have written since.
             with contextlib.suppress(OSError):
-                self._fd = fifo.open_reader(fifo_path(self._directory))
+                self._fd = fifo.open_reader(fifo_path(self._directory), of=self._caretaker.fifo)
         while _save(pair, emergency):
             if self._fd < 0:
                 return True
@@ -256,8 +263,9 @@ class Supervisor:
         """Save what is left in the emergency file, into which workers write from now on, and say so loudly."""
         emergency = self._launch.emergency
         assert emergency is not None
-        with contextlib.suppress(OSError), open(given_up_path(self._directory), "w", encoding="ascii"):
-            pass
+        self._caretaker.look(at_once=True)
+        with contextlib.suppress(OSError):
+            os.close(open_file(given_up_path(self._directory), os.O_WRONLY | os.O_CREAT))
         story = f"{story}; it was restarted {self._attempts.failed} times without success, and is given up"
         try:
             where = f"what is left is in {emergency.path}" if self._rescue(emergency) else "the emergency file is full"

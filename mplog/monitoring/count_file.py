@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from mplog.queue.directory import open_file
 from mplog.queue.shared_file import map_fd
 
 #: The name of a count: its kind, and what tells it from others of the kind.
@@ -59,8 +60,7 @@ class CountFile:
         self._free: dict[int, list[int]] = defaultdict(list)
         self._emptied: list[Key] = []
         self._end = _ALIGN
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(os.path.join(directory, _NAME), flags, 0o600)
+        self._fd = open_file(os.path.join(directory, _NAME), os.O_RDWR | os.O_CREAT)
         try:
             length = os.fstat(self._fd).st_size
             if length < _CHUNK:
@@ -187,7 +187,8 @@ def read_rows(directory: str) -> dict[Key, int]:
 def _read(directory: str) -> bytes:
     """Return the content of the file, if possible not in the middle of a change."""
     try:
-        with open(os.path.join(directory, _NAME), "rb", buffering=0) as file:
+        fd = open_file(os.path.join(directory, _NAME), os.O_RDONLY)
+        with open(fd, "rb", buffering=0) as file:
             for attempt in range(_READ_ATTEMPTS):
                 if attempt:
                     time.sleep(_READ_PAUSE)

@@ -22,6 +22,8 @@ import time
 import weakref
 from typing import Any
 
+from mplog.queue.directory import is_own, open_file
+
 if sys.platform != "win32":
     import fcntl
     import termios
@@ -43,29 +45,37 @@ def create(path: str) -> None:
     os.mkfifo(path, 0o600)
 
 
-def open_reader(path: str) -> int:
-    """Open the reading end without waiting for a writer."""
-    return _out_of_the_way(_open_own(path, os.O_RDONLY))
+def open_reader(path: str, *, of: int = -1) -> int:
+    """Open the reading end without waiting for a writer.
+
+    `of` is a descriptor of the same FIFO, if the caller has one: where there is a /proc, the path is then not needed.
+    """
+    return _out_of_the_way(_open_own(path, os.O_RDONLY, of))
 
 
-def open_writer(path: str) -> int:
+def open_writer(path: str, *, of: int = -1) -> int:
+    """Open the writing end; `of` is as for `open_reader`."""
     try:
-        return _out_of_the_way(_open_own(path, os.O_WRONLY))
+        return _out_of_the_way(_open_own(path, os.O_WRONLY, of))
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), path) from None
         raise
 
 
-def _open_own(path: str, flags: int) -> int:
+def _open_own(path: str, flags: int, of: int) -> int:
     """Open a FIFO of this user; raise PermissionError if it is not one.
 
     After a queue has ended, another user may make a directory of its name, to read what is logged, or to have it
     written into another file.
     """
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    again = f"/proc/self/fd/{of}"
+    if of >= 0 and os.path.exists(again):
+        fd = os.open(again, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    else:
+        fd = open_file(path, flags | os.O_NONBLOCK)
     found = os.fstat(fd)
-    if stat.S_ISFIFO(found.st_mode) and found.st_uid == os.geteuid():
+    if stat.S_ISFIFO(found.st_mode) and is_own(found):
         return fd
     os.close(fd)
     raise PermissionError(errno.EPERM, "not a queue of this user", path)
@@ -155,7 +165,7 @@ def peek(fd: int) -> bytes:
 
 def open_lock(path: str) -> int:
     """Open a file to lock, with a high descriptor like that of a FIFO."""
-    return _out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    return _out_of_the_way(open_file(path, os.O_RDWR | os.O_CREAT))
 
 
 def wait(fd: int, event: int, deadline: float | None) -> bool:

@@ -287,7 +287,7 @@ class LogQueue(_Base):
                 os.close(fifo.open_writer(opened.path))
         except OSError as error:  # NoReaderError, too
             is_over = isinstance(error, (BrokenPipeError, FileNotFoundError))
-            reason = "its server has ended, or the path is wrong" if is_over else error
+            reason = "its server has ended, its directory was removed, or the path is wrong" if is_over else error
             raise QueueNotFoundError(
                 f"there is no log queue in {directory!r}: {reason}. Start a server: LogServer(...), or "
                 "export MPLOG_QUEUE=$(mplog serve start --log app.log). Or name one that runs, by the directory of its "

@@ -20,7 +20,7 @@ import struct
 import time
 from collections import Counter
 
-from mplog.queue.directory import fifo_path
+from mplog.queue.directory import fifo_path, open_file
 from mplog.queue.shared_file import map_fd
 
 
@@ -106,6 +106,8 @@ class Losses:
         self._counts: Counter[tuple[int, int]] = Counter()
         self._rows: dict[tuple[int, int], int] = {(0, int(reason)): int(reason) for reason in Reason}
         self._free_rows = iter(range(_FIRST_OWN_ROW, _ROWS))
+        #: Of a file that another program has removed.
+        self._path = ""
 
     def count(self, level: int, reason: Reason, name: str | None) -> None:
         """Count a record of a level; `name` is that of the process, as its records have it."""
@@ -117,10 +119,14 @@ class Losses:
             else:
                 self._rows.setdefault(key, row)
         self._counts.update((key,))  # in one step, whatever other threads and signal handlers do (one C function)
-        words = self.__dict__.get("words")
-        if words is not None:
-            self._store(words, key)
-            return
+        file = self.__dict__.get("file")
+        if file is not None:
+            path, words = file
+            if os.path.exists(path):
+                self._store(words, key)
+                return
+            self._path = path  # the same name again: the log may have said some of the counts
+            self.__dict__.pop("file", None)
         with contextlib.suppress(OSError):
             words = self._make(name or "")
             for key in list(self._counts):
@@ -141,8 +147,8 @@ class Losses:
         """Make the file, and return its rows. If two threads do at once, one file is kept."""
         encoded = name.encode("utf-8", "replace")[:_NAME_SIZE]
         began = time.time()
-        path = os.path.join(self._directory, f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        path = self._path or os.path.join(self._directory, f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}")
+        fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             os.write(fd, HEADER.pack(MAGIC, os.getpid(), began, encoded, pid_namespace()))
             made = memoryview(map_fd(fd, SIZE))[FIRST_ROW:].cast("q")
@@ -152,10 +158,10 @@ class Losses:
             raise
         finally:
             os.close(fd)
-        words: memoryview = self.__dict__.setdefault("words", made)
-        if words is not made:
+        file: tuple[str, memoryview] = self.__dict__.setdefault("file", (path, made))
+        if file[1] is not made:
             os.unlink(path)
-        return words
+        return file[1]
 
 
 def pid_namespace() -> int:

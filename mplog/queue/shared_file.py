@@ -10,6 +10,8 @@ import contextlib
 import mmap
 import os
 
+from mplog.queue.directory import open_file, opened
+
 _BLOCK = bytes(2**20)
 
 
@@ -41,7 +43,7 @@ def map_file(path: str, length: int, *, writable: bool = False) -> mmap.mmap:
         OSError: there is no such file, it is too short, or the disk has no room for it.
     """
     flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = open_file(path, flags)
     try:
         return map_fd(fd, length) if writable else mmap.mmap(fd, length, access=mmap.ACCESS_READ)
     except ValueError as error:
@@ -59,15 +61,19 @@ def replace_file(path: str, data: bytes) -> None:
     Raises:
         OSError: it cannot be written; the old one is still there.
     """
-    new = f"{path}.new"
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    directory, name = os.path.split(path)
+    new = f"{name}.new"
     try:
-        with open(fd, "wb") as file:
-            file.write(data)
-        os.replace(new, path)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = path
-        with contextlib.suppress(OSError):
-            os.unlink(new)
+        with opened(directory) as place:
+            try:
+                fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=place)
+                with open(fd, "wb") as file:
+                    file.write(data)
+                os.replace(new, name, src_dir_fd=place, dst_dir_fd=place)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(new, dir_fd=place)
+                raise
+    except OSError as error:
+        error.filename = path
         raise

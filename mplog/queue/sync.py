@@ -23,6 +23,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from mplog.queue import fifo
+from mplog.queue.directory import open_file, opened
 
 T = TypeVar("T")
 
@@ -58,9 +59,10 @@ class Waiter:
     def __init__(self, directory: str) -> None:
         self.token = os.urandom(TOKEN_SIZE)
         self._path = _path(directory, self.token)
-        os.mkfifo(self._path, 0o600)
+        with opened(directory) as fd:
+            os.mkfifo(os.path.basename(self._path), 0o600, dir_fd=fd)
         try:
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fd = open_file(self._path, os.O_RDONLY | os.O_NONBLOCK)
         except BaseException:
             self._remove()
             raise
@@ -109,7 +111,7 @@ class Acknowledger(Generic[T]):
         for token in tokens:
             path = _path(self._directory, token)
             try:
-                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = open_file(path, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as error:
                 if error.errno == errno.ENXIO:
                     # The worker waits no longer: it was killed and has left its FIFO here, or is just removing it.

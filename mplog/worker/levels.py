@@ -12,6 +12,7 @@ import os
 
 import msgspec
 
+from mplog.queue.directory import read_file
 from mplog.queue.shared_file import map_file, replace_file
 
 _COUNTER_NAME = "level-changes"
@@ -70,8 +71,8 @@ def look() -> None:
         return
     watched.seen = count  # first: what follows may log
     with contextlib.suppress(OSError, msgspec.DecodeError):  # the server has gone
-        with open(os.path.join(watched.directory, _CHANGES_NAME), "rb") as file:
-            changes = msgspec.json.decode(file.read(), type=dict[str, tuple[int, int]])
+        data = read_file(os.path.join(watched.directory, _CHANGES_NAME))
+        changes = msgspec.json.decode(data, type=dict[str, tuple[int, int]])
         for name, (number, level) in changes.items():
             if number > last:  # a level that the process has set itself since stays
                 logging.getLogger(name).setLevel(level)
