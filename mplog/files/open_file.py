@@ -16,6 +16,7 @@ import msgspec
 
 from mplog.files import regular
 from mplog.files.fsync import Fsync, FsyncPolicy
+from mplog.files.lock import mark, unmark
 from mplog.files.notices import Clock, Notices
 from mplog.files.portion import Encoder, Portion, Position
 from mplog.record.encoding import describe
@@ -91,7 +92,9 @@ class OpenFile:
     def replace(self, fd: int, length: int, written_at: float) -> None:
         """Go on in another open file; `length` and `written_at` are its own."""
         before, self._fd = self._fd, fd
+        mark(fd)
         if before >= 0:
+            unmark(before)
             with contextlib.suppress(OSError):
                 os.close(before)
         self._length = length
@@ -108,6 +111,7 @@ class OpenFile:
         with contextlib.suppress(OSError):
             if remove_empty and not os.fstat(self._fd).st_size and not self.is_moved():
                 os.unlink(self.path)
+        unmark(self._fd)
         os.close(self._fd)
         self._fd = -1
 

@@ -6,14 +6,13 @@ crosses the end of a file.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 
-from mplog.files import lock as file_lock
 from mplog.files import regular
+from mplog.files.lock import LogLock
 from mplog.files.notices import Clock, Notices, changed_meanwhile, say_on_stderr
 from mplog.files.open_file import FileOptions, OpenFile
 from mplog.files.portion import Portion, Position
@@ -49,10 +48,10 @@ class LogFileHandler(TextHandler):
         self._file = OpenFile(path, options, Notices(clock, silent_about), clock)
         self._rotator = rotator(self._file)
         self._removes_empty = delay and not os.path.lexists(self.path)
-        self._lock = contextlib.ExitStack()
+        self._lock: LogLock | None = None
         self.written = 0
         try:
-            self._lock.callback(file_lock.release, file_lock.acquire(self.path))
+            self._lock = LogLock(self.path)
             self._rotator.recover()
             self._file.open()
         except BaseException:
@@ -140,12 +139,17 @@ class LogFileHandler(TextHandler):
         self._file.open()
 
     def due(self) -> float | None:
-        return self._file.fsync.due
+        times = self._file.fsync.due, self._lock.due if self._lock is not None else None
+        return min((each for each in times if each is not None), default=None)
 
     def work(self) -> None:
         due = self._file.fsync.due
         if due is not None and self._file.clock.monotonic() >= due:
             self.sync()
+        if self._lock is not None and time.monotonic() >= self._lock.due:
+            notice = self._lock.look()
+            if notice:
+                self._file.notices.say("lock", notice)
 
     def sync(self) -> bool:
         return self._file.fsync.sync(self._file.fileno())
@@ -162,6 +166,7 @@ class LogFileHandler(TextHandler):
             self._rotator.close()
         finally:
             self._file.close(remove_empty=self._removes_empty)
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.release()
             for notice in self.take_notices():
                 say_on_stderr(notice)

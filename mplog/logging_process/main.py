@@ -17,6 +17,7 @@ import signal
 import traceback
 
 from mplog.errors import MplogError, SinkError, StartError
+from mplog.files import lock
 from mplog.files.notices import say_on_stderr
 from mplog.logging_process.accounts import Accounts
 from mplog.logging_process.dispatch import Dispatcher
@@ -45,6 +46,7 @@ _COLLECTED_AT = 100_000
 def main(places: Places) -> int:
     """Run the logging process, from its configuration to its end; return its exit status."""
     ignore_signals()
+    lock.look_seconds = places.launch.look
     gc.set_threshold(_COLLECTED_AT)
     multiprocessing.process.current_process().name = "mplog"
     try:

@@ -184,6 +184,10 @@ def read_rows(directory: str) -> dict[Key, int]:
     }
 
 
+def has_file(directory: str) -> bool:
+    return os.path.exists(os.path.join(directory, _NAME))
+
+
 def _read(directory: str) -> bytes:
     """Return the content of the file, if possible not in the middle of a change."""
     try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError
 from mplog.logging_process.messages import Command, Launch, Patience, Records
+from mplog.monitoring.count_file import has_file
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.directory import emergency_path
 from mplog.queue.emergency import EmergencyFile
@@ -112,6 +113,8 @@ class Started:
         if not isinstance(self.queue, LogQueue):
             return None
         counts, lost = read_counts(self.queue.directory)
+        if not counts and not has_file(self.queue.directory):
+            return None  # another program has removed it, and it is not there again
         return to_stats(counts, lost) if counts or self.control.is_alive else None
 
     def end(self, deadline: float) -> Stats:
