@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from mplog.queue.directory import open_file, read_file
+from mplog.queue.directory import open_file, opened, read_file
 
 #: What the names of the files begin with, in the directory of the queue.
 UNDELIVERED = "undelivered-"
@@ -115,7 +115,10 @@ class Backlog:
         """Keep batches in files whose names begin with `path`, and take up those that the previous process has left."""
         self._path = path
         directory, prefix = os.path.split(f"{path}-")
-        for number in sorted(int(name[len(prefix) :]) for name in os.listdir(directory) if name.startswith(prefix)):
+        names: list[str] = []
+        with contextlib.suppress(OSError), opened(directory) as fd:  # it may have become another user's
+            names = os.listdir(fd)
+        for number in sorted(int(name[len(prefix) :]) for name in names if name.startswith(prefix)):
             self.next = number
             batch = self._new_batch()
             batch.payloads = _read(str(batch.path))

@@ -149,7 +149,7 @@ class Caretaker:
             kept = self._kept.get(name, -1)
             try:
                 found = os.stat(name, dir_fd=self._place)
-            except FileNotFoundError:
+            except OSError:
                 if kept >= 0 or name == _FIFO:  # else it was not made yet
                     gone.append(name)
                 continue
@@ -163,7 +163,7 @@ class Caretaker:
 
     def _keep(self, name: str) -> None:
         if hasattr(os, "O_PATH"):
-            with contextlib.suppress(FileNotFoundError):  # just replaced once more
+            with contextlib.suppress(OSError):  # just replaced once more, or no descriptor is left
                 fd = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self._place)
                 before, self._kept[name] = self._kept.get(name, -1), fd
                 if before >= 0:

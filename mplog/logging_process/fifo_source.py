@@ -65,7 +65,10 @@ class FifoSource(Source):
         # Files that an earlier server has left come first; what workers append now does not.
         self._files_first = 0 if places.stories else emergency.files
         self._fill_due = 0.0
-        fill = Fill(self._directory, writable=True) if overflow.policy == "drop_below" else None
+        fill = None
+        if overflow.policy == "drop_below":
+            with contextlib.suppress(OSError):  # the directory has become another user's
+                fill = Fill(self._directory, writable=True)
         self._intake = Intake(pair, places.fd, wake, drops_oldest=overflow.policy == "drop_oldest", fill=fill)
 
     def start(self) -> None:

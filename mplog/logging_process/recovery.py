@@ -43,7 +43,7 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     if stories:
         stories[-1] += f", restarted as {os.getpid()}"
     accounts = Accounts(directory, tallies, dispatcher, note.restarts, stories, source.due())
-    workers = Workers(Watch(fifo_path(directory), places.launch.program), tallies, dispatcher.say)
+    workers = Workers(Watch(fifo_path(directory), places.launch.program, places.fd), tallies, dispatcher.say)
     workers.resume()
     commit = Commit(pair, announcements, accounts, emergency, dispatcher.outputs)
     if stories:

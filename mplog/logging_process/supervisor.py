@@ -213,7 +213,8 @@ class Supervisor:
             while status is None:
                 self._caretaker.work()
                 while self._ready_pid and self._caretaker.unsaid:
-                    requests.send(self._caretaker.unsaid.pop(0))
+                    requests.send(self._caretaker.unsaid[0])
+                    del self._caretaker.unsaid[0]
                 ready = [fd for fd, _ in waiting.poll(self._caretaker.timeout())]
                 if self._link.fileno() in ready:
                     waiting.unregister(self._link)

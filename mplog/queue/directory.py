@@ -93,8 +93,12 @@ def read_file(path: str) -> bytes:
 
 
 def remove(directory: str) -> None:
+    """Remove the directory, unless another user has made one in its place."""
     import shutil  # few workers need it
 
+    with contextlib.suppress(OSError):
+        if not is_own(os.lstat(directory)):
+            return
     # Twice: a process that logs once more may make a file while the directory is emptied. Once the FIFO is gone, that
     # process takes its file away again (`remove_if_unused`).
     for _ in range(2):

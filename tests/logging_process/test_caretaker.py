@@ -155,13 +155,14 @@ def test_queue_can_be_used_whatever_is_removed(tmp_path: Path, log: Path, remove
 def test_logging_goes_on_where_another_user_has_the_name(log: Path) -> None:
     """Where another user has made a directory of that name, nothing of it is used, a killed logging process is replaced
     all the same, the log says so once, and the directory is made again when the name is free."""
-    with mplog.LogServer(log, level="INFO", format="%(message)s") as server:
+    overflow = mplog.Overflow.drop_below("WARNING", at=0.8)
+    with mplog.LogServer(log, level="INFO", format="%(message)s", overflow=overflow) as server:
         directory = server.queue.directory
         logging.info("before")
         server.flush()
         theirs = f"{directory}.theirs"
         os.mkdir(theirs, 0o777)
-        os.mkfifo(os.path.join(theirs, "queue"))
+        Path(theirs, "undelivered-0-1").touch()
         os.chown(theirs, NOBODY, NOBODY)
         shutil.rmtree(directory)
         os.rename(theirs, directory)
@@ -172,7 +173,7 @@ def test_logging_goes_on_where_another_user_has_the_name(log: Path) -> None:
         wait_until(lambda: server.pid != killed, "it is replaced")
         logging.info("after")
         server.flush()
-        assert sorted(os.listdir(directory)) == ["queue"]
+        assert os.listdir(directory) == ["undelivered-0-1"]
         with pytest.raises(mplog.QueueNotFoundError, match="not a directory of this user alone"):
             mplog.LogQueue.open(directory + "/.")
         shutil.rmtree(directory)

@@ -11,6 +11,8 @@ import signal
 import stat
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,8 +311,7 @@ def exchange_for_ever(one: Path, other: Path) -> None:
 
 @needs_root
 @pytest.mark.skipif(sys.platform != "linux", reason="names are exchanged by renameat2")
-@pytest.mark.parametrize("how", ["attach", "levels"])
-def test_directory_that_is_exchanged_while_a_program_joins(log: Path, how: str) -> None:
+def test_directory_that_is_exchanged_while_a_program_joins(log: Path) -> None:
     """Another user exchanges a directory of their own and a link to a running queue, all the time, in the place of a
     queue that has gone. A program that joins there runs no code of theirs, and takes over no level."""
     with tempfile.TemporaryDirectory(dir="/tmp") as theirs, mplog.LogServer(log) as server:
@@ -333,13 +334,12 @@ def test_directory_that_is_exchanged_while_a_program_joins(log: Path, how: str) 
             os._exit(0)
         try:
             before = logging.getLogger().level
-            for _ in range(300):
-                if how == "attach":
-                    with pytest.raises(mplog.QueueNotFoundError):
-                        mplog.attach(stale)
-                else:
-                    with pytest.raises(OSError):
-                        LoggingState.load(str(stale))
+            seen = Counter[bool]()
+            deadline = time.monotonic() + 60
+            while min(seen[False], seen[True]) < 100 and time.monotonic() < deadline:
+                with pytest.raises(mplog.QueueNotFoundError):
+                    mplog.attach(stale)
+                seen[stale.is_symlink()] += 1
             assert not made.exists()
             assert logging.getLogger().level == before
         finally:
