@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mplog.errors import LogFileLockedError
+from mplog.files.notices import Clock
 from mplog.files.regular import UNPLANTED
 
 if TYPE_CHECKING:
@@ -74,18 +75,19 @@ class LogLock:
         due: the monotonic time of the next `look`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, clock: Clock = time) -> None:
         self._path = path
+        self._clock = clock
         self._take(_acquire(path))
 
     def _take(self, lock: filelock.BaseFileLock) -> None:
         self._lock = lock
         self._status = os.lstat(self._lock.lock_file)
-        self.due = time.monotonic() + look_seconds
+        self.due = self._clock.monotonic() + look_seconds
 
     def look(self) -> str:
         """Make the lock file young, or make it again if it is gone; return what the log should say, "" for nothing."""
-        self.due = time.monotonic() + look_seconds
+        self.due = self._clock.monotonic() + look_seconds
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.lstat(self._lock.lock_file), self._status):
                 os.utime(self._lock.lock_file)

@@ -51,7 +51,7 @@ class LogFileHandler(TextHandler):
         self._lock: LogLock | None = None
         self.written = 0
         try:
-            self._lock = LogLock(self.path)
+            self._lock = LogLock(self.path, clock)
             self._rotator.recover()
             self._file.open()
         except BaseException:
@@ -146,7 +146,7 @@ class LogFileHandler(TextHandler):
         due = self._file.fsync.due
         if due is not None and self._file.clock.monotonic() >= due:
             self.sync()
-        if self._lock is not None and time.monotonic() >= self._lock.due:
+        if self._lock is not None and self._file.clock.monotonic() >= self._lock.due:
             notice = self._lock.look()
             if notice:
                 self._file.notices.say("lock", notice)

@@ -128,7 +128,7 @@ class Caretaker:
 
     def _listen(self) -> None:
         """Have the kernel tell of the next change."""
-        with contextlib.suppress(AttributeError, OSError):  # not Linux, or not all of it
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # not Linux, not all of it, no directory
             signal.signal(signal.SIGIO, self._on_change)
             fcntl.fcntl(self._place, fcntl.F_NOTIFY, fcntl.DN_CREATE | fcntl.DN_DELETE | fcntl.DN_RENAME)
 

@@ -161,14 +161,13 @@ class Loop:
     def _attend(self, timeout: float | None, *, hears_program: bool = True) -> None:
         """Wait at most `timeout` seconds for a question of the program, a death or a signal, and act on it."""
         control = self.program.control if hears_program else None
-        awake, ended, supervisor = self.signals.awake, self.workers.fileno(), self.program.supervisor
-        ready = wait([one for one in (control, awake, ended, supervisor) if one is not None], timeout)
+        awake, ended = self.signals.awake, self.workers.fileno()
+        ready = wait([one for one in (control, awake, ended) if one is not None], timeout)
         if awake in ready:
             self.signals.clear()
+            self.program.hear()
         if ended in ready:
             self.accounts.see_ended(self.workers.look(self.source.due))
-        if supervisor in ready:
-            self.program.hear()
         if control in ready:
             self._answer()
 

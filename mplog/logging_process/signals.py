@@ -47,6 +47,7 @@ class Signals(Wakeup):
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, self._on_sighup)
+            signal.signal(signal.SIGIO, lambda *_: None)  # the supervisor has a line for the log
         super().__init__()
 
     def _on_sigterm(self, *_: object) -> None:

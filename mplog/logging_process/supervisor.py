@@ -215,6 +215,7 @@ class Supervisor:
                 while self._ready_pid and self._caretaker.unsaid:
                     requests.send(self._caretaker.unsaid[0])
                     del self._caretaker.unsaid[0]
+                    os.kill(pid, signal.SIGIO)  # no descriptor more to wait for: there may be a low limit to them
                 ready = [fd for fd, _ in waiting.poll(self._caretaker.timeout())]
                 if self._link.fileno() in ready:
                     waiting.unregister(self._link)
