@@ -163,7 +163,7 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     place.mkdir()
     size = getattr(request, "param", "1m")
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "mplog-test", place], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "mplog-test", place], capture_output=True, check=False
     )
     if done.returncode:
         pytest.skip("only root can mount a disk")

@@ -2,6 +2,10 @@
 
 The rule of this file: **the lock file names its holder, and a holder that dies has released the lock.** The kernel
 releases the lock of a process that ends in any way; only the holder removes the lock file.
+
+Some programs remove files that look old or useless, and the lock file with them. So the holder makes its file young now
+and then, and makes it again if it is gone (`LogLock.look`). Until then, a shared lock on the log itself (`mark`) keeps
+other logging processes away.
 """
 
 from __future__ import annotations
@@ -13,14 +17,19 @@ import hashlib
 import os
 import re
 import stat
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
 from mplog.errors import LogFileLockedError
+from mplog.files.notices import SYSTEM_CLOCK, Clock
 from mplog.files.regular import UNPLANTED
 
 if TYPE_CHECKING:
     import filelock
+
+if sys.platform != "win32":
+    import fcntl
 
 
 #: Bytes that the name of a file may have, on nearly every file system.
@@ -63,16 +72,78 @@ def _make_own_directory(path: str) -> None:
         )
 
 
-def acquire(path: str) -> filelock.BaseFileLock:
-    """Become the one process that writes the file; raise a LogFileLockedError if there is one already."""
+#: Seconds between two looks at a lock file. The logging process sets it at its start.
+look_seconds = 3600.0
+
+
+class LogLock:
+    """The lock of a log file; raises LogFileLockedError if another process has it.
+
+    Attributes:
+        due: the monotonic time of the next `look`.
+    """
+
+    def __init__(self, path: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._path = path
+        self._clock = clock
+        self._take(_acquire(path))
+
+    def _take(self, lock: filelock.BaseFileLock) -> None:
+        self._lock = lock
+        self._status = os.lstat(self._lock.lock_file)
+        self.due = self._clock.monotonic() + look_seconds
+
+    def look(self) -> str:
+        """Make the lock file young, or make it again if it is gone; return what the log should say, "" for nothing."""
+        self.due = self._clock.monotonic() + look_seconds
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(self._lock.lock_file), self._status):
+                os.utime(self._lock.lock_file)
+                return ""
+        with contextlib.suppress(OSError):
+            if os.stat(os.path.dirname(self._lock.lock_file)).st_dev != self._status.st_dev:
+                return ""  # its file system is not mounted at the moment, or was mounted anew
+        self._lock.release()  # of a file that nobody can find any more
+        try:
+            self._take(_acquire(self._path, is_marked=True))
+        except OSError as error:
+            return f"another program has removed the lock file of {self._path}, and it cannot be made again: {error}"
+        return f"another program has removed the lock file of {self._path}; it is there again"
+
+    def release(self) -> None:
+        """Let go of the lock, and remove its file."""
+        if self._lock.is_locked:
+            # While it is still held: a process that waits for it sees that the file has gone, and makes a new one.
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.lstat(self._lock.lock_file), self._status):
+                    os.unlink(self._lock.lock_file)
+                if os.path.dirname(self._lock.lock_file) == _own_path():
+                    os.rmdir(_own_path())
+            with contextlib.suppress(OSError):  # its file system has died
+                self._lock.release()
+
+    def renew(self) -> None:
+        """Take the lock of a file again whose file system was mounted anew: the one that is held may be of the old one.
+
+        Another server may have taken the new one. So the lock file is not removed here, as `release` would do.
+        """
+        with contextlib.suppress(OSError):
+            self._lock.release()
+        self._take(_acquire(self._path))
+
+
+def _acquire(path: str, *, is_marked: bool = False) -> filelock.BaseFileLock:
+    """Take the lock. `is_marked`: this process has the log open."""
     # Imported here: it takes as long as everything else that a program loads to start a server.
     import filelock
 
     place = _lock_path(path)
     if os.path.dirname(place) == _own_path():
         _make_own_directory(_own_path())
+    is_new = True
     with contextlib.suppress(FileNotFoundError):
         _check_lock(os.lstat(place), place)  # before filelock opens it: some versions empty it
+        is_new = False
     # 0600: a user who can open it can hold it, and so keep this server from starting.
     lock = filelock.FileLock(place, mode=0o600, thread_local=False)
     try:
@@ -80,18 +151,14 @@ def acquire(path: str) -> filelock.BaseFileLock:
     except FileNotFoundError:
         if os.path.dirname(place) != _own_path():
             raise
-        return acquire(path)  # another server of this user has just ended, and removed the directory
+        # Another server of this user has just ended, and removed the directory.
+        return _acquire(path, is_marked=is_marked)
     except filelock.Timeout:
-        pid, since = _read_owner(place)
-        owner = "of unknown pid" if pid is None else f"pid {pid}, since {since}"
-        raise LogFileLockedError(
-            f"{path} is already written by another logging process ({owner}). "
-            "Stop it, or give this server another file.",
-            path=path,
-            pid=pid,
-            since=since,
-        ) from None
+        raise _locked(path, *_read_owner(place)) from None
     try:
+        if is_new and not is_marked and _is_marked(path):
+            os.unlink(place)
+            raise _locked(path, None, None)
         _write_owner(place)
     except BaseException:
         lock.release()
@@ -99,30 +166,49 @@ def acquire(path: str) -> filelock.BaseFileLock:
     return lock
 
 
-def release(lock: filelock.BaseFileLock) -> None:
-    """Let go of the lock, and remove its file."""
-    if lock.is_locked:
-        # While it is still held: a process that waits for it sees that the file has gone, and makes a new one.
+def _locked(path: str, pid: int | None, since: str | None) -> LogFileLockedError:
+    owner = "of unknown pid" if pid is None else f"pid {pid}, since {since}"
+    return LogFileLockedError(
+        f"{path} is already written by another logging process ({owner}). Stop it, or give this server another file.",
+        path=path,
+        pid=pid,
+        since=since,
+    )
+
+
+def mark(fd: int) -> None:
+    """Mark an open log as written by this process, for those that find no lock file."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # another program has locked it, or there are no locks on this file system
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def unmark(fd: int) -> None:
+    """Take the mark off, before the file is closed: a forked process may still have it open."""
+    if sys.platform != "win32":
         with contextlib.suppress(OSError):
-            os.unlink(lock.lock_file)
-            if os.path.dirname(lock.lock_file) == _own_path():
-                os.rmdir(_own_path())
-        with contextlib.suppress(OSError):  # its file system has died
-            lock.release()
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def renew(lock: filelock.BaseFileLock, path: str) -> filelock.BaseFileLock:
-    """Take the lock of a file again whose file system was mounted anew: the one that is held may be of the old one.
-
-    Another server may have taken the new one. So the lock file is not removed here, as `release` would do.
-    """
-    with contextlib.suppress(OSError):
-        lock.release()
-    return acquire(path)
+def _is_marked(path: str) -> bool:
+    """Whether another logging process has the log open."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | UNPLANTED)
+            try:
+                # Where this fails, the lock is none of ours: those are shared.
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+            finally:
+                os.close(fd)
+    return False
 
 
 def taken_at(path: str) -> float | None:
-    """Return when the lock was last taken, in seconds since the epoch; None if no process holds it."""
+    """Return when the lock was last taken or looked at, in seconds since the epoch; None if no process holds it."""
     with contextlib.suppress(OSError):
         return os.stat(_lock_path(path)).st_mtime
     return None
@@ -132,7 +218,7 @@ def clear_up(path: str) -> None:
     """Remove the lock file of a process that has died."""
     with contextlib.suppress(OSError):
         if os.path.exists(_lock_path(path)):
-            release(acquire(path))
+            LogLock(path).release()
 
 
 def _check_lock(found: os.stat_result, place: str) -> None:

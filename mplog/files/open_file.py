@@ -16,7 +16,7 @@ import msgspec
 
 from mplog.files import regular
 from mplog.files.fsync import Fsync, FsyncPolicy
-from mplog.files.lock import taken_at
+from mplog.files.lock import mark, taken_at, unmark
 from mplog.files.notices import Clock, Notices
 from mplog.files.portion import Encoder, Portion, Position
 from mplog.record.encoding import describe
@@ -146,6 +146,7 @@ class OpenFile:
     def replace(self, fd: int, length: int, written_at: float) -> None:
         """Go on in another open file; `length` and `written_at` are its own."""
         before, self._fd = self._fd, fd
+        mark(fd)
         self._close(before)
         self._length = length
         self._torn = self._doubted_for = None
@@ -167,6 +168,7 @@ class OpenFile:
     def _close(self, fd: int) -> None:
         if fd < 0:
             return
+        unmark(fd)
         try:
             os.close(fd)
         except OSError as error:  # NFS may say only now that something could not be written

@@ -10,6 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from mplog.queue.directory import open_file, opened, read_file
+
 #: What the names of the files begin with, in the directory of the queue.
 UNDELIVERED = "undelivered-"
 
@@ -36,7 +38,7 @@ class Batch:
         data = b"".join(_LENGTH.pack(len(payload)) + payload for payload in new)
         try:
             if self._fd < 0:
-                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._fd = open_file(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError:
@@ -113,7 +115,10 @@ class Backlog:
         """Keep batches in files whose names begin with `path`, and take up those that the previous process has left."""
         self._path = path
         directory, prefix = os.path.split(f"{path}-")
-        for number in sorted(int(name[len(prefix) :]) for name in os.listdir(directory) if name.startswith(prefix)):
+        names: list[str] = []
+        with contextlib.suppress(OSError), opened(directory, os.O_RDONLY) as fd:  # it may have become another user's
+            names = os.listdir(fd)
+        for number in sorted(int(name[len(prefix) :]) for name in names if name.startswith(prefix)):
             self.next = number
             batch = self._new_batch()
             batch.payloads = _read(str(batch.path))
@@ -145,8 +150,7 @@ def count_undelivered(directory: str) -> int:
 
 def _read(path: str) -> list[bytes]:
     """Return the whole records in a file; the rest was not committed, and comes again."""
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_file(path)
     payloads, position = [], 0
     while position + _LENGTH.size <= len(data):
         (length,) = _LENGTH.unpack_from(data, position)

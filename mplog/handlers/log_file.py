@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mplog.files import lock as file_lock
 from mplog.files import regular
+from mplog.files.lock import LogLock
 from mplog.files.notices import SYSTEM_CLOCK, Clock, Notices, changed_meanwhile, say_on_stderr
 from mplog.files.open_file import FileOptions, OpenFile
 from mplog.files.portion import Portion, Position
@@ -21,7 +21,7 @@ from mplog.handlers.text import TextHandler
 from mplog.record.layout import Entry
 
 if TYPE_CHECKING:
-    import filelock
+    pass
 
 
 class LogFileHandler(TextHandler):
@@ -51,10 +51,10 @@ class LogFileHandler(TextHandler):
         self._file = OpenFile(path, options, Notices(clock, silent_about), clock)
         self._rotator = rotator(self._file)
         self._removes_empty = delay and not os.path.lexists(self.path)
-        self._lock: filelock.BaseFileLock | None = None
+        self._lock: LogLock | None = None
         self.written = 0
         try:
-            self._lock = file_lock.acquire(self.path)
+            self._lock = LogLock(self.path, clock)
             self._rotator.recover()
             self._file.open()
             self._locked_on = self._file.position().device
@@ -100,7 +100,7 @@ class LogFileHandler(TextHandler):
         file, rotator = self._file, self._rotator
         start = file.look()
         if start.device != self._locked_on and self._lock is not None:
-            self._lock = file_lock.renew(self._lock, self.path)
+            self._lock.renew()
             self._locked_on = start.device
         if not rotator.is_due(start):
             portion = rotator.fit(texts, start)
@@ -149,12 +149,17 @@ class LogFileHandler(TextHandler):
         self._file.reopen()
 
     def due(self) -> float | None:
-        return self._file.fsync.due
+        times = self._file.fsync.due, self._lock.due if self._lock is not None else None
+        return min((each for each in times if each is not None), default=None)
 
     def work(self) -> None:
         due = self._file.fsync.due
         if due is not None and self._file.clock.monotonic() >= due:
             self.sync()
+        if self._lock is not None and self._file.clock.monotonic() >= self._lock.due:
+            notice = self._lock.look()
+            if notice:
+                self._file.notices.say("lock", notice)
 
     def sync(self) -> bool:
         return self._file.fsync.sync(self._file.fileno())
@@ -172,6 +177,6 @@ class LogFileHandler(TextHandler):
         finally:
             self._file.close(remove_empty=self._removes_empty)
             if self._lock is not None:
-                file_lock.release(self._lock)
+                self._lock.release()
             for notice in self.take_notices():
                 say_on_stderr(notice)

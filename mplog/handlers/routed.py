@@ -11,11 +11,12 @@ import errno
 import glob
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from mplog.files import lock as file_lock
 from mplog.files import regular
+from mplog.files.lock import LogLock
 from mplog.files.names import FileNames
 from mplog.files.notices import changed_meanwhile, say_on_stderr
 from mplog.files.open_file import DEAD
@@ -46,8 +47,8 @@ class RoutedFileHandler(TextHandler):
         self._files = OpenFiles(os.path.dirname(path), self._make_file, max_open)
         #: What is to be written, by name.
         self._waiting = _Waiting(lambda: ([], []))
-        self._lock = contextlib.ExitStack()  # for `close`, if the lock cannot be taken
-        self._lock.callback(file_lock.release, file_lock.acquire(path))
+        self._lock: LogLock | None = None  # for `close`, if the lock cannot be taken
+        self._lock = LogLock(path)
 
     def __repr__(self) -> str:
         return f"<RoutedFileHandler {self._path}>"
@@ -130,7 +131,7 @@ class RoutedFileHandler(TextHandler):
         if path is None:
             return 0
         with contextlib.ExitStack() as lock:
-            lock.callback(file_lock.release, file_lock.acquire(path))  # another logging process may have the file now
+            lock.callback(LogLock(path).release)  # another logging process may have the file now
             count = regular.cut_back(lock.enter_context(regular.existing(path)), committed.length, announced)
         if count is None:
             self._files.say(changed_meanwhile(path))
@@ -146,9 +147,15 @@ class RoutedFileHandler(TextHandler):
             self._files.close(name)
 
     def due(self) -> float | None:
-        return min((due for file in self._files.values() if (due := file.due()) is not None), default=None)
+        times = [file.due() for file in self._files.values()]
+        times.append(self._lock.due if self._lock is not None else None)
+        return min((each for each in times if each is not None), default=None)
 
     def work(self) -> None:
+        if self._lock is not None and time.monotonic() >= self._lock.due:
+            notice = self._lock.look()
+            if notice:
+                self._files.say(notice)
         for file in self._files.values():
             file.work()
 
@@ -162,6 +169,7 @@ class RoutedFileHandler(TextHandler):
         for name in list(self._files):
             with contextlib.suppress(OSError):
                 self._files.close(name)
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.release()
         for notice in self.take_notices():
             say_on_stderr(notice)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from mplog.files.portion import Portion
+from mplog.queue.directory import open_file, read_file
 
 #: How many announcements the note holds: each takes up to 46 of its 4,096 bytes. The restarts to be said take up to
 #: 1,730 (`mplog.monitoring.restart_lines`), all else 60.
@@ -48,10 +49,13 @@ class Announcements:
         # Higher than the numbers that the note still names.
         self._next = max(noted.files, default=0) + 1
 
-    def before(self) -> Iterator[Announced]:
+    def before(self, warn: Callable[[OSError], object]) -> Iterator[Announced]:
+        """Yield the announcements since the last commit of the previous process; `warn` of a file that is gone."""
         for number in self._before.files:
-            with open(self._path(number), "rb") as file:
-                yield from msgspec.msgpack.decode(file.read(), type=list[Announced])
+            try:
+                yield from msgspec.msgpack.decode(read_file(self._path(number)), type=list[Announced])
+            except OSError as error:
+                warn(error)
         yield from self._before.latest
 
     @property
@@ -73,7 +77,7 @@ class Announcements:
         self.noted.latest.append(Announced(index, device, inode, length, portion.end.length))
 
     def _put_away(self, noted: Noted) -> None:
-        with open(self._path(self._next), "wb") as file:
+        with open(open_file(self._path(self._next), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             file.write(msgspec.msgpack.encode(noted.latest))
         noted.files.append(self._next)
         self._put_away_of.update(announced.file for announced in noted.latest)

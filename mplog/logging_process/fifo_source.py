@@ -23,7 +23,7 @@ from mplog.monitoring.statistics import PEAK_UNIT
 from mplog.monitoring.tallies import Tallies
 from mplog.queue import directory, fifo
 from mplog.queue.buffers import BufferPair
-from mplog.queue.directory import current_fifo_path
+from mplog.queue.directory import current_fifo_path, open_file
 from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import Overflow
@@ -67,7 +67,7 @@ class FifoSource(Source):
         self._suspects = suspects
         self._read_fd = places.fd
         # A writing end of our own: as long as the program lives, the FIFO never looks deserted.
-        self._write_fd: int | None = fifo.open_writer(current_fifo_path(self._directory))
+        self._write_fd: int | None = fifo.open_writer(current_fifo_path(self._directory), of=places.fd)
         self._set_aside = SetAside(tallies, dispatcher.say, overflow)
         self._inbox = Inbox(self._directory, tallies, dispatcher.troubles, self._set_aside)
         self._unfinished = _Unfinished(self._directory)
@@ -75,7 +75,10 @@ class FifoSource(Source):
         # Files that an earlier server has left come first; what workers append now does not.
         self._files_first = 0 if places.stories else emergency.files
         self._fill_due = 0.0
-        fill = Fill(self._directory, writable=True) if overflow.policy == "drop_below" else None
+        fill = None
+        if overflow.policy == "drop_below":
+            with contextlib.suppress(OSError):  # the directory has become another user's
+                fill = Fill(self._directory, writable=True)
         drops_oldest = overflow.policy == "drop_oldest"
         silent = SilentWriters(self._directory)
         self._intake = Intake(pair, places.fd, wake, silent.are_left, drops_oldest=drops_oldest, fill=fill)
@@ -245,16 +248,16 @@ class FifoSource(Source):
 
         self._intake.stop()
         drain()
-        path = directory.end(self._directory)
         release()
+        path = directory.end(self._directory)  # after the supervisor has let go, which would make the FIFO again
         with contextlib.suppress(FileNotFoundError):  # the directory has been removed, so no new writer can come
             if self._write_fd is None:
-                self._write_fd = fifo.open_writer(path)
+                self._write_fd = fifo.open_writer(path, of=self._read_fd)
             while True:
                 os.close(self._read_fd)
                 if not fifo.pending(self._write_fd):
                     break
-                self._read_fd = fifo.open_reader(path)
+                self._read_fd = fifo.open_reader(path, of=self._write_fd)
                 drain()
         while work():
             pass  # the rest, which is in the buffers
@@ -292,7 +295,7 @@ class _Unfinished:
 
     def load(self, base: int) -> Iterator[bytes]:
         """Yield what is in the file, not all at once: it takes as much memory as the records."""
-        with contextlib.suppress(OSError), open(self._path(base), "rb") as file:
+        with contextlib.suppress(OSError), open(open_file(self._path(base), os.O_RDONLY), "rb") as file:
             self._saved = self._path(base)
             while data := file.read(BATCH_SIZE):
                 yield data
@@ -323,7 +326,7 @@ class _Unfinished:
         return first[largest]
 
     def _parts(self, base: int) -> Iterator[tuple[bytes, frame.Part]]:
-        with contextlib.suppress(OSError), open(self._path(base), "rb") as file:
+        with contextlib.suppress(OSError), open(open_file(self._path(base), os.O_RDONLY), "rb") as file:
             while head := file.read(frame.HEADER_SIZE):
                 payload = file.read(frame.HEADER.unpack(head)[2])
                 yield head + payload, frame.decode_part(payload)

@@ -79,8 +79,6 @@ class Loop:
         self._flushes: list[_Flush] = []
         self._stop_request: int | None = None
         self._is_over = False
-        #: Whether the supervisor has gone, and the log does not say so yet.
-        self._is_orphaned = False
         #: Records that were taken while a file could not be written; None if all can.
         self._unwritten: int | None = None
         self.dispatcher.keep_trying()
@@ -173,20 +171,14 @@ class Loop:
             self.dispatcher.reopen()
         if ended in ready:
             self.accounts.see_ended(self.workers.look(self.source.due))
-        if supervisor in ready:  # the end of it: it says nothing that it is not asked for
-            self.program.supervisor = None
-            self._is_orphaned = True
+        if supervisor in ready:
+            self.program.hear()
         if control in ready:
             self._answer()
 
     def _check(self) -> None:
         self.workers.say_deaths(self.source.done())
-        if self._is_orphaned:
-            self._is_orphaned = False
-            self.dispatcher.say(
-                "mplog: the supervisor of the logging process was killed. The log goes on, but if the logging process "
-                "is killed, too, no other takes its place."
-            )
+        self._say_lines()
         self.dispatcher.work()
         self.dispatcher.troubles.report()
         self.dispatcher.flush()  # what functions have logged in their own threads
@@ -210,6 +202,11 @@ class Loop:
             self.accounts.timeout(),
         ]
         return min((each for each in times if each is not None), default=None)
+
+    def _say_lines(self) -> None:
+        """Say what the supervisor has for the log."""
+        while self.program.lines:
+            self.dispatcher.say(self.program.lines.pop(0))
 
     def _keep_said(self) -> None:
         """Commit lines and counts that belong to no batch, so that a restart does not take them back."""
@@ -291,6 +288,7 @@ class Loop:
     def _finish(self) -> None:
         """Take out what is left, close the log, and report."""
         self.source.end(self._work, self.program.release)
+        self._say_lines()
         self.accounts.check_all(self.source.done())
         self._keep_said()
         self.workers.say_last_deaths(waits=self.program.control is None)

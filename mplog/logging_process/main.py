@@ -17,6 +17,7 @@ import sys
 import traceback
 
 from mplog.errors import MplogError, SinkError, StartError
+from mplog.files import lock
 from mplog.files.notices import say_on_stderr
 from mplog.files.outlet import complete
 from mplog.logging_process.accounts import Accounts
@@ -48,6 +49,7 @@ def main(places: Places) -> int:
     """Run the logging process, from its configuration to its end; return its exit status."""
     ignore_signals()
     sys.stdout, sys.stderr = complete(sys.stdout), complete(sys.stderr)  # for everything that writes there
+    lock.look_seconds = places.launch.look
     gc.set_threshold(_COLLECTED_AT)
     multiprocessing.process.current_process().name = "mplog"
     try:

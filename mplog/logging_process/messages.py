@@ -7,6 +7,7 @@
     program ------- Records, ChildEnded, Question ----> logging process
             <------ Opened or an exception, Answer
     supervisor <--- Report, RELEASE answered by None -- logging process
+               ---- a line for the log --------------->
 
 All of these connections carry pickles, and all of them are trusted. The queue is not, and carries none of this.
 """
@@ -55,6 +56,11 @@ class Patience(msgspec.Struct, frozen=True):
     seconds: float = 60.0
 
 
+#: Seconds between two looks whether the files of an idle server are there, and young: some cleaners remove what is a
+#: few hours old.
+LOOK_SECONDS = 3600.0
+
+
 class Launch(msgspec.Struct, frozen=True):
     """Program to supervisor, first: what to run. With a plain queue, the supervisor becomes the logging process."""
 
@@ -69,6 +75,8 @@ class Launch(msgspec.Struct, frozen=True):
     #: Where the supervisor saves what is left when it gives up; None for a plain queue.
     emergency: EmergencyFile | None = None
     patience: Patience = Patience()
+    #: Seconds between two looks after the queue's directory, and after the locks of log files.
+    look: float = msgspec.field(default_factory=lambda: LOOK_SECONDS)
     #: The pid of the program.
     program: int = msgspec.field(default_factory=os.getpid)
 

@@ -33,6 +33,8 @@ class Program:
         self.control: Connection | None = control
         #: None once the supervisor has gone, and with a plain queue.
         self.supervisor = supervisor
+        #: What the supervisor has for the log, or its end.
+        self.lines: list[str] = []
 
     def receive(self) -> Records | ChildEnded | Question | None:
         """Return the next message; None if the program has gone."""
@@ -56,7 +58,20 @@ class Program:
         if self.supervisor is not None:
             with contextlib.suppress(EOFError, OSError):  # it has been killed
                 self.supervisor.send(Report.RELEASE)
-                self.supervisor.recv()
+                while (line := self.supervisor.recv()) is not None:
+                    self.lines.append(line)
+
+    def hear(self) -> None:
+        """Receive what the supervisor has for the log."""
+        try:
+            while self.supervisor is not None and self.supervisor.poll():
+                self.lines.append(self.supervisor.recv())
+        except (EOFError, OSError):
+            self.supervisor = None
+            self.lines.append(
+                "mplog: the supervisor of the logging process was killed. The log goes on, but if the logging process "
+                "is killed, too, no other takes its place."
+            )
 
     def report(self, report: Report) -> None:
         """Tell the supervisor how this process ends."""

@@ -47,7 +47,8 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     if stories:
         stories[-1] += f", restarted as {os.getpid()}"
     accounts = Accounts(directory, tallies, dispatcher, note.restarts, stories, source.due())
-    workers = Workers(Watch(current_fifo_path(directory), places.launch.program), tallies, dispatcher.say)
+    path = current_fifo_path(directory)
+    workers = Workers(Watch(path, places.launch.program, places.fd), tallies, dispatcher.say)
     workers.resume()
     commit = Commit(pair, announcements, accounts, emergency, dispatcher.outputs, suspects)
     if stories:
@@ -78,8 +79,13 @@ def _suspects(places: Places, note: Note, pair: BufferPair) -> Suspects:
 
 def _take_back(announcements: Announcements, dispatcher: Dispatcher) -> None:
     """Take back what the previous logging process has written and not committed."""
+
+    def warn(error: OSError) -> None:
+        what = "to read which records are to be taken back failed, so the log may have some twice"
+        dispatcher.troubles.warn("attempt", what, error)
+
     # The last announcement first: a file may have several, with those of other files in between.
-    for announced in reversed(list(announcements.before())):
+    for announced in reversed(list(announcements.before(warn))):
         output = dispatcher.outputs[announced.file]
         start = Position(announced.device, announced.inode, announced.start)
         try:

@@ -30,13 +30,14 @@ from mplog.errors import MplogError
 from mplog.files.notices import say_on_stderr
 from mplog.handlers.backlog import count_undelivered
 from mplog.logging_process import main as logging_process
+from mplog.logging_process.caretaker import Caretaker
 from mplog.logging_process.messages import Ended, Launch, NewProcess, Patience, Report
 from mplog.logging_process.program import Places
 from mplog.logging_process.signals import Wakeup, ignore_signals
 from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills, memory_kills_since
 from mplog.queue import buffer_memory, buffers, fifo, kill_points
-from mplog.queue.directory import current_fifo_path, given_up_path
+from mplog.queue.directory import current_fifo_path, given_up_path, open_file
 from mplog.queue.emergency import EmergencyFile
 
 if sys.platform != "win32":
@@ -118,8 +119,8 @@ class Supervisor:
         self._memory = memory
         self._fd = launch.fd
         self._attempts = _Attempts(memory, launch.patience)
-        #: Whether a logging process has ever opened its sinks.
-        self._was_ready = False
+        #: Whether a logging process has ever opened its sinks, and whether this one has.
+        self._was_ready = self._is_ready = False
         #: How the logging process ends, if it has said so.
         self._ending: Report | None = None
         #: How logging processes have ended, as long as no later one has noted it for the log.
@@ -127,6 +128,7 @@ class Supervisor:
         self._has_crashed = False
         # The end of its connection does not tell that a logging process has died: its children may hold it open.
         self.wakeup = Wakeup()
+        self._caretaker = Caretaker(launch.directory, launch.fd, launch.look)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that a poll wakes up
         # Meant for the program and the workers, whose records are still to be written. The log ends after them.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -135,6 +137,7 @@ class Supervisor:
         """Return the exit status of the last logging process; in a logging process, its own."""
         while True:
             kills, began, reason = memory_kills(), time.monotonic(), ""
+            self._caretaker.look(at_once=True)  # the next logging process finds what the last one has left
             try:
                 pid, control, requests = self._fork()
             except OSError as error:
@@ -163,7 +166,7 @@ class Supervisor:
 
     def _fork(self) -> tuple[int, Connection, Connection]:
         """Fork; return the pid, 0 in the child, and the ends of the connections to the program and between the two."""
-        self._ending = None
+        self._ending, self._is_ready = None, False
         control, theirs = Pipe()
         requests, asking = Pipe()
         for stream in (sys.stdout, sys.stderr):
@@ -183,10 +186,11 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.wakeup.close()
+        self._caretaker.rest()
         if self._was_ready:
             kill_points.arm("")  # each is reached once
         if self._fd < 0:
-            self._fd = fifo.open_reader(current_fifo_path(self._directory))
+            self._fd = fifo.open_reader(current_fifo_path(self._directory), of=self._caretaker.fifo)
         stories = tuple(self._stories)
         places = Places(control, self._launch, self._fd, self._memory, supervisor, stories, self._has_crashed)
         try:
@@ -218,7 +222,11 @@ class Supervisor:
         status = None
         with control, requests, contextlib.suppress(EOFError, OSError):
             while status is None:
-                ready = [fd for fd, _ in waiting.poll()]
+                self._caretaker.work()
+                while self._is_ready and self._caretaker.unsaid:
+                    requests.send(self._caretaker.unsaid[0])
+                    del self._caretaker.unsaid[0]
+                ready = [fd for fd, _ in waiting.poll(self._caretaker.timeout())]
                 if self._link.fileno() in ready:
                     waiting.unregister(self._link)
                     self._hand_over(pid, control)
@@ -236,12 +244,13 @@ class Supervisor:
         """Do what the logging process asks for; raise EOFError or OSError if it has ended."""
         report: Report = requests.recv()
         if report is Report.RELEASE:
+            self._caretaker.rest()
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
             requests.send(None)
         elif report is Report.READY:
-            self._was_ready = True
+            self._was_ready = self._is_ready = True
             self._stories.clear()  # it has noted them down
         else:
             self._ending = report
@@ -252,7 +261,7 @@ class Supervisor:
         if self._fd < 0:
             # The last logging process was about to end, and had the FIFO closed. Workers may have written since.
             with contextlib.suppress(OSError):
-                self._fd = fifo.open_reader(current_fifo_path(self._directory))
+                self._fd = fifo.open_reader(current_fifo_path(self._directory), of=self._caretaker.fifo)
         while _save(pair, emergency):
             if self._fd < 0:
                 return True
@@ -265,9 +274,10 @@ class Supervisor:
         """Save what is left in the emergency file, into which workers write from now on, and say so loudly."""
         emergency = self._launch.emergency
         assert emergency is not None
+        self._caretaker.look(at_once=True)
         self.wakeup.close()  # what follows needs two descriptors, which may be what there was none of
-        with contextlib.suppress(OSError), open(given_up_path(self._directory), "w", encoding="ascii"):
-            pass
+        with contextlib.suppress(OSError):
+            os.close(open_file(given_up_path(self._directory), os.O_WRONLY | os.O_CREAT))
         story = f"{story}; it was restarted {self._attempts.failed} times without success, and is given up"
         try:
             where = f"what is left is in {emergency.path}" if self._rescue(emergency) else "the emergency file is full"

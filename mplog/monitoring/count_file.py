@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 
 from mplog.queue.buffer_memory import map_counts
+from mplog.queue.directory import open_file
 from mplog.queue.shared_file import PAUSE, write_at
 
 #: The name of a count: its kind, and what tells it from others of the kind.
@@ -155,8 +156,8 @@ class CountFile:
     def _open(self) -> None:
         """Open the file, made if there is none, or none any more."""
         self.close()
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(self._path, flags, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        self._fd = open_file(self._path, flags)
         os.ftruncate(self._fd, self._end * _WORD)
         self._unpublished.update(base for _, base in _rows(self.words))
 
@@ -221,10 +222,15 @@ def read_rows(directory: str) -> dict[Key, int]:
     }
 
 
+def has_file(directory: str) -> bool:
+    return os.path.exists(os.path.join(directory, _NAME))
+
+
 def _read(directory: str) -> bytes:
     """Return the content of the file, if possible not in the middle of a change."""
     try:
-        with open(os.path.join(directory, _NAME), "rb", buffering=0) as file:
+        fd = open_file(os.path.join(directory, _NAME), os.O_RDONLY)
+        with open(fd, "rb", buffering=0) as file:
             for attempt in range(_READ_ATTEMPTS):
                 if attempt:
                     time.sleep(_READ_PAUSE)

@@ -49,10 +49,15 @@ class _Process(msgspec.Struct):
 
 
 class Senders:
-    """Finds the processes that can send: those with the FIFO open, or, of a plain queue, its owner and descendants."""
+    """Finds the processes that can send: those with the FIFO open, or, of a plain queue, its owner and descendants.
 
-    def __init__(self, path: str | None, owner: int) -> None:
-        self._fifo = None if path is None else (os.path.basename(path), os.stat(path))
+    `fd` is a descriptor of the FIFO, if there is one: its path may be gone.
+    """
+
+    def __init__(self, path: str | None, owner: int, fd: int = -1) -> None:
+        self._fifo = None
+        if path is not None:
+            self._fifo = os.path.basename(path), os.stat(path) if fd < 0 else os.fstat(fd)
         self._owner = owner
 
     def stat(self, pid: int) -> Stat | None:
@@ -102,8 +107,8 @@ class Watch:
     has the pids of processes that have ended, in whatever way, until the caller takes them.
     """
 
-    def __init__(self, path: str | None, owner: int) -> None:
-        self.senders = Senders(path, owner)
+    def __init__(self, path: str | None, owner: int, fd: int = -1) -> None:
+        self.senders = Senders(path, owner, fd)
         self.ended: list[int] = []
         self._processes: dict[int, _Process] = {}
         self._by_fd: dict[int, _Process] = {}

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from mplog.monitoring.process import start_mark
+from mplog.queue.directory import read_file
 from mplog.queue.shared_file import replace_file
 
 _NAME = "server"
@@ -88,7 +89,6 @@ def this_world() -> str:
 def read_notice(directory: str) -> Notice | None:
     """Return the notice in the directory of a queue; None if there is none."""
     try:
-        with open(os.path.join(directory, _NAME), "rb") as file:
-            return msgspec.json.decode(file.read(), type=Notice)
+        return msgspec.json.decode(read_file(os.path.join(directory, _NAME)), type=Notice)
     except (OSError, ValueError):
         return None

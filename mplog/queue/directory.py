@@ -1,10 +1,16 @@
-"""What is where in the directory of a queue."""
+"""What is where in the directory of a queue, and how a process opens it. POSIX only.
+
+The rule of this file: **nothing in the directory is trusted before the directory is.** In /tmp, another user may make
+one of the same name once ours has gone, or exchange it between two calls. So whoever opens a file opens the directory
+first, checks what it has opened (`opened`), and goes on from there, never by the path again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import shutil
+from collections.abc import Iterator
 
 _WORKERS = "workers"
 
@@ -49,7 +55,76 @@ def given_up_path(directory: str) -> str:
 
 def is_given_up(directory: str) -> bool:
     """Whether no logging process will read the queue any more, though its server has not ended in order."""
-    return os.path.exists(given_up_path(directory))
+    with contextlib.suppress(OSError), opened(directory) as fd:
+        os.stat(os.path.basename(given_up_path(directory)), dir_fd=fd)
+        return True
+    return False
+
+
+# --- opening ---
+
+
+def is_own(found: os.stat_result) -> bool:
+    """Whether what was found belongs to this user, or to root. That of another user is neither read nor written."""
+    return found.st_uid in (os.geteuid(), 0)
+
+
+@contextlib.contextmanager
+def opened(directory: str, access: int = getattr(os, "O_PATH", os.O_RDONLY)) -> Iterator[int]:
+    """Open a directory, to be the ``dir_fd`` of what is done in it.
+
+    Args:
+        directory: its path.
+        access: by default, it is not to be listed, which members of the group may not do.
+
+    Raises:
+        PermissionError: it is not this user's, or others can write in it.
+        OSError: there is none; a link leads to one, and is another user's.
+    """
+    flags = access | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    parent, name = os.path.split(directory)
+    if name == _WORKERS:
+        with opened(parent) as place:
+            fd = os.open(name, flags, dir_fd=place)
+        is_alone = True  # nobody can put another one in its place
+    else:
+        if os.path.islink(directory) and is_own(os.lstat(directory)):
+            directory = os.path.realpath(directory)  # `mplog serve --queue` makes such links
+        fd = os.open(directory, flags)
+        found = os.fstat(fd)
+        is_alone = is_own(found) and not found.st_mode & 0o022
+    try:
+        if not is_alone:
+            raise PermissionError(errno.EPERM, "not a directory of this user alone", directory)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_file(path: str, flags: int) -> int:
+    """Open a file in the directory of a queue (`opened`); a new one is for this user alone.
+
+    A link is followed: only this user can have made it (see `mplog.logging_process.caretaker`), except where workers
+    of other users make files.
+    """
+    directory, name = os.path.split(path)
+    if os.path.basename(directory) == _WORKERS:
+        flags |= os.O_NOFOLLOW
+    try:
+        with opened(directory) as fd:
+            return os.open(name, flags | os.O_CLOEXEC, 0o600, dir_fd=fd)
+    except OSError as error:
+        error.filename = path
+        raise
+
+
+def read_file(path: str) -> bytes:
+    """Return what is in a file of the directory of a queue."""
+    with open(open_file(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        return file.read()
+
+
+# --- removing ---
 
 
 def share(directory: str, group: int) -> None:
@@ -83,6 +158,12 @@ def is_writable(directory: str) -> bool:
 
 
 def remove(directory: str) -> None:
+    """Remove the directory, unless another user has made one in its place."""
+    import shutil  # few workers need it
+
+    with contextlib.suppress(OSError):
+        if not is_own(os.lstat(directory)):
+            return
     # Twice: a process that logs once more may make a file while the directory is emptied. Once the FIFO is gone, that
     # process takes its file away again (`remove_if_unused`).
     for _ in range(2):
@@ -91,7 +172,7 @@ def remove(directory: str) -> None:
 
 def remove_if_unused(directory: str) -> None:
     """Remove the directory if its FIFO is gone: a new file of this process has kept it from being removed."""
-    if not os.path.exists(current_fifo_path(directory)):
+    if not os.path.lexists(current_fifo_path(directory)):
         for place in {workers_path(directory): None, directory: None}:
             with contextlib.suppress(OSError):
                 os.rmdir(place)

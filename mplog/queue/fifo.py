@@ -24,6 +24,7 @@ import weakref
 from typing import Any
 
 from mplog.queue.descriptor import out_of_the_way
+from mplog.queue.directory import is_own, open_file
 from mplog.queue.native import poll, read
 
 if sys.platform != "win32":
@@ -52,29 +53,37 @@ def create(path: str) -> None:
     os.mkfifo(path, 0o600)
 
 
-def open_reader(path: str) -> int:
-    """Open the reading end without waiting for a writer."""
-    return out_of_the_way(_open_own(path, os.O_RDONLY))
+def open_reader(path: str, *, of: int = -1) -> int:
+    """Open the reading end without waiting for a writer.
+
+    `of` is a descriptor of the same FIFO, if the caller has one: where there is a /proc, the path is then not needed.
+    """
+    return out_of_the_way(_open_own(path, os.O_RDONLY, of))
 
 
-def open_writer(path: str) -> int:
+def open_writer(path: str, *, of: int = -1) -> int:
+    """Open the writing end; `of` is as for `open_reader`."""
     try:
-        return out_of_the_way(_open_own(path, os.O_WRONLY))
+        return out_of_the_way(_open_own(path, os.O_WRONLY, of))
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), path) from None
         raise
 
 
-def _open_own(path: str, flags: int) -> int:
+def _open_own(path: str, flags: int, of: int) -> int:
     """Open a FIFO of this user or of root; raise PermissionError if it is not one.
 
     After a queue has ended, another user may make a directory of its name, to read what is logged, or to have it
     written into another file.
     """
-    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    again = f"/proc/self/fd/{of}"
+    if of >= 0 and os.path.exists(again):
+        fd = os.open(again, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    else:
+        fd = open_file(path, flags | os.O_NONBLOCK)
     found = os.fstat(fd)
-    if stat.S_ISFIFO(found.st_mode) and found.st_uid in (os.geteuid(), 0):
+    if stat.S_ISFIFO(found.st_mode) and is_own(found):
         return fd
     os.close(fd)
     raise PermissionError(errno.EPERM, "not a queue of this user", path)
@@ -164,7 +173,7 @@ def peek(fd: int) -> bytes:
 
 def open_lock(path: str) -> int:
     """Open a file to lock, with a high descriptor like that of a FIFO."""
-    return out_of_the_way(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    return out_of_the_way(open_file(path, os.O_RDWR | os.O_CREAT))
 
 
 def wait(fd: int, event: int, deadline: float | None) -> bool:

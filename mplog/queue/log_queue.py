@@ -290,7 +290,7 @@ class LogQueue(_Base):
                 os.close(fifo.open_writer(opened.path))
         except OSError as error:  # NoReaderError, too
             is_over = isinstance(error, (BrokenPipeError, FileNotFoundError))
-            reason = "its server has ended, or the path is wrong" if is_over else error
+            reason = "its server has ended, its directory was removed, or the path is wrong" if is_over else error
             if error.errno == errno.EACCES:
                 raise QueueNotFoundError(
                     f"this process (uid {os.geteuid()}) may not open the log queue in {directory!r}: {error.strerror}. "

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from mplog.queue.descriptor import NONE, Descriptor, out_of_the_way
-from mplog.queue.directory import current_fifo_path, workers_path
+from mplog.queue.directory import current_fifo_path, open_file, workers_path
 from mplog.queue.fifo import monotonic
 from mplog.queue.shared_file import PAUSE, write_at
 
@@ -231,7 +231,7 @@ class _OpenFile:
         self._open(os.O_CREAT | os.O_EXCL)
 
     def _open(self, flags: int) -> None:
-        fd = os.open(self.path, flags | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_file(self.path, flags | os.O_WRONLY)
         self._end = Descriptor(out_of_the_way(fd))
 
     def is_gone(self) -> bool:

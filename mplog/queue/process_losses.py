@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from mplog.queue.directory import workers_path
+from mplog.queue.directory import open_file, opened, workers_path
 from mplog.queue.losses import COUNT, FIRST_ROW, HEADER, MAGIC, PREFIX, ROW, SIZE, Reason
 from mplog.record import frame
 
@@ -79,7 +79,7 @@ _known_reasons = {int(reason): reason for reason in Reason}
 
 def read_file(path: str) -> tuple[ProcessLosses, int]:
     """Return what is in a file, and the PID namespace of its pid; raise ValueError if it is not valid, or not yet."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = open_file(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         data = os.read(fd, SIZE)
     finally:
@@ -112,8 +112,8 @@ def read_files(directory: str) -> dict[str, ProcessLosses]:
 def names_of_files(directory: str) -> list[str]:
     """Return the names of the files of a queue, sorted; raise OSError if no descriptor is left to look."""
     try:
-        with os.scandir(directory) as entries:
-            return sorted(entry.name for entry in entries if entry.name.startswith(PREFIX))
+        with opened(directory, os.O_RDONLY) as fd:
+            return sorted(name for name in os.listdir(fd) if name.startswith(PREFIX))
     except FileNotFoundError:
         return []
 

@@ -104,7 +104,8 @@ class Reader:
                 self._lock = Descriptor(fifo.open_lock(lock_path(self._sender.directory)))
         except FileNotFoundError:
             raise QueueNotFoundError(
-                f"{self._sender.path} does not exist any more: the process that made the queue has ended."
+                f"{self._sender.path} does not exist any more: the process that made the queue has ended, or another "
+                "program has removed it."
             ) from None
 
     def release(self) -> int:

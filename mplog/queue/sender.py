@@ -98,7 +98,8 @@ class Sender:
                 self.end = end
             except FileNotFoundError:
                 raise NoReaderError(
-                    f"{self.path} does not exist any more: its logging process has ended. Start a new server."
+                    f"{self.path} does not exist any more: its server has ended, or another program has removed it. "
+                    "A server that runs notices that, and makes it again. If it has ended, start a new one."
                 ) from None
             except BrokenPipeError:
                 raise self.no_reader() from None

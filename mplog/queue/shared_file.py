@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from mplog.queue.descriptor import NONE, Descriptor, what_is
+from mplog.queue.directory import open_file, opened
 
 #: Seconds without a further attempt after a full disk: btrfs looks for room for up to 60 ms each time.
 PAUSE = 1.0
@@ -109,7 +110,7 @@ def map_file(path: str, length: int) -> mmap.mmap:
 
 @contextlib.contextmanager
 def _opened(path: str, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = open_file(path, flags)
     try:
         yield fd
     except OSError as error:
@@ -130,16 +131,20 @@ def replace_file(path: str, data: bytes | Iterable[bytes], mode: int = 0o600) ->
     Raises:
         OSError: it cannot be written; the old one is still there.
     """
-    new = f"{path}.new"
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    directory, name = os.path.split(path)
+    new = f"{name}.new"
     try:
-        with open(fd, "wb") as file:
-            os.fchmod(fd, mode)
-            file.writelines((data,) if isinstance(data, bytes) else data)
-        os.replace(new, path)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = path
-        with contextlib.suppress(OSError):
-            os.unlink(new)
+        with opened(directory) as place:
+            try:
+                fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=place)
+                with open(fd, "wb") as file:
+                    os.fchmod(fd, mode)
+                    file.writelines((data,) if isinstance(data, bytes) else data)
+                os.replace(new, name, src_dir_fd=place, dst_dir_fd=place)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(new, dir_fd=place)
+                raise
+    except OSError as error:
+        error.filename = path
         raise

@@ -24,7 +24,7 @@ import msgspec
 
 from mplog.queue import fifo
 from mplog.queue.descriptor import Descriptor
-from mplog.queue.directory import workers_path
+from mplog.queue.directory import open_file, opened, workers_path
 from mplog.queue.native import read
 
 T = TypeVar("T")
@@ -61,9 +61,10 @@ class Waiter:
     def __init__(self, directory: str) -> None:
         self.token = os.urandom(TOKEN_SIZE)
         self._path = _path(workers_path(directory), self.token)
-        os.mkfifo(self._path, 0o600)
+        with opened(os.path.dirname(self._path)) as fd:
+            os.mkfifo(os.path.basename(self._path), 0o600, dir_fd=fd)
         try:
-            self._end = Descriptor(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            self._end = Descriptor(open_file(self._path, os.O_RDONLY | os.O_NONBLOCK))
         except BaseException:
             self._remove()
             raise
@@ -112,7 +113,7 @@ class Acknowledger(Generic[T]):
         for token in tokens:
             path = _path(self._directory, token)
             try:
-                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = open_file(path, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as error:
                 if error.errno == errno.ENXIO:
                     # The worker waits no longer: it was killed and has left its FIFO here, or is just removing it.

@@ -13,6 +13,7 @@ from typing import Any
 
 from mplog.errors import DrainTimeoutError, MplogError
 from mplog.logging_process.messages import Command, Launch, Patience, Records
+from mplog.monitoring.count_file import has_file
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.descriptor import Descriptor
 from mplog.queue.directory import emergency_path, share
@@ -115,6 +116,8 @@ class Started:
         if not isinstance(self.queue, LogQueue):
             return None
         counts, lost = read_counts(self.queue.directory)
+        if not counts and not has_file(self.queue.directory):
+            return None  # another program has removed it, and it is not there again
         return to_stats(counts, lost) if counts or self.control.is_alive else None
 
     def end(self, deadline: float) -> Stats:

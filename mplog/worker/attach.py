@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 
@@ -40,7 +39,8 @@ def attach(directory: str | os.PathLike[str] | None = None, *, level: int | str 
         The handler, now the only one of the root logger.
 
     Raises:
-        QueueNotFoundError: there is no such server, or neither `directory` nor ``MPLOG_QUEUE`` is given.
+        QueueNotFoundError: there is no such server, its levels cannot be read, or neither `directory` nor
+            ``MPLOG_QUEUE`` is given.
     """
     where = os.fspath(directory) if directory is not None else os.environ.get(MPLOG_QUEUE)
     if not where:
@@ -51,11 +51,16 @@ def attach(directory: str | os.PathLike[str] | None = None, *, level: int | str 
         )
     where = queue_directory(where)
     queue = LogQueue.open(where)
-    state = None
-    with contextlib.suppress(OSError, ValueError):
+    try:
         state = LoggingState.load(where)
-        queue.details, queue.overflow, queue.sync = state.details, state.overflow, state.sync
-    handler = install(queue, state, state.layout if state is not None else None)
+    except (OSError, ValueError) as error:
+        raise QueueNotFoundError(
+            f"the levels of the server with the queue {where!r} cannot be read: {error}. Either no server has started "
+            "with this queue yet, or another program has removed the file. A server notices that, and makes it again: "
+            "try once more."
+        ) from None
+    queue.details, queue.overflow, queue.sync = state.details, state.overflow, state.sync
+    handler = install(queue, state, state.layout)
     if level is not None:
         logging.getLogger().setLevel(level)
     return handler

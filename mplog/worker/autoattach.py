@@ -20,6 +20,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mplog.queue.directory import read_file
+
 if TYPE_CHECKING:
     from mplog.worker.queue_handler import QueueHandler
 
@@ -47,13 +49,10 @@ def _wait() -> None:
         return
     try:
         # Not with msgspec, which most programs that import logging never need.
-        with open(os.path.join(directory, "logging"), "rb") as file:
-            if os.fstat(file.fileno()).st_uid != os.geteuid():
-                return  # the server was killed, and another user has made a directory of that name
-            state = json.load(file)
+        state = json.loads(read_file(os.path.join(directory, "logging")))
         senders, level, levels, disable = state["layout"]["senders"], state["level"], state["levels"], state["disable"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # the server has ended
+        return  # the server has ended; by now, another user may have made a directory of that name
     waiting = _Waiting(directory)
     _ours.append(waiting)
     for name in senders:

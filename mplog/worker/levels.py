@@ -13,6 +13,7 @@ import sys
 
 import msgspec
 
+from mplog.queue.directory import read_file
 from mplog.queue.shared_file import FOR_WORKERS, make_file, map_file, replace_file, write_file
 
 _COUNTER_NAME = "level-changes"
@@ -83,8 +84,8 @@ def look() -> None:
         return
     watched.seen = count  # first: what follows may log
     with contextlib.suppress(OSError, msgspec.DecodeError):  # the server has gone
-        with open(os.path.join(watched.directory, _CHANGES_NAME), "rb") as file:
-            changes = msgspec.json.decode(file.read(), type=list[tuple[int, str, int]])
+        data = read_file(os.path.join(watched.directory, _CHANGES_NAME))
+        changes = msgspec.json.decode(data, type=list[tuple[int, str, int]])
         for number, name, level in changes:
             # A level that the process has set itself since stays. A number above the count may never come to count.
             if last < number <= count:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mplog.queue.directory import read_file
 from mplog.queue.overflow import Overflow
 from mplog.queue.shared_file import FOR_WORKERS, replace_file
 from mplog.queue.sync import Sync
@@ -116,8 +117,7 @@ class LoggingState(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, directory: str) -> LoggingState:
-        with open(os.path.join(directory, _STATE_NAME), "rb") as file:
-            return msgspec.json.decode(file.read(), type=cls)
+        return msgspec.json.decode(read_file(os.path.join(directory, _STATE_NAME)), type=cls)
 
 
 def level_names() -> list[tuple[int, str]]:

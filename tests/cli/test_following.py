@@ -15,7 +15,7 @@ from oracle import wait_until
 
 from mplog.cli.file_reader import CHUNK, open_log
 from mplog.cli.following import Follower
-from mplog.files.lock import acquire, release
+from mplog.files.lock import LogLock
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_follower_skips_a_new_file_that_is_written_again(
     log: Path, follower: Follower, seconds: float, has_ended: bool
 ) -> None:
     """After a kill before the first commit in a file, the next logging process, which has the lock, cuts all of it."""
-    lock = acquire(str(log))
+    lock = LogLock(str(log))
     append(log, "3\n")
     assert read(follower) == "3\n"
     try:
@@ -182,11 +182,11 @@ def test_follower_skips_a_new_file_that_is_written_again(
         os.truncate(log, 0)
         append(log, "mplog: restarted\n1\n2\n3\n4\n")
         if has_ended:
-            release(lock)
+            lock.release()
         again = "1\n2\n3\n" if seconds and not has_ended else ""
         assert read(follower) == f"mplog: restarted\n{again}4\n"
     finally:
-        release(lock)
+        lock.release()
 
 
 def test_follower_skips_a_batch_that_went_into_two_files(log: Path, follower: Follower) -> None:

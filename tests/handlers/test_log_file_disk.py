@@ -18,6 +18,7 @@ from logs import Clock, open_log, rotated, written
 from scripts import drop_privileges, run_script
 
 from mplog.files import regular as regular_file
+from mplog.files.lock import look_seconds
 from mplog.files.open_file import FileOptions
 from mplog.handlers.log_file import LogFileHandler
 
@@ -280,7 +281,7 @@ def test_fsync_policies(log: Path, clock: Clock, syncs: list[str], open_handler:
     handler.close()
     syncs.clear()
     handler = open_handler(fsync=2)
-    assert handler.due() is None
+    assert handler.due() == clock.ticks + look_seconds  # at the lock
     handler.write(numbered(1))
     assert handler.due() == clock.ticks + 2
     clock.forward(1)
@@ -289,7 +290,7 @@ def test_fsync_policies(log: Path, clock: Clock, syncs: list[str], open_handler:
     assert (syncs, handler.due()) == ([], clock.ticks + 1)
     clock.forward(1)
     handler.work()
-    assert (syncs, handler.due()) == (["file"], None)
+    assert (syncs, handler.due()) == (["file"], clock.ticks + look_seconds - 2)
     handler.work()
     handler.write(numbered(3))
     handler.close()

@@ -30,7 +30,7 @@ def test_any_number_of_files_is_announced(tmp_path: Path, files: int) -> None:
         announcements.add(_LARGE, _portion(_LARGE - number, _LARGE - 2, 1))
     note = msgspec.msgpack.encode(announcements.noted)
     assert len(note) < NOTE_SIZE - 50
-    found = list(Announcements(str(tmp_path), msgspec.msgpack.decode(note, type=Noted)).before())
+    found = list(Announcements(str(tmp_path), msgspec.msgpack.decode(note, type=Noted)).before(pytest.fail))
     assert [each.inode for each in found] == [_LARGE - number for number in range(files)]
     assert {(each.file, each.start, each.end) for each in found} <= {(_LARGE, _LARGE - 2, _LARGE - 1)}
 
@@ -64,7 +64,7 @@ def test_files_go_when_the_note_does_not_name_them(tmp_path: Path) -> None:
     after = Announcements(str(tmp_path), noted)
     for number in range(200):
         after.add(0, _portion(1000 + number, 0, 1))
-    assert [each.inode for each in Announcements(str(tmp_path), noted).before()] == list(range(200))
+    assert [each.inode for each in Announcements(str(tmp_path), noted).before(pytest.fail)] == list(range(200))
     after.clear()
     after.remove()
     assert os.listdir(tmp_path) == []

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import pickle
+import shutil
+import signal
 import stat
+import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +25,7 @@ from mplog.files.open_file import FileOptions
 from mplog.handlers.log_file import LogFileHandler
 from mplog.queue import fifo
 from mplog.queue.sender import Sender
+from mplog.worker.state import Layout, LoggingState
 
 pytestmark = pytest.mark.processes
 
@@ -281,3 +289,70 @@ def test_queue_of_another_user_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(mplog.QueueNotFoundError):
         mplog.attach(tmp_path)
     os.close(reading)
+
+
+class Evil:
+    """What another user would have us unpickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+def exchange_for_ever(one: Path, other: Path) -> None:
+    """Runs in a process of another user: exchange two names, without an instant in which one is missing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_cwd, rename_exchange = -100, 2
+    while libc.renameat2(at_cwd, bytes(one), at_cwd, bytes(other), rename_exchange) == 0:
+        pass
+
+
+@needs_root
+@pytest.mark.skipif(sys.platform != "linux", reason="names are exchanged by renameat2")
+def test_directory_that_is_exchanged_while_a_program_joins(log: Path) -> None:
+    """Another user exchanges a directory of their own and a link to a running queue, all the time, in the place of a
+    queue that has gone. A program that joins there runs no code of theirs, and takes over no level."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as theirs, mplog.LogServer(log) as server:
+        place, made, link, stale = Path(theirs), Path(theirs, "made"), Path(theirs, "link"), Path(theirs, "mplog-stale")
+        os.chmod(place, 0o755)
+        stale.mkdir()
+        os.chmod(stale, 0o777)
+        os.mkfifo(stale / "queue", 0o666)
+        layout = Layout(filters={"": pickle.dumps([Evil(made)])})
+        LoggingState.capture(layout).save(server.queue.directory)
+        shutil.move(os.path.join(server.queue.directory, "logging"), stale / "logging")
+        link.symlink_to(server.queue.directory)
+        for path in (place, stale, stale / "queue", stale / "logging", link):
+            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        user = os.fork()
+        if user == 0:
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            exchange_for_ever(link, stale)
+            os._exit(0)
+        try:
+            before = logging.getLogger().level
+            seen = Counter[bool]()
+            deadline = time.monotonic() + 60
+            while min(seen[False], seen[True]) < 100 and time.monotonic() < deadline:
+                with pytest.raises(mplog.QueueNotFoundError):
+                    mplog.attach(stale)
+                seen[stale.is_symlink()] += 1
+            assert not made.exists()
+            assert logging.getLogger().level == before
+        finally:
+            os.kill(user, signal.SIGKILL)
+            os.waitpid(user, 0)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_directory_in_which_others_can_write_is_refused(server: mplog.LogServer, mode: int) -> None:
+    """Nobody joins by a directory in which other users could put anything."""
+    directory = server.queue.directory
+    os.chmod(directory, mode)
+    with pytest.raises(mplog.QueueNotFoundError, match="not a directory of this user alone"):
+        mplog.LogQueue.open(f"{directory}/.")
+    os.chmod(directory, 0o700)
+    mplog.LogQueue.open(f"{directory}/.").close()

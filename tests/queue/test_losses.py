@@ -244,6 +244,21 @@ def test_a_removed_directory_is_not_in_the_way(tmp_path: Path) -> None:
     assert read_losses(str(tmp_path / "missing")) == []
 
 
+def test_a_file_that_is_removed_comes_back_with_its_counts(directory: str) -> None:
+    """If a cleaner removes the file, the next loss makes it again, under its name and with all counts."""
+    mine = Losses(directory)
+    mine.count(INFO, Reason.QUEUE_FULL, "w")
+    mine.count(ERROR, Reason.TIMEOUT, "w")
+    (name,) = (name for name in os.listdir(directory) if name.startswith("losses-"))
+    for _ in range(2):
+        os.unlink(os.path.join(directory, name))
+        assert read_losses(directory) == []
+        mine.count(INFO, Reason.QUEUE_FULL, "w")
+        assert sorted(os.listdir(directory)) == [name, "queue"]
+    (counted,) = read_losses(directory)
+    assert counted.counts == {(INFO, Reason.QUEUE_FULL): 3, (ERROR, Reason.TIMEOUT): 1}
+
+
 @pytest.mark.parametrize("content", [b"", b"mplogls1", bytes(4096), os.urandom(5000)])
 def test_what_is_no_file_of_losses_is_skipped(directory: str, content: bytes) -> None:
     """A file that is just being made, or is another's, is not read."""

@@ -352,6 +352,39 @@ def test_attach_to_a_server_that_was_killed_says_so(server: mplog.LogServer) -> 
         server.stop()
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"level": "x"}'])
+def test_attach_without_the_levels_says_so(
+    server: mplog.LogServer, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    """If the levels of the server cannot be read, attach() raises, and takes none in their place."""
+    path = Path(server.queue.directory, "logging")
+    really = os.open
+
+    def lost(name: Any, *rest: Any, **more: Any) -> int:
+        if name == "logging" and content is None:
+            raise FileNotFoundError(2, "No such file or directory", name)
+        return really(name, *rest, **more)
+
+    monkeypatch.setattr(os, "open", lost)
+    if content is not None:
+        path.write_bytes(content)
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
+    with pytest.raises(mplog.QueueNotFoundError, match=r"the levels of the server .* cannot be read"):
+        mplog.attach(server.queue.directory)
+    assert (root.level, root.handlers) == before
+
+
+def test_attach_by_a_link(server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
+    """A link of this user's to the directory of a queue leads there."""
+    link = tmp_path / "link"
+    link.symlink_to(server.queue.directory)
+    program = "import logging, mplog, sys; mplog.attach(sys.argv[1]); logging.warning('by a link')"
+    assert jobs.run_python(["-c", program, str(link)]).stderr == ""
+    server.flush()
+    assert jobs.messages_in(log) == ["by a link"]
+
+
 def test_a_shell_script_passes_the_server_on(server: mplog.LogServer, log: Path, tmp_path: Path) -> None:
     """Programs that a shell script starts, in turn, at once and in pipes, find the server through MPLOG_QUEUE."""
     program = tmp_path / "step.py"

@@ -221,7 +221,7 @@ def test_directory_of_another_user(tmp_path: Path) -> None:
     changes = environment(MPLOG_QUEUE=str(tmp_path))
     changes["PYTHONPATH"] = f"{startup}{os.pathsep}{changes['PYTHONPATH']}"
     for owner, said in ((0, ""), (65534, "said\n")):
-        os.chown(tmp_path / "logging", owner, owner)
+        os.chown(tmp_path, owner, owner)
         done = subprocess.run(
             [sys.executable, "-c", program], env=changes, capture_output=True, text=True, timeout=60, check=True
         )
