@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -82,6 +83,20 @@ def says(log: Path, text: str) -> Callable[[], bool]:
     return lambda: text in log.read_text()
 
 
+def wait_until_kept(server: mplog.LogServer) -> None:
+    """Wait until the supervisor has seen the files that a start makes last, which is some 20 ms later."""
+    descriptors = Path(f"/proc/{psutil.Process(server.pid).ppid()}/fd")
+
+    def are_kept() -> bool:
+        links = set()
+        for each in descriptors.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                links.add(os.readlink(each))
+        return all(os.path.join(server.queue.directory, name) in links for name in ("logging", "server"))
+
+    wait_until(are_kept, "the supervisor keeps the files")
+
+
 def log_often(initializer: Any, rounds: Any) -> None:
     """Runs in a worker: log a round whenever the test says so, and say when it is done."""
     initializer()
@@ -114,7 +129,7 @@ def test_queue_can_be_used_whatever_is_removed(tmp_path: Path, log: Path, remove
             logging.info("before")
             server.flush()
             wait_until(lambda: server.stats().received == 2, "both are counted")
-            time.sleep(0.1)  # longer than between two looks: what is removed now was seen before
+            wait_until_kept(server)
             remove(directory)
             wait_until(says(log, "another program has removed"), "the log says so")
             server.set_level("", "DEBUG")
@@ -160,6 +175,7 @@ def test_logging_goes_on_where_another_user_has_the_name(log: Path) -> None:
         directory = server.queue.directory
         logging.info("before")
         server.flush()
+        wait_until_kept(server)
         theirs = f"{directory}.theirs"
         os.mkdir(theirs, 0o777)
         Path(theirs, "undelivered-0-1").touch()
