@@ -87,7 +87,7 @@ def emergency_messages(path: str | os.PathLike[str]) -> list[str]:
     frames: FrameReader[Any] = FrameReader({frame.RECORD: decode})
     while data := reader.read():
         messages += [each.getMessage() for each in frames.feed(data, drained=True)]
-        reader.commit(len(data))
+        reader.commit()
     assert frames.broken == 0
     return messages
 

@@ -45,12 +45,13 @@ class Commit:
 
     def _announce(self, index: int, portion: Portion) -> None:
         self.announcements.add(index, portion, self.outputs[index].takes_back)
+        self.emergency.announce(index, *portion.start, portion.end.length)
         self.pair.commit(0, self._note())
         reach("before write")
 
-    def _note(self, rescued: int = 0) -> bytes:
+    def _note(self, *, rescued: bool = False) -> bytes:
         accounts = self.accounts
-        emergency = self.emergency.note(rescued)
+        emergency = self.emergency.note(is_read=rescued)
         return msgspec.msgpack.encode(
             Note(self.announcements.noted, emergency, accounts.tallies.serial, accounts.restarts.untold)
         )
@@ -61,12 +62,12 @@ class Commit:
         accounts = self.accounts
         return self.announcements.is_open or accounts.tallies.has_new or accounts.restarts.is_said
 
-    def commit(self, taken: int = 0, rescued: int = 0) -> None:
-        """Note that all announced portions are written: `taken` bytes of the buffers, `rescued` emergency ones."""
+    def commit(self, taken: int = 0, *, rescued: bool = False) -> None:
+        """Note that all announced portions are written: `taken` bytes of the buffers, or what was `rescued`."""
         self.announcements.clear()
         self.accounts.tallies.write()
         self.accounts.restarts.settle()
-        self.pair.commit(taken, self._note(rescued))
+        self.pair.commit(taken, self._note(rescued=rescued))
         self.announcements.remove()
         for output in self.outputs:
             output.settle()  # nothing is going to be taken back

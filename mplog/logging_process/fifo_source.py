@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from mplog.files.notices import say_on_stderr
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.inbox import CHECK_SECONDS, Inbox
 from mplog.logging_process.intake import Intake
@@ -23,6 +24,7 @@ from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import Overflow
 from mplog.queue.shared_file import replace_file
+from mplog.record.encoding import describe
 from mplog.record.frame_reader import FrameReader
 
 #: Bytes of frames that are handled at a time: some 1,200 records. With five times as many, each record costs a third
@@ -62,6 +64,11 @@ class FifoSource(Source):
         self._unfinished = _Unfinished(self._directory)
         for data in (self._unfinished.load(pair.state.base), bytes(pair.written())):
             self._inbox.replay(data)
+        self._warned_of = ""
+        for error in emergency.refused:
+            self._warn_of_emergency(error)
+            if not places.stories:
+                say_on_stderr(f"mplog: records for which there is no room may be lost: {describe(error)}")
         # Files that an earlier server has left come first; what workers append now does not.
         self._files_first = 0 if places.stories else emergency.files
         self._fill_due = 0.0
@@ -75,7 +82,7 @@ class FifoSource(Source):
 
     def take(self) -> Batch | None:
         if self._files_first:
-            rescued = self.take_rescued(self._files_first, 0.0)
+            rescued = self.take_rescued(self._files_first)
             if rescued is not None:
                 return rescued
             self._files_first = 0
@@ -83,7 +90,7 @@ class FifoSource(Source):
         if not content:
             content.release()
             if not self._swap():
-                return self.take_rescued(self.files_due(), 0.0)
+                return self.take_rescued(self.files_due())
             content = self._pair.unwritten()
         with content:
             data = bytes(content[:_BATCH_SIZE])
@@ -107,31 +114,36 @@ class FifoSource(Source):
         self._intake.has_swapped()
         return True
 
-    def take_rescued(self, until: int, patience: float) -> Batch | None:
+    def take_rescued(self, until: int) -> Batch | None:
         if self._emergency.finished >= until:
             return None
         try:
-            data = self._emergency.read(patience=patience)
+            data = self._emergency.read()
         except OSError as error:
             self._warn_of_emergency(error)
             return None
         if not data:
             return None
+        self._warned_of = ""
         batch = self._inbox.open(data, drained=True)
-        batch.taken, batch.rescued, batch.are_numbered = 0, len(data), False
+        batch.taken, batch.rescued, batch.are_numbered = 0, True, False
         return batch
 
     def settle(self, batch: Batch, is_on_disk: bool) -> None:
         if batch.rescued:
             try:
-                self._emergency.commit(batch.rescued)
+                self._emergency.commit()
             except OSError as error:
                 self._warn_of_emergency(error)
         if batch.is_awaited:
             self._inbox.acknowledger.acknowledge(is_on_disk)
 
     def _warn_of_emergency(self, error: OSError) -> None:
-        self._dispatcher.troubles.warn("attempt", f"to read the emergency file {self._emergency.path} failed", error)
+        """Say it once: what was planted may stay."""
+        if describe(error) != self._warned_of:
+            self._warned_of = describe(error)
+            what = f"to use the emergency file {self._emergency.path} failed"
+            self._dispatcher.troubles.warn("attempt", what, error)
 
     # --- how far it is ---
 

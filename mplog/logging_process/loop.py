@@ -42,9 +42,6 @@ _LISTEN_SECONDS = 0.005
 #: Seconds between two looks whether functions have taken all that a `flush` waits for.
 _DELIVERY_SECONDS = 0.05
 
-#: Seconds that a flush waits for a worker that is writing into the emergency file, and may be stopped meanwhile.
-_EMERGENCY_PATIENCE = 0.5
-
 #: Seconds between two attempts to write into a file that cannot be written: the first, and the longest.
 _FIRST_RETRY = 0.05
 _LONGEST_RETRY = 1.0
@@ -124,7 +121,7 @@ class Loop:
         reach("after write")
         self.accounts.gather()
         if self.commit is not None:
-            self.commit.commit(batch.taken, batch.rescued)
+            self.commit.commit(batch.taken, rescued=batch.rescued)
         self.source.settle(batch, is_on_disk)
 
     def _write(self, batch: Batch) -> None:
@@ -253,7 +250,7 @@ class Loop:
         if self.source.done() < flush.due:
             return False
         while not self.dispatcher.stuck:
-            rescued = self.source.take_rescued(flush.files_due, _EMERGENCY_PATIENCE)
+            rescued = self.source.take_rescued(flush.files_due)
             if rescued is None:
                 return True
             self._handle(rescued)

@@ -13,16 +13,16 @@ from mplog.record.layout import Entry
 
 
 class Batch(msgspec.Struct):
-    """What is handled and committed at once: `taken` bytes of the buffers, or `rescued` ones of the emergency file.
+    """What is handled and committed at once: `taken` bytes of the buffers, or pieces of the emergency file.
 
-    `pieces` are names of sinks, and bytes for them. `are_numbered`: the records come nearly in the order of their
-    numbers. `is_awaited`: a worker waits until they are on disk.
+    `pieces` are names of sinks, and bytes for them. `rescued`: they come from the emergency file. `are_numbered`: the
+    records come nearly in the order of their numbers. `is_awaited`: a worker waits until they are on disk.
     """
 
     entries: Sequence[Entry] = ()
     pieces: list[tuple[str, bytes]] = msgspec.field(default_factory=list)
     taken: int = 0
-    rescued: int = 0
+    rescued: bool = False
     are_numbered: bool = False
     is_awaited: bool = False
 
@@ -39,8 +39,8 @@ class Source:
     def take(self) -> Batch | None:
         """Return the next batch, None where there is none yet."""
 
-    def take_rescued(self, until: int, patience: float) -> Batch | None:
-        """Return the next batch of the emergency files below `until`; wait `patience` seconds for one being written."""
+    def take_rescued(self, until: int) -> Batch | None:
+        """Return the next batch of the emergency files below `until`; None where there is none."""
 
     def settle(self, batch: Batch, is_on_disk: bool) -> None:
         """Note that a batch is committed, and tell the workers that wait for it."""

@@ -1,12 +1,16 @@
 """`EmergencyReader`: reads the emergency file for the logging process, and removes it. POSIX only.
 
-The reader first takes the file: it renames it, and workers that append make a new one. Only then does it wait for the
-lock, with which a worker may still be writing. So a reader or a worker that is stopped (SIGSTOP) while it holds the
-lock holds up only those who opened that very file before it was taken.
+The reader takes a file by renaming it, and workers make a new one. It reads what is there at once. Only at the end of
+the file does it try to get the lock, to know that no worker still writes into it. If one does, because it is stopped,
+the file waits, and the reader goes on with the next: what is missing is only what that worker has not sent yet.
 
-`EmergencyReader.commit` notes in the header how far it is read. `EmergencyReader.note` says the same; the caller stores
-that note so that it changes at one instant with the end of the log. With the note, a kill neither loses nor doubles
-anything; with the header alone, what was read between two commits comes again.
+A kill neither loses nor doubles anything, because the reader says how far it is:
+
+- `EmergencyReader.note`: the caller stores it so that it changes at one instant with the end of the log. It outlives
+  the logging process, but no reboot.
+- Pieces at the end of a taken file, which outlive that, too: before anything is written into the log, which part of
+  which log file (`announce`), and after the commit, how far this file is read (`commit`). After a reboot, the next
+  reader returns in `announced` what was not committed, for the caller to cut it off, and reads it again.
 """
 
 from __future__ import annotations
@@ -14,15 +18,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
+import struct
 
-from mplog.queue.emergency import HEADER, WORD, EmergencyRefusedError, check_magic, find_end, open_own
-from mplog.queue.locks import lock_file, unlock_file
+from mplog.queue.emergency import (
+    FRAMES,
+    HEAD_SIZE,
+    MAGIC,
+    TAKEN,
+    open_own,
+    piece,
+    read_piece,
+)
+from mplog.queue.locks import try_lock_file, unlock_file
 from mplog.record import frame
 
-_TAKEN = ".reading"
-_READ_AT = 24
-_ID_SIZE = 8
+# Kinds of pieces.
+_READ = 1
+_ANNOUNCED = 2
+
+_POSITION = struct.Struct("=Q")
+# The number of the handler, device and inode of its file, and the lengths of that before and after. Device 0 is that of
+# the emergency file: devices may have other numbers after a reboot.
+_PORTION = struct.Struct("=5Q")
+
+_ID = slice(len(MAGIC), len(MAGIC) + 8)
+_CHUNK = 2**20
 
 
 class EmergencyReader:
@@ -35,128 +55,221 @@ class EmergencyReader:
     Attributes:
         path: of the emergency file.
         finished: how many files have been read to their end, and removed.
+        announced: what an earlier reader has announced and not committed: numbers of handlers, devices, inodes, and
+            lengths before and after. This reader no longer has it.
+        refused: errors about files that cannot be read, such as planted ones.
     """
 
     def __init__(self, path: str, note: bytes = b"") -> None:
         self.path = path
-        self._given_note = note
         self.finished = 0
-        self._fd = -1
-        self._id: bytes | None = None
-        self._position = 0
-        self._end = 0
+        self.announced: list[tuple[int, ...]] = []
+        self.refused: list[OSError] = []
+        self._note = note
+        self._taken: list[_Taken] = []
+        #: The file of which something was read and is not committed.
+        self._current: _Taken | None = None
+        for name in TAKEN:
+            try:
+                taken = _Taken(path + name)
+                self._taken.append(taken)
+                self.announced += taken.resume(note)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self.refused.append(error)
+        try:
+            os.close(open_own(path, 0))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.refused.append(error)
 
-    def read(self, limit: int = 2**20, patience: float = 0.0) -> bytes:
+    def read(self, limit: int = 2**20) -> bytes:
         """Return the next whole frames, those of a long message together; b"" where there are none.
 
         Args:
             limit: about how many bytes at most; a message that is longer comes alone.
-            patience: for how many seconds to wait for a worker that is just writing; by default the file is then left
-                for the next time.
 
         Raises:
             OSError: the file cannot be opened or read, or it is not one of this user's own.
         """
-        while self._fd >= 0 or self._take(patience):
-            if self._position >= self._end:
-                self._finish()
-                continue
-            size = limit
-            while True:
-                data = os.pread(self._fd, min(size, self._end - self._position), self._position)
-                is_all = self._position + len(data) >= self._end or len(data) < size
-                whole = len(data) if is_all else _whole(data)
-                if whole:
-                    return data[:whole]
-                if not data:
-                    self._finish()
-                    break
-                size *= 2
-        return b""
+        while True:
+            for taken in self._taken[:]:
+                data = taken.read(limit)
+                if data:
+                    self._current = taken
+                    self._note = taken.note
+                    return data
+                if taken.is_sealed:
+                    taken.remove()
+                    self._taken.remove(taken)
+                    self.finished += 1
+            if not self._take():
+                return b""
 
-    def note(self, count: int = 0) -> bytes:
-        """Return 16 bytes for the next constructor, which say that `count` more bytes are read.
+    def note(self, *, is_read: bool = False) -> bytes:
+        """Return 16 bytes for the next constructor; `is_read`: what `read` has returned last is in the log."""
+        if is_read and self._current is not None:
+            return self._current.note_after
+        return self._note
 
-        Before anything was read, they are those that this constructor was given.
-        """
-        if self._id is None:
-            return self._given_note
-        return self._id + WORD.pack(self._position + count)
+    def announce(self, *portion: int) -> None:
+        """Note what is about to be written into a log file of what was read, as it is in `announced`."""
+        if self._current is not None:
+            with contextlib.suppress(OSError):  # then it comes again after a reboot
+                self._current.announce(portion)
 
-    def commit(self, count: int) -> None:
-        """Note that `count` bytes that `read` has returned are in the log. With the last, remove the file."""
-        self._position += count
-        os.pwrite(self._fd, WORD.pack(self._position), _READ_AT)
-        if self._position >= self._end:
-            self._finish()
+    def commit(self) -> None:
+        """Note that what `read` has returned last is in the log."""
+        current, self._current = self._current, None
+        if current is not None:
+            self._note = current.note_after
+            current.commit()
 
     def close(self) -> None:
         """Leave the rest to the next logging process."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for taken in self._taken:
+            taken.close()
+        self._taken.clear()
 
     @property
     def files(self) -> int:
-        """How many files there are to read, including the one that is being read."""
-        return (self._fd >= 0 or os.path.exists(self._taken_path)) + os.path.exists(self.path)
+        """How many files there are to read, including those that are being read."""
+        return len(self._taken) + os.path.exists(self.path)
 
-    @property
-    def _taken_path(self) -> str:
-        return self.path + _TAKEN
-
-    def _take(self, patience: float) -> bool:
-        """Open a file that was taken and not read to its end, or take the next one; return False if there is none."""
+    def _take(self) -> bool:
+        """Take the file into which workers write; return False if there is none, or no name is left for it."""
+        name = next((name for name in TAKEN if not os.path.lexists(self.path + name)), None)
+        if name is None:
+            return False
         try:
-            fd = open_own(self._taken_path, 0)
+            os.close(open_own(self.path, 0))
+            os.rename(self.path, self.path + name)
         except FileNotFoundError:
-            try:
-                fd = open_own(self.path, 0)
-                try:
-                    check_magic(fd, self.path)
-                    os.rename(self.path, self._taken_path)
-                except BaseException:
-                    os.close(fd)
-                    raise
-            except FileNotFoundError:
-                return False
-        try:
-            if not lock_file(fd, time.monotonic() + patience):
-                os.close(fd)
-                return False  # a worker is just writing, or stopped while it holds the lock; next time
-            self._end = find_end(fd, self._taken_path)
-            unlock_file(fd)  # whoever gets the lock from now on sees that the file is taken, and writes nothing
-            _, file_id, _, self._position = HEADER.unpack(os.pread(fd, HEADER.size, 0))
-            if not HEADER.size <= self._position <= self._end:
-                raise EmergencyRefusedError(errno.EINVAL, "not an emergency file, so it is not read", self._taken_path)
-        except BaseException:
-            os.close(fd)
-            raise
-        if len(self._given_note) == _ID_SIZE + WORD.size and self._given_note.startswith(file_id):
-            (noted,) = WORD.unpack_from(self._given_note, _ID_SIZE)
-            self._position = min(max(self._position, noted), self._end)
-        self._fd, self._id = fd, file_id
+            return False
+        self._taken.append(_Taken(self.path + name))
         return True
 
-    def _finish(self) -> None:
+
+class _Taken:
+    """A file that was taken. `is_sealed`: no worker will write into it any more."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.is_sealed = False
+        self._fd = open_own(path, 0)
+        self._id = b""
+        self._position = self._next = 0
+        self._announced: set[tuple[int, ...]] = set()
+
+    @property
+    def note(self) -> bytes:
+        return self._id + _POSITION.pack(self._position)
+
+    @property
+    def note_after(self) -> bytes:
+        return self._id + _POSITION.pack(self._next)
+
+    def resume(self, note: bytes) -> list[tuple[int, ...]]:
+        """Find out how far the file is read, and what an earlier reader had announced, unless the note says it."""
+        announced: list[tuple[int, ...]] = []
+        self._id = os.pread(self._fd, HEAD_SIZE, 0)[_ID]
+        if len(note) == len(self.note) and note.startswith(self._id):
+            (self._position,) = _POSITION.unpack_from(note, len(self._id))
+        else:
+            position = 0
+            while (found := self._find(position, skips=True)) is not None:
+                kind, payload, position = found
+                if kind == _READ:
+                    (self._position,) = _POSITION.unpack(payload)
+                    announced.clear()
+                elif kind == _ANNOUNCED:
+                    index, device, *rest = _PORTION.unpack(payload)
+                    announced.append((index, device or os.fstat(self._fd).st_dev, *rest))
+        self._next = self._position
+        # First of all: once more is in the log, what was announced must not be cut off any more.
+        self.commit()
+        return announced
+
+    def read(self, limit: int) -> bytes:
+        data = self._read(limit)
+        if not data and not self.is_sealed and try_lock_file(self._fd):
+            # Whoever gets the lock from now on sees that the file is taken, and writes nothing.
+            unlock_file(self._fd)
+            self.is_sealed = True
+            data = self._read(limit)
+        return data
+
+    def _read(self, limit: int) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        self._next = self._position
+        # The supervisor's pieces may end in the middle of a long message.
+        while size < limit or not _is_whole(pieces[-1]):
+            found = self._find(self._next, skips=self.is_sealed)
+            if found is None:
+                break
+            kind, payload, self._next = found
+            if kind == FRAMES:
+                pieces.append(payload)
+                size += len(payload)
+        self._id = self._id or os.pread(self._fd, HEAD_SIZE, 0)[_ID]
+        return b"".join(pieces)
+
+    def _find(self, position: int, *, skips: bool) -> tuple[int, bytes, int] | None:
+        """Return the kind and the payload of the next whole piece, and where it ends; None if there is none.
+
+        `skips`: over what a killed process or a full disk has left.
+        """
+        while True:
+            found = read_piece(self._fd, position)
+            if found is not None:
+                return *found, position + HEAD_SIZE + len(found[1])
+            if not skips or (position := self._find_magic(position + 1)) < 0:
+                return None
+
+    def _find_magic(self, position: int) -> int:
+        while len(data := os.pread(self._fd, _CHUNK, position)) >= len(MAGIC):
+            if (found := data.find(MAGIC)) >= 0:
+                return position + found
+            position += len(data) - len(MAGIC) + 1
+        return -1
+
+    def announce(self, portion: tuple[int, ...]) -> None:
+        index, device, *rest = portion
+        if portion not in self._announced:  # a write that failed is announced again
+            self._announced.add(portion)
+            is_here = device == os.fstat(self._fd).st_dev
+            self._append(_ANNOUNCED, _PORTION.pack(index, 0 if is_here else device, *rest))
+
+    def commit(self) -> None:
+        self._position = self._next
+        self._announced.clear()
+        self._append(_READ, _POSITION.pack(self._position))
+
+    def _append(self, kind: int, payload: bytes) -> None:
+        data = piece(kind, payload)
+        if os.write(self._fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+
+    def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._taken_path)
-        self.finished += 1
+            os.unlink(self._path)
         self.close()
 
+    def close(self) -> None:
+        os.close(self._fd)
 
-def _whole(data: bytes) -> int:
-    """Return the length of the whole messages at the beginning of the data; its end may be cut off."""
-    whole = 0
-    for found in frame.walk(data):
-        if found.kind is None:
-            return whole
+
+def _is_whole(frames: bytes) -> bool:
+    """Whether the last message is whole."""
+    is_whole = False
+    for found in frame.walk(frames):
         if found.kind == frame.PART:
-            try:
-                part = frame.decode_part(data[found.payload])
-            except ValueError:
-                continue
-            if part.number < part.total - 1:
-                continue
-        whole = found.end
-    return whole
+            with contextlib.suppress(ValueError):
+                part = frame.decode_part(frames[found.payload])
+                is_whole = part.number >= part.total - 1
+        else:
+            is_whole = found.kind is not None
+    return is_whole
