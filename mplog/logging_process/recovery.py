@@ -38,6 +38,7 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     emergency = EmergencyReader(overflow.emergency or emergency_path(directory), note.emergency)
     # After a reboot, only the emergency file says what was announced.
     _take_back([*starmap(Announced, emergency.announced), *announcements.before()], dispatcher)
+    emergency.settle()
     tallies = Tallies(directory, note.serial)
     dispatcher.failed.update({name: count for (_, name), count in tallies.of("failed").items()})
     source = FifoSource(places, overflow, pair, emergency, tallies, dispatcher, signals.wake)

@@ -10,7 +10,7 @@ A kill neither loses nor doubles anything, because the reader says how far it is
   the logging process, but no reboot.
 - Pieces at the end of a taken file, which outlive that, too: before anything is written into the log, which part of
   which log file (`announce`), and after the commit, how far this file is read (`commit`). After a reboot, the next
-  reader returns in `announced` what was not committed, for the caller to cut it off, and reads it again.
+  reader has in `announced` what was not committed. The caller cuts it off and calls `settle`, and it is read again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class EmergencyReader:
         path: of the emergency file.
         finished: how many files have been read to their end, and removed.
         announced: what an earlier reader has announced and not committed: numbers of handlers, devices, inodes, and
-            lengths before and after. This reader no longer has it.
+            lengths before and after.
         refused: errors about files that cannot be read, such as planted ones.
     """
 
@@ -69,21 +69,19 @@ class EmergencyReader:
         self._taken: list[_Taken] = []
         #: The file of which something was read and is not committed.
         self._current: _Taken | None = None
-        for name in TAKEN:
+        for name in ("", *TAKEN):
             try:
                 taken = _Taken(path + name)
-                self._taken.append(taken)
-                self.announced += taken.resume(note)
             except FileNotFoundError:
-                pass
+                continue
             except OSError as error:
                 self.refused.append(error)
-        try:
-            os.close(open_own(path, 0))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            self.refused.append(error)
+                continue
+            if name:
+                self.announced += taken.resume(note)
+                self._taken.append(taken)
+            else:
+                taken.close()
 
     def read(self, limit: int = 2**20) -> bytes:
         """Return the next whole frames, those of a long message together; b"" where there are none.
@@ -114,8 +112,16 @@ class EmergencyReader:
             return self._current.note_after
         return self._note
 
+    def settle(self) -> None:
+        """Note that nothing of what was `announced` is in the log. If that fails, `announce` tries again."""
+        for taken in self._taken:
+            if not taken.is_settled:
+                with contextlib.suppress(OSError):
+                    taken.mark()
+
     def announce(self, *portion: int) -> None:
-        """Note what is about to be written into a log file of what was read, as it is in `announced`."""
+        """Note what is about to be written into a log file, as it is in `announced`, if it is what was read here."""
+        self.settle()
         if self._current is not None:
             with contextlib.suppress(OSError):  # then it comes again after a reboot
                 self._current.announce(portion)
@@ -153,11 +159,12 @@ class EmergencyReader:
 
 
 class _Taken:
-    """A file that was taken. `is_sealed`: no worker will write into it any more."""
+    """A file that was taken. `is_sealed`: no worker writes into it any more. `is_settled`: it says how far it is."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self.is_sealed = False
+        self.is_settled = True
         self._fd = open_own(path, 0)
         self._id = b""
         self._position = self._next = 0
@@ -188,8 +195,7 @@ class _Taken:
                     index, device, *rest = _PORTION.unpack(payload)
                     announced.append((index, device or os.fstat(self._fd).st_dev, *rest))
         self._next = self._position
-        # First of all: once more is in the log, what was announced must not be cut off any more.
-        self.commit()
+        self.is_settled = False
         return announced
 
     def read(self, limit: int) -> bytes:
@@ -246,7 +252,12 @@ class _Taken:
     def commit(self) -> None:
         self._position = self._next
         self._announced.clear()
+        self.mark()
+
+    def mark(self) -> None:
+        """Note how far the file is read, and that nothing is announced."""
         self._append(_READ, _POSITION.pack(self._position))
+        self.is_settled = True
 
     def _append(self, kind: int, payload: bytes) -> None:
         data = piece(kind, payload)

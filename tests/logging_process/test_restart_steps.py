@@ -69,10 +69,13 @@ class Killer(logging.Handler):
                     call(what, *arguments, **options)
             elif name == "write":
                 call(what, arguments[0][: len(arguments[0]) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-            return None
+            return self.die()
 
         return wrapped
+
+    def die(self) -> Any:
+        """Kill this process."""
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def _concerns(self, what: Any) -> bool:
         try:
@@ -232,3 +235,54 @@ def test_killed_in_the_emergency_file_goes_on_with_it(
         server.flush(60)
         assert server.stats().restarts == 1
         assert [line for line in lines(tmp_path / "app.log") if "mplog:" not in line] == sent
+
+
+class Rebooter(Killer):
+    """Kills the supervisor, too, so that nothing is left."""
+
+    def die(self) -> Any:
+        """Kill both."""
+        os.kill(os.getppid(), signal.SIGKILL)
+        super().die()
+
+
+def _merge(directory: Path, kill: str, rotate: str | None) -> bool:
+    """Run a server that merges the emergency file, until that is done or everything is killed; return whether it is."""
+    archive = None if rotate is None else "app.{index}.log"
+    sinks: list[mplog.Sink] = [mplog.FileSink(directory / "app.log", rotate=rotate, archive=archive)]
+    if kill:
+        Path(f"{directory}.next").write_text(kill)
+        sinks.append(mplog.HandlerSink(lambda: Rebooter(directory)))
+    server = mplog.LogServer(*sinks, level="INFO", format="%(message)s")
+    try:
+        server.start().stop(60)
+    except mplog.MplogError:
+        with contextlib.suppress(mplog.MplogError):
+            server.stop(0)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("rotate", [None, "1 MB"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_rebooted_at_any_step_of_a_merge(tmp_path: Path, when: str, rotate: str | None) -> None:
+    """All processes are killed, the queue is gone, and the next server merges the rest: each record is there once."""
+    for call in range(1, 100):
+        directory = tmp_path / f"{call}"
+        directory.mkdir()
+        emergency = EmergencyFile(str(directory / ".app.log.emergency"), 2**26)
+        sent = [f"{number} {'x' * 300_000}" for number in range(9)]
+        for line in sent:
+            payload = encode(logging.LogRecord("a", 20, "f", 1, line, None, None))
+            assert emergency.append(frame.whole(frame.RECORD, payload))
+        # The second one dies early in its turn.
+        is_whole = _merge(directory, f"{when} {call}", rotate)
+        _merge(directory, f"{when} {call % 5 + 1}", rotate)
+        assert _merge(directory, "", rotate)
+        rotated = sorted(directory.glob("app.*.log"), key=lambda path: int(path.name.split(".")[1]))
+        written = [line for path in [*rotated, directory / "app.log"] for line in lines(path)]
+        assert [line for line in written if "mplog:" not in line] == sent, call
+        assert not list(directory.glob(".app.log.emergency*"))
+        if is_whole:
+            break
+    assert 5 < call < 99
