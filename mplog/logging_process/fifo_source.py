@@ -71,6 +71,8 @@ class FifoSource(Source):
                 say_on_stderr(f"mplog: records for which there is no room may be lost: {describe(error)}")
         # Files that an earlier server has left come first; what workers append now does not.
         self._files_first = 0 if places.stories else emergency.files
+        #: The value of `done` from which on what was taken of the emergency file may follow.
+        self._rescue_due = self.due() if places.stories else 0
         self._fill_due = 0.0
         fill = Fill(self._directory, writable=True) if overflow.policy == "drop_below" else None
         self._intake = Intake(pair, places.fd, wake, drops_oldest=overflow.policy == "drop_oldest", fill=fill)
@@ -115,10 +117,8 @@ class FifoSource(Source):
         return True
 
     def take_rescued(self, until: int) -> Batch | None:
-        if self._emergency.finished >= until:
-            return None
         try:
-            data = self._emergency.read()
+            data = self._read_emergency(until)
         except OSError as error:
             self._warn_of_emergency(error)
             return None
@@ -128,6 +128,19 @@ class FifoSource(Source):
         batch = self._inbox.open(data, drained=True)
         batch.taken, batch.rescued, batch.are_numbered = 0, True, False
         return batch
+
+    def _read_emergency(self, until: int) -> bytes:
+        while self._emergency.finished < until and not self.waits_for_queue():
+            data = self._emergency.read()
+            if data or not self._emergency.take():
+                return data
+            if not self._files_first:
+                # What a worker has sent before it wrote into the file comes first.
+                self._rescue_due = self.due()
+        return b""
+
+    def waits_for_queue(self) -> bool:
+        return self.done() < self._rescue_due
 
     def settle(self, batch: Batch, is_on_disk: bool) -> None:
         if batch.rescued:
@@ -151,7 +164,7 @@ class FifoSource(Source):
         return self._intake.is_over and not self._pair.state.unwritten
 
     def due(self) -> int:
-        return self._pair.due(self._read_fd)
+        return self._pair.state.taken if self._read_fd < 0 else self._pair.due(self._read_fd)
 
     def done(self) -> int:
         return self._pair.committed
@@ -210,6 +223,7 @@ class FifoSource(Source):
                     break
                 self._read_fd = fifo.open_reader(path)
                 drain()
+        self._read_fd = -1
         while work():
             pass  # the rest, which is in the buffers
         self._inbox.give_up()

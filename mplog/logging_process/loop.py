@@ -252,7 +252,7 @@ class Loop:
         while not self.dispatcher.stuck:
             rescued = self.source.take_rescued(flush.files_due)
             if rescued is None:
-                return True
+                return not self.source.waits_for_queue()
             self._handle(rescued)
         return False
 

@@ -83,28 +83,43 @@ class EmergencyReader:
             else:
                 taken.close()
 
+    def take(self) -> bool:
+        """Take the file into which workers write; return False if there is none, or no name is left for it.
+
+        Raises:
+            OSError: the file cannot be opened, or it is not one of this user's own.
+        """
+        name = next((name for name in TAKEN if not os.path.lexists(self.path + name)), None)
+        if name is None:
+            return False
+        try:
+            os.close(open_own(self.path, 0))
+            os.rename(self.path, self.path + name)
+        except FileNotFoundError:
+            return False
+        self._taken.append(_Taken(self.path + name))
+        return True
+
     def read(self, limit: int = 2**20) -> bytes:
-        """Return the next whole frames, those of a long message together; b"" where there are none.
+        """Return the next whole frames of what was taken, those of a long message together; b"" where there are none.
 
         Args:
             limit: about how many bytes at most; a message that is longer comes alone.
 
         Raises:
-            OSError: the file cannot be opened or read, or it is not one of this user's own.
+            OSError: a file cannot be read.
         """
-        while True:
-            for taken in self._taken[:]:
-                data = taken.read(limit)
-                if data:
-                    self._current = taken
-                    self._note = taken.note
-                    return data
-                if taken.is_sealed:
-                    taken.remove()
-                    self._taken.remove(taken)
-                    self.finished += 1
-            if not self._take():
-                return b""
+        for taken in self._taken[:]:
+            data = taken.read(limit)
+            if data:
+                self._current = taken
+                self._note = taken.note
+                return data
+            if taken.is_sealed:
+                taken.remove()
+                self._taken.remove(taken)
+                self.finished += 1
+        return b""
 
     def note(self, *, is_read: bool = False) -> bytes:
         """Return 16 bytes for the next constructor; `is_read`: what `read` has returned last is in the log."""
@@ -143,19 +158,6 @@ class EmergencyReader:
     def files(self) -> int:
         """How many files there are to read, including those that are being read."""
         return len(self._taken) + os.path.exists(self.path)
-
-    def _take(self) -> bool:
-        """Take the file into which workers write; return False if there is none, or no name is left for it."""
-        name = next((name for name in TAKEN if not os.path.lexists(self.path + name)), None)
-        if name is None:
-            return False
-        try:
-            os.close(open_own(self.path, 0))
-            os.rename(self.path, self.path + name)
-        except FileNotFoundError:
-            return False
-        self._taken.append(_Taken(self.path + name))
-        return True
 
 
 class _Taken:

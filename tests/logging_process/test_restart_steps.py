@@ -263,26 +263,38 @@ def _merge(directory: Path, kill: str, rotate: str | None) -> bool:
     return True
 
 
+def _reboot_in_a_merge(directory: Path, kill: str, rotate: str | None, number: int) -> bool:
+    """Merge nine records in three batches, killed at a call and early in the next server; return whether the first was
+    not killed, as there are fewer calls."""
+    directory.mkdir()
+    emergency = EmergencyFile(str(directory / ".app.log.emergency"), 2**26)
+    sent = [f"{number} {'x' * 300_000}" for number in range(9)]
+    for line in sent:
+        payload = encode(logging.LogRecord("a", 20, "f", 1, line, None, None))
+        assert emergency.append(frame.whole(frame.RECORD, payload))
+    is_whole = _merge(directory, f"{kill} {number}", rotate)
+    if not is_whole:
+        _merge(directory, f"{kill} {number % 6 + 1}", rotate)
+        assert _merge(directory, "", rotate)
+    rotated = sorted(directory.glob("app.*.log"), key=lambda path: int(path.name.split(".")[1]))
+    written = [line for path in [*rotated, directory / "app.log"] for line in lines(path)]
+    assert [line for line in written if "mplog:" not in line] == sent, (kill, number, rotate)
+    assert not list(directory.glob(".app.log.emergency*"))
+    return is_whole
+
+
+@pytest.mark.parametrize("number", range(3, 12, 2))
+@pytest.mark.parametrize(("when", "rotate"), [("before", None), ("after", "1 MB")])
+def test_rebooted_in_a_merge(tmp_path: Path, when: str, rotate: str | None, number: int) -> None:
+    """All processes are killed, the queue is gone, and the next server merges the rest: each record is there once."""
+    assert not _reboot_in_a_merge(tmp_path / "logs", when, rotate, number)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("rotate", [None, "1 MB"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_rebooted_at_any_step_of_a_merge(tmp_path: Path, when: str, rotate: str | None) -> None:
-    """All processes are killed, the queue is gone, and the next server merges the rest: each record is there once."""
-    for call in range(1, 100):
-        directory = tmp_path / f"{call}"
-        directory.mkdir()
-        emergency = EmergencyFile(str(directory / ".app.log.emergency"), 2**26)
-        sent = [f"{number} {'x' * 300_000}" for number in range(9)]
-        for line in sent:
-            payload = encode(logging.LogRecord("a", 20, "f", 1, line, None, None))
-            assert emergency.append(frame.whole(frame.RECORD, payload))
-        # The second one dies early in its turn.
-        is_whole = _merge(directory, f"{when} {call}", rotate)
-        _merge(directory, f"{when} {call % 5 + 1}", rotate)
-        assert _merge(directory, "", rotate)
-        rotated = sorted(directory.glob("app.*.log"), key=lambda path: int(path.name.split(".")[1]))
-        written = [line for path in [*rotated, directory / "app.log"] for line in lines(path)]
-        assert [line for line in written if "mplog:" not in line] == sent, call
-        assert not list(directory.glob(".app.log.emergency*"))
-        if is_whole:
-            break
-    assert 5 < call < 99
+    """The same at each call that changes the disk."""
+    calls = next(n for n in range(1, 100) if _reboot_in_a_merge(tmp_path / f"{n}", when, rotate, n))
+    assert calls > 12

@@ -57,7 +57,7 @@ def texts(data: bytes) -> list[str]:
 def rest(reader: EmergencyReader, limit: int = 2**20) -> list[str]:
     """Read and commit all that is there."""
     found = []
-    while data := reader.read(limit):
+    while (data := reader.read(limit)) or reader.take():
         found += texts(data)
         reader.commit()
     return found
@@ -71,6 +71,7 @@ def test_messages_come_out_in_order_and_the_file_is_gone(path: str) -> None:
     assert os.stat(path).st_mode & 0o777 == 0o600
     reader = EmergencyReader(path)
     pieces = []
+    assert reader.take()
     while data := reader.read(5000):
         pieces.append(texts(data))
         reader.commit()
@@ -78,12 +79,14 @@ def test_messages_come_out_in_order_and_the_file_is_gone(path: str) -> None:
     assert len(pieces) > 50
     assert os.listdir(os.path.dirname(path)) == []
     assert reader.read() == b""
+    assert not reader.take()
 
 
 def test_what_comes_while_it_is_read_is_read_next(path: str) -> None:
     """A process that appends meanwhile makes a new file, which the same reader takes when it is done with the first."""
     file, reader = EmergencyFile(path, SIZE), EmergencyReader(path)
     file.append(message("one"))
+    assert reader.take()
     first = reader.read()
     file.append(message("two"))
     assert texts(first) == ["one"]
@@ -106,7 +109,8 @@ def test_a_reader_that_is_killed_anywhere_loses_and_doubles_nothing(path: str, s
         for _ in range(dice.randrange(4)):
             if waiting and dice.random() < 0.7:
                 file.append(message(waiting.pop(0)))
-            data = reader.read(dice.choice((100, 3000, 20_000)))
+            size = dice.choice((100, 3000, 20_000))
+            data = reader.read(size) or (reader.take() and reader.read(size))
             if not data:
                 break
             if dice.random() < 0.2:
@@ -130,6 +134,7 @@ def test_a_note_holds_until_something_else_is_read(path: str) -> None:
     for text in ("one", "two"):
         EmergencyFile(path, SIZE).append(message(text))
     killed = EmergencyReader(path)
+    assert killed.take()
     killed.read(1)
     note = killed.note(is_read=True)
     killed.close()
@@ -143,6 +148,7 @@ def test_without_a_note_what_was_not_committed_comes_again(path: str) -> None:
     for text in ("one", "two", "three"):
         EmergencyFile(path, SIZE).append(message(text))
     reader = EmergencyReader(path)
+    assert reader.take()
     assert texts(reader.read(1)) == ["one"]
     reader.commit()
     reader.read()
@@ -271,6 +277,7 @@ def test_the_size_is_that_of_all_files_together(path: str) -> None:
     file = EmergencyFile(path, 1000)
     assert file.append(message("x" * 500))
     reader = EmergencyReader(path)
+    assert reader.take()
     assert reader.read()
     assert not file.append(message("y" * 500))
     assert file.append(message("z" * 100))
@@ -365,6 +372,7 @@ def test_the_next_reader_waits_for_a_stopped_worker_too(path: str, is_killed: bo
         for text in ("one", "two"):
             assert EmergencyFile(path, SIZE).append(message(text))
         reader = EmergencyReader(path)
+        assert reader.take()
         assert texts(reader.read(1)) == ["one"]
         note = reader.note(is_read=True)
         if not is_killed:
@@ -520,22 +528,20 @@ def test_a_reboot_in_the_middle_loses_and_doubles_nothing(tmp_path: Path, path: 
                 os.truncate(log, start)
         reader.settle()
         with log.open("a") as file:
-            while data := reader.read(dice.choice((100, 3000, 20_000))):
+            is_killed = False
+            while not is_killed and ((data := reader.read(dice.choice((100, 3000, 20_000)))) or reader.take()):
                 for text in texts(data):
                     start = file.tell()
                     reader.announce(7, status.st_dev, status.st_ino, start, start + len(text) + 1)
-                    if dice.random() < 0.05:
+                    if is_killed := dice.random() < 0.05:
                         break
                     file.write(text + "\n")
                     file.flush()
-                else:
-                    if dice.random() < 0.2:
-                        break
+                is_killed = is_killed or dice.random() < 0.2
+                if not is_killed:
                     reader.commit()
-                    continue
-                break
         reader.close()
-        if not data:
+        if not is_killed:
             break
         crashes += 1
     assert crashes > 3
@@ -548,6 +554,7 @@ def test_a_device_may_have_another_number_after_a_reboot(path: str, monkeypatch:
     device = os.stat(os.path.dirname(path)).st_dev
     EmergencyFile(path, SIZE).append(message("one"))
     reader = EmergencyReader(path)
+    assert reader.take()
     reader.read()
     reader.announce(0, device, 1, 2, 3)
     reader.announce(1, device + 1, 1, 2, 3)
@@ -570,6 +577,7 @@ def test_what_was_announced_is_taken_back_once(path: str, monkeypatch: pytest.Mo
     is noted before the log grows."""
     EmergencyFile(path, SIZE).append(message("one"))
     reader = EmergencyReader(path)
+    assert reader.take()
     reader.read()
     reader.announce(0, 1, 2, 3, 4)
     reader.close()
@@ -641,7 +649,7 @@ def test_what_is_planted_is_refused(path: str, what: str, where: str) -> None:
     (error,) = reader.refused
     assert re.search(refused, str(error))
     if not where:
-        for call in (lambda: EmergencyFile(path, SIZE).append(message("one")), reader.read):
+        for call in (lambda: EmergencyFile(path, SIZE).append(message("one")), reader.take):
             with pytest.raises(OSError, match=refused):
                 call()
     else:
