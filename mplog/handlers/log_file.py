@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from mplog.files import lock as file_lock
 from mplog.files import regular
-from mplog.files.notices import Clock, Notices, changed_meanwhile, say_on_stderr
+from mplog.files.notices import Clock, Notices, changed_meanwhile, gone_meanwhile, say_on_stderr
 from mplog.files.open_file import FileOptions, OpenFile
 from mplog.files.portion import Portion, Position
 from mplog.files.rotation import Rotator
@@ -121,6 +121,7 @@ class LogFileHandler(TextHandler):
             directory = os.path.dirname(self.path)
             path = regular.find(directory, committed.device, committed.inode, self._rotator.is_name_of)
             if path is None:
+                file.notices.say("resume", gone_meanwhile(self.path))
                 return 0
             with regular.existing(path) as fd:
                 count = regular.cut_back(fd, committed.length, announced)

@@ -257,6 +257,8 @@ def _merge(directory: Path, kill: str, rotate: str | None) -> bool:
     try:
         server.start().stop(60)
     except mplog.MplogError:
+        if not kill:
+            raise
         with contextlib.suppress(mplog.MplogError):
             server.stop(0)
         return False
@@ -275,7 +277,7 @@ def _reboot_in_a_merge(directory: Path, kill: str, rotate: str | None, number: i
     is_whole = _merge(directory, f"{kill} {number}", rotate)
     if not is_whole:
         _merge(directory, f"{kill} {number % 6 + 1}", rotate)
-        assert _merge(directory, "", rotate)
+        _merge(directory, "", rotate)
     rotated = sorted(directory.glob("app.*.log"), key=lambda path: int(path.name.split(".")[1]))
     written = [line for path in [*rotated, directory / "app.log"] for line in lines(path)]
     assert [line for line in written if "mplog:" not in line] == sent, (kill, number, rotate)
