@@ -121,7 +121,7 @@ class LogFileHandler(TextHandler):
             directory = os.path.dirname(self.path)
             path = regular.find(directory, committed.device, committed.inode, self._rotator.is_name_of)
             if path is None:
-                file.notices.say("resume", gone_meanwhile(self.path))
+                file.notices.say("gone", gone_meanwhile(self.path))
                 return 0
             with regular.existing(path) as fd:
                 count = regular.cut_back(fd, committed.length, announced)

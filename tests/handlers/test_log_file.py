@@ -369,7 +369,6 @@ def test_resume_cuts_nothing_of_others(log: Path, tmp_path: Path, open_handler: 
     assert log.read_text() == "x" * 100
     (tmp_path / "app.log.1").symlink_to(log)
     assert handler.resume(start._replace(inode=os.lstat(tmp_path / "app.log.1").st_ino, length=10), 10**6) == 0
-    assert handler.take_notices() == []
     assert handler.resume(start._replace(inode=2**60), 10**6) == 0
     (notice,) = handler.take_notices()
     assert "moved away or deleted" in notice
