@@ -84,9 +84,9 @@ def emergency_messages(path: str | os.PathLike[str]) -> list[str]:
     """Return the messages that are in an emergency file, which is gone afterwards."""
     reader, messages = EmergencyReader(os.fspath(path)), []
     frames: FrameReader[Any] = FrameReader({frame.RECORD: decode})
-    while data := reader.read():
+    while (data := reader.read()) or reader.take():
         messages += [each.getMessage() for each in frames.feed(data, drained=True)]
-        reader.commit(len(data))
+        reader.commit()
     assert frames.broken == 0
     return messages
 

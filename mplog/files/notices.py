@@ -85,3 +85,8 @@ def say_on_stderr(message: str) -> None:
 def changed_meanwhile(path: str) -> str:
     """Return the notice about a file that another program has changed, so that nothing can be taken back."""
     return f"{path} was changed while no logging process wrote it, and is left as it is"
+
+
+def gone_meanwhile(path: str) -> str:
+    """Return the notice about a file that is not found, so that nothing can be taken back."""
+    return f"{path} was moved away or deleted as the logging process ended; its last lines may come again"

@@ -141,12 +141,27 @@ def existing(path: str) -> Iterator[int]:
 
 
 def find(directory: str, inode: int, is_name: Callable[[str], bool]) -> str | None:
-    """Return the path of the regular file with this inode, or None. Only names for which `is_name` is true count."""
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.inode() == inode and is_name(entry.name) and entry.is_file(follow_symlinks=False):
-                return entry.path
+    """Return the path of the regular file with this inode, or None. Only names for which `is_name` is true count.
+
+    It may be in the directory, or in a directory in there, where logrotate's ``olddir`` has moved it. Inodes tell files
+    of one file system apart, and a file system that was mounted anew has another device, so what counts is the device
+    that the directory has now.
+    """
+    device = os.stat(directory).st_dev
+    for place in (directory, *_directories_in(directory)):
+        with contextlib.suppress(PermissionError, FileNotFoundError), os.scandir(place) as entries:
+            for entry in entries:
+                if entry.inode() == inode and is_name(entry.name):
+                    status = entry.stat(follow_symlinks=False)
+                    # A file that is mounted alone, as into a container, has a device of its own.
+                    if stat.S_ISREG(status.st_mode) and (status.st_dev == device or place == directory):
+                        return entry.path
     return None
+
+
+def _directories_in(directory: str) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def cut_back(fd: int, start: int, end: int) -> int | None:

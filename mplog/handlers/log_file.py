@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mplog.files import regular
 from mplog.files.lock import LogLock
-from mplog.files.notices import SYSTEM_CLOCK, Clock, Notices, changed_meanwhile, say_on_stderr
+from mplog.files.notices import SYSTEM_CLOCK, Clock, Notices, changed_meanwhile, gone_meanwhile, say_on_stderr
 from mplog.files.open_file import FileOptions, OpenFile
 from mplog.files.portion import Portion, Position
 from mplog.files.rotation import Rotator
@@ -131,6 +131,7 @@ class LogFileHandler(TextHandler):
             directory = os.path.dirname(self.path)
             path = regular.find(directory, committed.inode, self._rotator.is_name_of)
             if path is None:
+                file.notices.say("gone", gone_meanwhile(self.path))
                 return 0
             with regular.existing(path) as fd:
                 count = regular.cut_back(fd, committed.length, announced)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from mplog.files import regular
 from mplog.files.lock import LogLock
 from mplog.files.names import FileNames
-from mplog.files.notices import changed_meanwhile, say_on_stderr
+from mplog.files.notices import changed_meanwhile, gone_meanwhile, say_on_stderr
 from mplog.files.open_file import DEAD
 from mplog.files.portion import Position
 from mplog.handlers.log_file import LogFileHandler
@@ -129,6 +129,7 @@ class RoutedFileHandler(TextHandler):
         directory, begin = os.path.dirname(self._path), self._names.texts[0]
         path = regular.find(directory, committed.inode, lambda name: name.startswith(begin))
         if path is None:
+            self._files.say(gone_meanwhile(self._path))
             return 0
         with contextlib.ExitStack() as lock:
             lock.callback(LogLock(path).release)  # another logging process may have the file now

@@ -56,6 +56,7 @@ class Commit:
 
     def _announce(self, index: int, portion: Portion) -> None:
         self.announcements.add(index, portion, self.outputs[index].takes_back)
+        self.emergency.announce(index, *portion.start, portion.end.length)
         self._commit_note()
         reach("before write")
 
@@ -81,7 +82,7 @@ class Commit:
         self.announcements.clear()
         self.accounts.tallies.write()
         self.accounts.restarts.settle()
-        emergency = self.emergency.note(rescued)
+        emergency = self.emergency.note(is_read=rescued > 0)
         for suspect in (self.suspects.queue, self.suspects.replay):
             suspect.end(self.pair.position + taken, taken, is_set_aside=is_set_aside)
         self.suspects.emergency.end(emergency, rescued, is_set_aside=is_set_aside)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mplog.files.notices import say_on_stderr
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.inbox import CHECK_SECONDS, Inbox
 from mplog.logging_process.intake import Intake
@@ -24,11 +25,12 @@ from mplog.monitoring.tallies import Tallies
 from mplog.queue import directory, fifo
 from mplog.queue.buffers import BufferPair
 from mplog.queue.directory import current_fifo_path, open_file
-from mplog.queue.emergency_reader import EmergencyReader
+from mplog.queue.emergency_reader import READ_SIZE, EmergencyReader
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import Overflow
 from mplog.queue.shared_file import replace_file
 from mplog.record import frame
+from mplog.record.encoding import describe
 from mplog.record.frame_reader import FrameReader
 
 #: Bytes of frames that are handled at a time: some 1,200 records. With five times as many, each record costs a third
@@ -71,9 +73,16 @@ class FifoSource(Source):
         self._set_aside = SetAside(tallies, dispatcher.say, overflow)
         self._inbox = Inbox(self._directory, tallies, dispatcher.troubles, self._set_aside)
         self._unfinished = _Unfinished(self._directory)
+        self._warned_of = ""
+        for error in emergency.refused:
+            self._warn_of_emergency(error)
+            if not places.stories:
+                say_on_stderr(f"mplog: records for which there is no room may be lost: {describe(error)}")
         self._replay()
         # Files that an earlier server has left come first; what workers append now does not.
         self._files_first = 0 if places.stories else emergency.files
+        #: The value of `done` from which on what was taken of the emergency file may follow.
+        self._rescue_due = self.due() if places.stories else 0
         self._fill_due = 0.0
         fill = None
         if overflow.policy == "drop_below":
@@ -102,7 +111,7 @@ class FifoSource(Source):
 
     def take(self) -> Batch | None:
         if self._files_first:
-            rescued = self.take_rescued(self._files_first, 0.0)
+            rescued = self.take_rescued(self._files_first)
             if rescued is not None:
                 return rescued
             self._files_first = 0
@@ -110,7 +119,7 @@ class FifoSource(Source):
         if not content:
             content.release()
             if not self._swap():
-                return self.take_rescued(self.files_due(), 0.0)
+                return self.take_rescued(self.files_due())
             content = self._pair.unwritten()
         with content:
             if self._suspects.queue.is_careful:
@@ -149,47 +158,61 @@ class FifoSource(Source):
         self._intake.has_swapped()
         return True
 
-    def take_rescued(self, until: int, patience: float) -> Batch | None:
-        if self._emergency.finished >= until:
-            return None
+    def take_rescued(self, until: int) -> Batch | None:
         try:
-            if self._suspects.emergency.is_careful:
-                return self._rescue_alone(patience)
-            data = self._emergency.read(patience=patience)
+            while self._emergency.finished < until and not self.waits_for_queue():
+                batch = self._rescue_alone() if self._suspects.emergency.is_careful else self._rescue()
+                if batch is not None:
+                    self._warned_of = ""
+                if batch is not None or not self._emergency.take():
+                    return batch
+                if not self._files_first:
+                    # What a worker has sent before it wrote into the file comes first.
+                    self._rescue_due = self.due()
         except OSError as error:
             self._warn_of_emergency(error)
-            return None
-        return self._open_rescued(data) if data else None
+        return None
 
-    def _rescue_alone(self, patience: float) -> Batch | None:
-        """Return the next message of the emergency file alone, after noting that it is being handled."""
-        emergency, suspect = self._emergency, self._suspects.emergency
-        if not emergency.is_open(patience):
+    def _rescue(self, limit: int = READ_SIZE) -> Batch | None:
+        data = self._emergency.read(limit)
+        if not data:
             return None
-        suspect.begin()
-        size = emergency.measure()
-        if not suspect.is_deadly:
-            return self._open_rescued(emergency.peek(size))
-        self._set_aside.add_rescued(emergency.peek(size if size <= LONGEST_KEPT else frame.FRAME_SIZE), size)
-        return Batch(rescued=size, is_set_aside=True)
-
-    def _open_rescued(self, data: bytes) -> Batch:
         batch = self._inbox.open(data, drained=True)
         batch.taken, batch.rescued, batch.are_numbered = 0, len(data), False
         return batch
 
+    def _rescue_alone(self) -> Batch | None:
+        """Return the next message of the emergency file alone, after noting that it is being handled."""
+        suspect = self._suspects.emergency
+        frames, size = self._emergency.peek(LONGEST_KEPT)
+        if not size:
+            return None
+        is_deadly = suspect.is_deadly
+        suspect.begin()
+        if not is_deadly:
+            return self._rescue(limit=1)
+        self._set_aside.add_rescued(frames, size)
+        return Batch(rescued=size, is_set_aside=True)
+
+    def waits_for_queue(self) -> bool:
+        return self.done() < self._rescue_due
+
     def settle(self, batch: Batch, is_on_disk: bool) -> None:
         if batch.rescued:
             try:
-                self._emergency.commit(batch.rescued)
+                self._emergency.commit()
             except OSError as error:
                 self._warn_of_emergency(error)
         if batch.is_awaited:
             self._inbox.acknowledger.acknowledge(is_on_disk)
 
     def _warn_of_emergency(self, error: OSError) -> None:
+        """Say it once: what was planted may stay."""
         self._emergency.reopen()
-        self._dispatcher.troubles.warn("attempt", f"to read the emergency file {self._emergency.path} failed", error)
+        if describe(error) != self._warned_of:
+            self._warned_of = describe(error)
+            what = f"to use the emergency file {self._emergency.path} failed"
+            self._dispatcher.troubles.warn("attempt", what, error)
 
     # --- how far it is ---
 
@@ -197,7 +220,7 @@ class FifoSource(Source):
         return self._intake.is_over and not self._pair.state.unwritten
 
     def due(self) -> int:
-        return self._pair.due(self._read_fd)
+        return self._pair.state.taken if self._read_fd < 0 else self._pair.due(self._read_fd)
 
     def done(self) -> int:
         return self._pair.committed
@@ -259,6 +282,7 @@ class FifoSource(Source):
                     break
                 self._read_fd = fifo.open_reader(path, of=self._write_fd)
                 drain()
+        self._read_fd = -1
         while work():
             pass  # the rest, which is in the buffers
         self._inbox.give_up()

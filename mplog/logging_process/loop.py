@@ -42,9 +42,6 @@ _LISTEN_SECONDS = 0.005
 #: Seconds between two looks whether functions have taken all that a `flush` waits for.
 _DELIVERY_SECONDS = 0.05
 
-#: Seconds that a flush waits for a worker that is writing into the emergency file, and may be stopped meanwhile.
-_EMERGENCY_PATIENCE = 0.5
-
 #: Seconds between two attempts to write into a file that cannot be written: the first, and the longest.
 _FIRST_RETRY = 0.05
 _LONGEST_RETRY = 1.0
@@ -258,9 +255,9 @@ class Loop:
         if self.source.done() < flush.due:
             return False
         while not self.dispatcher.stuck:
-            rescued = self.source.take_rescued(flush.files_due, _EMERGENCY_PATIENCE)
+            rescued = self.source.take_rescued(flush.files_due)
             if rescued is None:
-                return True
+                return not self.source.waits_for_queue()
             self._handle(rescued)
         return False
 

@@ -6,12 +6,13 @@ The rule of this file: **each step can be done again by another process, until t
 from __future__ import annotations
 
 import os
+from itertools import starmap
 
 import msgspec
 
 from mplog.files.portion import Position
 from mplog.logging_process.accounts import Accounts
-from mplog.logging_process.announcements import Announcements
+from mplog.logging_process.announcements import Announced, Announcements
 from mplog.logging_process.commit import Commit, Note, read_note
 from mplog.logging_process.dispatch import Dispatcher
 from mplog.logging_process.fifo_source import BATCH_SIZE, FifoSource
@@ -38,10 +39,17 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     note = read_note(pair)
     suspects = _suspects(places, note, pair)
     announcements = Announcements(directory, note.announced)
-    _take_back(announcements, dispatcher)
+    emergency = EmergencyReader(overflow.emergency or emergency_path(directory), note.emergency)
+
+    def warn(error: OSError) -> None:
+        what = "to read which records are to be taken back failed, so the log may have some twice"
+        dispatcher.troubles.warn("attempt", what, error)
+
+    # After a reboot, only the emergency file says what was announced.
+    _take_back([*starmap(Announced, emergency.announced), *announcements.before(warn)], dispatcher)
+    emergency.settle()
     tallies = Tallies(places.memory, directory, note.serial)
     dispatcher.failed.update({name: count for (_, name), count in tallies.of("failed").items()})
-    emergency = EmergencyReader(overflow.emergency or emergency_path(directory), note.emergency)
     source = FifoSource(places, overflow, pair, emergency, tallies, dispatcher, signals.wake, suspects)
     stories = not_noted(places.stories, note.restarts)
     if stories:
@@ -77,15 +85,12 @@ def _suspects(places: Places, note: Note, pair: BufferPair) -> Suspects:
     return suspects
 
 
-def _take_back(announcements: Announcements, dispatcher: Dispatcher) -> None:
+def _take_back(announcements: list[Announced], dispatcher: Dispatcher) -> None:
     """Take back what the previous logging process has written and not committed."""
-
-    def warn(error: OSError) -> None:
-        what = "to read which records are to be taken back failed, so the log may have some twice"
-        dispatcher.troubles.warn("attempt", what, error)
-
     # The last announcement first: a file may have several, with those of other files in between.
-    for announced in reversed(list(announcements.before(warn))):
+    for announced in reversed(announcements):
+        if announced.file >= len(dispatcher.outputs):
+            continue  # it is of another server, which had other sinks
         output = dispatcher.outputs[announced.file]
         start = Position(announced.device, announced.inode, announced.start)
         try:

@@ -40,8 +40,12 @@ class Source:
     def take(self) -> Batch | None:
         """Return the next batch, None where there is none yet."""
 
-    def take_rescued(self, until: int, patience: float) -> Batch | None:
-        """Return the next batch of the emergency files below `until`; wait `patience` seconds for one being written."""
+    def take_rescued(self, until: int) -> Batch | None:
+        """Return the next batch of the emergency files below `until`; None where there is none."""
+
+    def waits_for_queue(self) -> bool:
+        """Whether what was logged before the next batch of the emergency files is still in the queue."""
+        return False
 
     def settle(self, batch: Batch, is_on_disk: bool) -> None:
         """Note that a batch is committed, and tell the workers that wait for it."""

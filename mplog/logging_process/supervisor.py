@@ -39,6 +39,7 @@ from mplog.monitoring.process import memory_kills, memory_kills_since
 from mplog.queue import buffer_memory, buffers, fifo, kill_points
 from mplog.queue.directory import current_fifo_path, given_up_path, open_file
 from mplog.queue.emergency import EmergencyFile
+from mplog.record import frame
 
 if sys.platform != "win32":
     import resource
@@ -295,7 +296,8 @@ def _save(pair: buffers.BufferPair, emergency: EmergencyFile) -> bool:
     """Append what a pair of buffers holds to the emergency file; return whether there was room."""
     while True:
         data = bytes(pair.unwritten())
-        if data and not emergency.append(data):
+        messages, is_whole = frame.messages(data)
+        if messages and not emergency.append(*messages, goes_on=not is_whole):
             return False
         pair.commit(len(data))
         if not pair.swap():

@@ -2,16 +2,18 @@
 
 ::
 
-    workers: EmergencyFile.append() --- under a lock ---> file --- EmergencyReader.read() ---> logging process
+    workers: EmergencyFile.append() --- one write each ---> file --- EmergencyReader.read() ---> logging process
 
-The rule of this file: **what the header does not count is not there.** A worker that appends takes the lock, cuts off
-what a dead worker has left half written, writes, and then moves the end in the header. So the file holds whole messages
-at any time, even if the disk was full in the middle of one.
+The rule of this file: **no worker ever waits for another.** Each message is one write(2) at the end of the file, which
+the kernel makes one after the other (O_APPEND), and one piece, of which a reader knows whether it was cut off by a kill
+or a full disk. A worker holds a shared lock meanwhile, which tells the reader alone that the file still grows; so a
+worker that is stopped (SIGSTOP) in the middle holds up nobody.
 
 The file lies next to the log, one for each log. There it survives a reboot, unlike the directory of the queue, and the
 next server of that log finds it by its name.
 
-The format: a header (magic, random id, end, how much has been read), and the frames of `mplog.record.frame`.
+The format: pieces, each with a head (magic, random id, length, kind, CRC-32). A piece holds one message, so that a
+reader can pass over a message without having it in memory. A reader adds pieces of its own, which say how far it is.
 """
 
 from __future__ import annotations
@@ -21,19 +23,32 @@ import errno
 import os
 import stat
 import struct
-import threading
-from collections.abc import Callable
+import zlib
+from typing import NamedTuple
 
 from mplog.queue.fifo import monotonic
-from mplog.queue.locks import lock_file, unlock_file
+from mplog.queue.locks import PAUSE, try_lock_file, unlock_file
+from mplog.queue.native import sleep, write
 
-MAGIC = b"mplogem1"
-HEADER = struct.Struct("=8s8sQQ")  # magic, id, end, read
-_END_AT = 16
-WORD = struct.Struct("=Q")
+# Text never contains it: 0xff does not occur in UTF-8.
+MAGIC = b"\xffmplogE1"
+_ABOUT = struct.Struct("=8sQI")  # id, length, kind
+_CHECKSUM = struct.Struct("=I")
+HEAD_SIZE = len(MAGIC) + _ABOUT.size + _CHECKSUM.size
 
-#: Seconds that a worker waits for the lock. Another worker holds it for one write; but if it is stopped (SIGSTOP), it
-#: holds the lock until it goes on.
+# Kinds of pieces. The reader has others of its own.
+#: The frames (`mplog.record.frame`) of a message, to its end.
+MESSAGE = 0
+#: Frames of a message that goes on in the next piece: the supervisor saves buffers, which may end in the middle of one.
+BEGINNING = 1
+
+_CHUNK = 2**20
+
+#: Names of files that the reader has taken, after that of the file into which workers write. Each one that is not read
+#: to its end waits for a worker that was stopped while it wrote, so there are seldom two.
+TAKEN = (".reading", ".reading.2", ".reading.3")
+
+#: Seconds that a worker tries to get the lock, which only another program can hold for longer than an instant.
 LOCK_TIMEOUT = 1.0
 
 
@@ -42,158 +57,164 @@ class EmergencyRefusedError(OSError):
 
 
 class EmergencyFile:
-    """Where a worker appends; the file has `size` bytes at most."""
+    """Where a worker appends, unless all emergency files of this path would then have more than `size` bytes together.
+
+    Attributes:
+        has_appended: whether the last `append` has put its messages into the file, also if it has raised an exception.
+    """
 
     def __init__(self, path: str, size: int) -> None:
         self.path = path
         self.size = size
+        self.has_appended = False
 
-    def append(
-        self, frames: bytes, *, sync: bool = False, later: Callable[[bool], object] | None = None
-    ) -> bool | None:
-        """Append whole frames.
-
-        If a signal handler has interrupted this very method, the interrupted call takes over the frames, and appends
-        them after its own.
+    def append(self, *messages: bytes, sync: bool = False, goes_on: bool = False) -> bool:
+        """Append messages with one write, and return whether there was room for all of them.
 
         Args:
-            frames: those of one or more whole messages.
+            messages: the frames of each.
             sync: return when they are on disk (fsync).
-            later: called by the interrupted call, with whether it has appended the frames.
-
-        Returns:
-            Whether they are in the file; None if the interrupted call takes them over.
+            goes_on: the next call has the rest of the last message.
 
         Raises:
             OSError: the file cannot be opened, or written, or it is not one of this user's own.
         """
-        # The pid, since a signal handler may fork: in the child, the interrupted call may never go on.
-        key = os.getpid(), threading.get_ident(), self.path
-        held = _waiting.get(key)
-        if held is not None:
-            held.append(_Piece(frames, sync, later))
-            return None
-        mine = _Piece(frames, sync)
-        waiting = [mine]
-        try:
-            self._work_off(key, waiting)
-        except BaseException as error:
-            waiting = [piece for piece in waiting if piece is not mine]
-            try:
-                if not isinstance(error, OSError):  # the handler that logged has raised an exception, too
-                    with contextlib.suppress(OSError):
-                        self._work_off(key, waiting)
-            finally:
-                for piece in waiting:
-                    piece.settle(False)
-            raise
-        return mine.is_there
-
-    def _work_off(self, key: _Key, waiting: list[_Piece]) -> None:
-        """Append the pieces in the list, including those that are added meanwhile."""
-        while waiting:
-            _waiting[key] = waiting
-            try:
-                self._append_all(waiting)
-            finally:
-                del _waiting[key]  # only then is the list looked at again: a handler may have come in between
-
-    def _append_all(self, waiting: list[_Piece]) -> None:
-        """Append the pieces in the list, and take them out."""
-        fd = open_locked(self.path, monotonic() + LOCK_TIMEOUT)
+        self.has_appended = False
+        fd = _open_shared(self.path)
         if fd is None:
-            while waiting:
-                waiting.pop(0).settle(False)
-            return
+            return False
         try:
-            end = find_end(fd, self.path)
-            while waiting:
-                piece = waiting[0]
-                is_there = end + len(piece.frames) <= self.size
-                if is_there:
-                    _append(fd, piece, end)
-                    end += len(piece.frames)
-                del waiting[0]
-                piece.settle(is_there)
+            pieces = [piece(MESSAGE, message) for message in messages]
+            if goes_on:
+                pieces[-1] = piece(BEGINNING, messages[-1])
+            data = b"".join(pieces)
+            if os.fstat(fd).st_size + self._size_of_taken() + len(data) > self.size:
+                return False
+            try:
+                count = write(fd, data)
+            finally:
+                # A signal handler may raise an exception right after the write.
+                self.has_appended = os.lseek(fd, 0, os.SEEK_CUR) > 0
+            if count < len(data):
+                self.has_appended = False
+                _take_back(fd, count)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            if sync:
+                os.fsync(fd)
+            return True
         finally:
             unlock_file(fd)
             os.close(fd)
 
-
-class _Piece:
-    """Frames to append, and, later, whether they are in the file; see `EmergencyFile.append`."""
-
-    def __init__(self, frames: bytes, sync: bool, later: Callable[[bool], object] | None = None) -> None:
-        self.frames = frames
-        self.sync = sync
-        self.is_there = False
-        self._later = later
-
-    def settle(self, is_there: bool) -> None:
-        """Note whether the frames are in the file."""
-        self.is_there = is_there
-        if self._later is not None:
-            self._later(is_there)
+    def _size_of_taken(self) -> int:
+        size = 0
+        for name in TAKEN:
+            try:
+                size += os.lstat(self.path + name).st_size
+            except OSError:
+                continue  # there seldom is one
+        return size
 
 
-_Key = tuple[int, int, str]
-
-#: What is being appended, and what signal handlers have added to it, by process, thread and path.
-_waiting: dict[_Key, list[_Piece]] = {}
-
-
-def _append(fd: int, piece: _Piece, end: int) -> None:
-    try:
-        write_all(fd, piece.frames, end)
-        if piece.sync:
-            os.fsync(fd)
-        os.pwrite(fd, WORD.pack(end + len(piece.frames)), _END_AT)
-        if piece.sync:
-            os.fsync(fd)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.pwrite(fd, WORD.pack(end), _END_AT)
-            os.ftruncate(fd, end)
-        raise
+def _take_back(fd: int, count: int) -> None:
+    """Cut off the beginning of a piece, unless other processes are just appending, too, or have appended since."""
+    end = os.lseek(fd, 0, os.SEEK_CUR)
+    with contextlib.suppress(OSError):
+        if try_lock_file(fd) and os.fstat(fd).st_size == end:
+            os.ftruncate(fd, end - count)
 
 
-def write_all(fd: int, data: bytes, position: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, position)
-        view, position = view[count:], position + count
+# --- pieces ---
 
 
-# --- the file, also for the logging process ---
+def piece(kind: int, payload: bytes) -> bytes:
+    """Return a payload with its head. The id in the head is random."""
+    about = _ABOUT.pack(os.urandom(8), len(payload), kind)
+    return b"".join((MAGIC, about, _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(about))), payload))
+
+
+class Piece(NamedTuple):
+    """A piece of a file. `payload` may be its beginning only; `size` is that of the whole."""
+
+    kind: int
+    payload: bytes
+    size: int
+    end: int
+
+
+def read_piece(fd: int, position: int, most: int | None = None) -> Piece | None:
+    """Return the piece at a position of a file; None if there is no whole one.
+
+    `most`: bytes of its payload that are to be in memory; None for all.
+    """
+    head = os.pread(fd, HEAD_SIZE, position)
+    if len(head) < HEAD_SIZE or not head.startswith(MAGIC):
+        return None
+    about = head[len(MAGIC) : -_CHECKSUM.size]
+    _, length, kind = _ABOUT.unpack(about)
+    if length > os.fstat(fd).st_size:
+        return None
+    position += HEAD_SIZE
+    end = position + length
+    chunks: list[bytes] = []
+    room = length if most is None else most
+    checksum = zlib.crc32(about)
+    while position < end:
+        data = os.pread(fd, end - position if most is None else min(end - position, _CHUNK), position)
+        if not data:
+            return None
+        checksum = zlib.crc32(data, checksum)
+        if room > 0:
+            chunks.append(data[:room])
+            room -= len(data)
+        position += len(data)
+    if _CHECKSUM.unpack(head[-_CHECKSUM.size :]) != (checksum,):
+        return None
+    return Piece(kind, b"".join(chunks), length, end)
+
+
+# --- the file ---
 
 
 def open_own(path: str, flags: int) -> int:
     """Open a regular file of this user's own, and nothing that another user has planted in its place."""
-    fd = os.open(path, flags | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    flags |= os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
-            raise EmergencyRefusedError(
-                errno.EPERM, "not a regular file of this user alone, so nothing is written into it", path
-            )
+            raise _refused(path, "not a regular file of this user alone")
+        _check_magic(fd, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def open_locked(path: str, deadline: float) -> int | None:
-    """Open and lock the file that the path names, made if there is none; return None if another process holds the lock
-    past the deadline."""
+def _check_magic(fd: int, path: str) -> None:
+    """Raise an error if this is not an emergency file. One that is empty is, as are zeros left by a power loss."""
+    magic = os.pread(fd, len(MAGIC), 0)
+    if magic not in (MAGIC[: len(magic)], bytes(len(magic))):
+        raise _refused(path, "not an emergency file")
+
+
+def _refused(path: str, what: str) -> EmergencyRefusedError:
+    return EmergencyRefusedError(
+        errno.EPERM, f"{what}, so it is neither read nor written; somebody may have planted it. Remove it", path
+    )
+
+
+def _open_shared(path: str) -> int | None:
+    """Open and lock the file that the path names, made if there is none; return None if another program holds it."""
+    deadline = monotonic() + LOCK_TIMEOUT
     while True:
         fd = open_own(path, os.O_CREAT)
-        is_ours = False
+        is_locked = is_ours = False
         try:
-            if not lock_file(fd, deadline):
-                return None
+            is_locked = try_lock_file(fd, shared=True)
             # A reader may have taken it away meanwhile.
             with contextlib.suppress(FileNotFoundError):
-                is_ours = os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+                is_ours = is_locked and os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
             if is_ours:
                 return fd
         finally:
@@ -201,34 +222,5 @@ def open_locked(path: str, deadline: float) -> int | None:
                 os.close(fd)
         if monotonic() >= deadline:
             return None
-
-
-def check_magic(fd: int, path: str) -> None:
-    """Raise an error if this is not an emergency file; there may be no header yet, or half of one."""
-    magic = os.pread(fd, len(MAGIC), 0)
-    if magic not in (MAGIC[: len(magic)], bytes(len(magic))):
-        raise _refused(path)
-
-
-def find_end(fd: int, path: str) -> int:
-    """Return where to append; write the header first if the file is new, or its header was never finished."""
-    header = os.pread(fd, HEADER.size, 0)
-    length = os.fstat(fd).st_size
-    if len(header) < HEADER.size:
-        check_magic(fd, path)
-        # The magic last: without it, the next process writes the header again.
-        write_all(fd, HEADER.pack(bytes(8), os.urandom(8), HEADER.size, HEADER.size), 0)
-        os.pwrite(fd, MAGIC, 0)
-        return HEADER.size
-    magic, _, end, _ = HEADER.unpack(header)
-    if magic == bytes(8) and length == HEADER.size:
-        os.pwrite(fd, MAGIC, 0)
-    elif magic != MAGIC or not HEADER.size <= end <= length:
-        raise _refused(path)
-    if length > end:
-        os.ftruncate(fd, end)
-    return int(end)
-
-
-def _refused(path: str) -> EmergencyRefusedError:
-    return EmergencyRefusedError(errno.EINVAL, "not an emergency file, so nothing is written into it", path)
+        if not is_locked:
+            sleep(PAUSE)

@@ -4,7 +4,7 @@ Of those between processes (POSIX only) there are three kinds, because each has 
 
 - `try_lock_process` (fcntl(2), F_SETLK) belongs to a process: a fork that has inherited the descriptor does not hold
   it. The processes that read a queue keep their descriptor open, so they need this one.
-- `lock_file` (flock(2)) belongs to an open file: it keeps threads of one process apart, too, and closing another
+- `try_lock_file` (flock(2)) belongs to an open file: it keeps threads of one process apart, too, and closing another
   descriptor of the same file does not free it. The emergency file is reopened each time, so it needs this one.
 - ``filelock`` (`mplog.files.lock`) works on every platform, with a file of its own that tells who holds it. Log files
   have it.
@@ -19,13 +19,11 @@ import threading
 import weakref
 from typing import Any
 
-from mplog.queue.fifo import monotonic
-from mplog.queue.native import sleep
-
 if sys.platform != "win32":
     import fcntl
 
-_PAUSE = 0.001
+#: Seconds between two attempts to take a lock.
+PAUSE = 0.001
 
 
 def try_lock_process(fd: int) -> bool:
@@ -44,21 +42,17 @@ def unlock_process(fd: int) -> None:
     fcntl.lockf(fd, fcntl.LOCK_UN)
 
 
-def lock_file(fd: int, deadline: float) -> bool:
-    """Take a lock that belongs to this open file; return False if the clock `monotonic` reaches the deadline first."""
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if monotonic() >= deadline:
-                return False
-            sleep(_PAUSE)
-        else:
-            return True
+def try_lock_file(fd: int, *, shared: bool = False) -> bool:
+    """Take a lock that belongs to this open file, alone or with others that share it; return whether it was free."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def unlock_file(fd: int) -> None:
-    """Give back what `lock_file` has taken."""
+    """Give back what `try_lock_file` has taken."""
     # A process that another thread has forked meanwhile has the file open, too: closing alone would not free it.
     fcntl.flock(fd, fcntl.LOCK_UN)
 

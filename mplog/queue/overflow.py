@@ -30,8 +30,11 @@ KEPT_TIMEOUT = 1.0
 #: second each while the logging process stands still.
 PATIENCE = 5.0
 
-#: Bytes of the emergency file unless told otherwise: some 300,000 records of usual length.
+#: Bytes of the emergency file unless told otherwise: some 250,000 records of usual length.
 EMERGENCY_SIZE = 64 * 2**20
+
+#: The share of it that records below `KEPT_LEVEL` leave to those of that level and above.
+_KEPT_SHARE = 0.25
 
 Policy = Literal["block", "drop_newest", "drop_oldest", "drop_below", "fallback"]
 
@@ -54,7 +57,8 @@ class Overflow(msgspec.Struct, frozen=True):
         never_block_loop: whether a call never waits while an asyncio event loop runs in its thread.
         emergency: the path of the emergency file; None for one in the directory of the queue, which the server replaces
             by one next to its first log file.
-        emergency_size: of that file, in bytes; what does not fit is dropped.
+        emergency_size: of that file, in bytes, together with those that are just being merged; what does not fit is
+            dropped. Records below ERROR use three quarters of it, so that there is room for errors.
     """
 
     policy: Policy = "block"
@@ -181,6 +185,10 @@ class Overflow(msgspec.Struct, frozen=True):
     def keeps(self, level: int) -> bool:
         """Whether a record for which there is no room goes into the emergency file."""
         return level >= KEPT_LEVEL or self.policy == "fallback"
+
+    def room(self, level: int) -> int:
+        """Return how many bytes the emergency file may have with a record of this level."""
+        return self.emergency_size if level >= KEPT_LEVEL else int(self.emergency_size * (1 - _KEPT_SHARE))
 
 
 def _checked_timeout(timeout: float | None) -> float | None:

@@ -32,7 +32,7 @@ from mplog.queue.emergency import EmergencyFile
 from mplog.queue.fifo import monotonic
 from mplog.queue.losses import Losses, Reason
 from mplog.queue.native import write as _write
-from mplog.queue.overflow import PATIENCE, Overflow, is_in_event_loop
+from mplog.queue.overflow import KEPT_LEVEL, PATIENCE, Overflow, is_in_event_loop
 from mplog.queue.payloads import encode_bytes, encode_object
 from mplog.queue.sync import Sync, Waiter
 from mplog.record import frame
@@ -230,7 +230,7 @@ class Sender:
         except NoReaderError:
             if not self._has_next_server():
                 raise
-            if self._emergency_file().append(frame.whole(frame.BYTES, payload), sync=True) is False:
+            if not self._emergency_file(KEPT_LEVEL).append(frame.whole(frame.BYTES, payload), sync=True):
                 raise
 
     # --- records ---
@@ -288,7 +288,8 @@ class Sender:
             limit: of a record to be written through, the seconds that it waits for room at most, whatever the policy.
 
         Returns:
-            True where it is in the queue, None where it is in the emergency file, False where it is dropped.
+            True where it arrives, None where it is in the emergency file, on disk if asked for, False where it is
+            dropped.
         """
         policy = self.overflow.policy
         level = logging.NOTSET if policy == "block" else level_of(payload)
@@ -318,26 +319,21 @@ class Sender:
 
     def _put_elsewhere(self, payload: bytes, reason: Reason, is_synced: bool) -> bool | None:
         """Put a record for which the queue has no room into the emergency file, or drop it."""
-        if is_synced or self.overflow.keeps(level_of(payload)):
-
-            def count(is_there: bool) -> None:
-                self.count(payload, Reason.EMERGENCY if is_there else Reason.NO_EMERGENCY)
-
-            try:
-                whole = frame.whole(frame.RECORD, payload)
-                is_there = self._emergency_file().append(whole, sync=is_synced, later=count)
-                if is_there:
-                    count(is_there)
-                if is_there is not False:
-                    return None
-            except OSError:
-                pass
-            except BaseException as error:
-                self.count(payload, _reason(error))
-                raise
-            reason = Reason.NO_EMERGENCY
-        self.count(payload, reason)
-        return False
+        level = level_of(payload)
+        if not is_synced and not self.overflow.keeps(level):
+            self.count(payload, reason)
+            return False
+        file = self._emergency_file(level)
+        is_on_disk = False
+        try:
+            is_on_disk = file.append(frame.whole(frame.RECORD, payload), sync=is_synced)
+        except OSError:
+            pass
+        except BaseException as error:
+            self.count(payload, Reason.EMERGENCY if file.has_appended else _reason(error))
+            raise
+        self.count(payload, Reason.EMERGENCY if file.has_appended else Reason.NO_EMERGENCY)
+        return None if is_on_disk else file.has_appended
 
     def _has_next_server(self) -> bool:
         """Whether the next server of the log is to write what no process reads now.
@@ -359,9 +355,8 @@ class Sender:
                 )
         return True
 
-    def _emergency_file(self) -> EmergencyFile:
-        overflow = self.overflow
-        return EmergencyFile(overflow.emergency or emergency_path(self.directory), overflow.emergency_size)
+    def _emergency_file(self, level: int) -> EmergencyFile:
+        return EmergencyFile(self.overflow.emergency or emergency_path(self.directory), self.overflow.room(level))
 
     def count_unused(self) -> None:
         """Count a number of `sequence` that no record carries."""

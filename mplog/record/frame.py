@@ -153,6 +153,32 @@ def first(data: bytes, *, is_all: bool) -> Found:
     return found
 
 
+def messages(data: bytes) -> tuple[list[bytes], bool]:
+    """Return the frames of each message in a stream, and whether the last message is whole.
+
+    What lies between two messages belongs to the second. Of long messages whose parts are mixed, each end is the end of
+    all that comes before it.
+    """
+    found, start, end = [], 0, 0
+    for each in walk(data):
+        end = each.end
+        if each.kind is not None and (each.kind != PART or is_last(data[each.payload])):
+            found.append(data[start:end])
+            start = end
+    if start < end:
+        found.append(data[start:])
+    return found, start == end
+
+
+def is_last(payload: bytes) -> bool:
+    """Whether the payload of a frame of kind `PART` is the last part of its message."""
+    try:
+        part = decode_part(payload)
+    except ValueError:
+        return False
+    return part.number >= part.total - 1
+
+
 def walk(data: bytes) -> Iterator[Found]:
     """Yield all pieces of a stream, in order and without a gap. What a frame carries is not looked at."""
     position, end = 0, len(data)

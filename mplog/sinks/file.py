@@ -136,7 +136,9 @@ class FileSink(Sink):
 
 
 #: Bytes by which the longest name that is made from the name of a log is longer.
-DERIVED = max(map(len, ("..emergency.reading", ".2026-11-29_18-30-00", "..renames.1234567890")))
+DERIVED = max(
+    map(len, ("..emergency.reading.2", "..emergency.set-aside", ".2026-11-29_18-30-00", "..renames.1234567890"))
+)
 
 
 def _to_path(path: str | os.PathLike[str]) -> str:

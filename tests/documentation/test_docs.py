@@ -19,6 +19,7 @@ import mplog.worker.attach
 from mplog.config import check as config_check
 from mplog.files import names as file_names
 from mplog.logging_process import dispatch, loop
+from mplog.logging_process.set_aside import LONGEST_KEPT
 from mplog.monitoring import tallies
 from mplog.queue import buffer_memory, overflow
 from mplog.queue import log_queue as queue
@@ -101,6 +102,7 @@ LIMITS = {
     "The queue": f"{queue.DEFAULT_SIZE >> 20} MiB",
     "Each of the two buffers": f"{buffer_memory.DEFAULT_SIZE >> 20} MiB",
     "The emergency file": f"{overflow.EMERGENCY_SIZE >> 20} MiB",
+    "set aside": f"up to {LONGEST_KEPT >> 20} MiB",
     "Unfinished long records": f"{UNFINISHED_LIMIT >> 20} MiB",
     "``start()``": f"{mplog.server.log_server.START_TIMEOUT:g} s",
     "``stop()``": f"{mplog.server.log_server.STOP_TIMEOUT:g} s",

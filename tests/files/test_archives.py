@@ -408,10 +408,11 @@ def _age(file: Archive) -> tuple[int, int]:
 
 
 KILLS = """
-import filelock, gzip, os, signal, sys, time
+import filelock, gzip, os, signal, sys
 from pathlib import Path
 import logs
 from readers import status_of
+from mplog.files.notices import SYSTEM_CLOCK
 from mplog.files.portion import Position
 
 CALLS = ["open", "close", "write", "rename", "unlink", "ftruncate", "fstat", "stat", "listdir", "fchmod", "fsync",
@@ -445,7 +446,7 @@ def work(directory, kill_at, after, compress):
     for name in CALLS:
         wrap(name)
     # Under the real clock: a log that is taken up goes by the time of its file.
-    handler = logs.open_log(directory / "app.log", time, rotate=35, compress=compress, fsync="batch")
+    handler = logs.open_log(directory / "app.log", SYSTEM_CLOCK, rotate=35, compress=compress, fsync="batch")
     done = 0
     if noted:
         done, device, inode, length, announced = noted

@@ -340,14 +340,15 @@ def test_portions_are_what_is_written(log: Path, open_handler: Opener) -> None:
     assert written(log) == ["".join(numbered(*part)) for part in ((0, 1), (2, 3), (4, 5), (6,))]
 
 
-@pytest.mark.parametrize("name", ["app.2026-11-20.001.log", "app.log.1"])
+@pytest.mark.parametrize("name", ["app.2026-11-20.001.log", "app.log.1", "old/app.log.1"])
 def test_resume_finds_the_file_that_was_moved(log: Path, open_handler: Opener, name: str) -> None:
-    """The file is the one with that inode, whether it was rotated or moved meanwhile."""
+    """The file is the one with that inode, whether it was rotated or moved meanwhile, also by logrotate's olddir."""
     handler = open_handler(rotate=1000, encoding="utf-16")
     handler.write(numbered(1))
     portion = handler.prepare(numbered(2))
     handler.write_portion(portion)
     handler.close()
+    (log.parent / name).parent.mkdir(exist_ok=True)
     log.rename(log.parent / name)
     handler = open_handler(rotate=1000, encoding="utf-16")
     assert handler.resume(portion.start, portion.end.length) == len(portion.data)
@@ -369,6 +370,8 @@ def test_resume_cuts_nothing_of_others(log: Path, tmp_path: Path, open_handler: 
     (tmp_path / "app.log.1").symlink_to(log)
     assert handler.resume(start._replace(inode=os.lstat(tmp_path / "app.log.1").st_ino, length=10), 10**6) == 0
     assert handler.resume(start._replace(inode=2**60), 10**6) == 0
+    (notice,) = handler.take_notices()
+    assert "moved away or deleted" in notice
     assert log.read_text() == "x" * 100
 
 

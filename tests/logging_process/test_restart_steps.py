@@ -69,10 +69,13 @@ class Killer(logging.Handler):
                     call(what, *arguments, **options)
             elif name == "write":
                 call(what, arguments[0][: len(arguments[0]) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-            return None
+            return self.die()
 
         return wrapped
+
+    def die(self) -> Any:
+        """Kill this process."""
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def _concerns(self, what: Any) -> bool:
         try:
@@ -232,3 +235,68 @@ def test_killed_in_the_emergency_file_goes_on_with_it(
         server.flush(60)
         assert server.stats().restarts == 1
         assert [line for line in lines(tmp_path / "app.log") if "mplog:" not in line] == sent
+
+
+class Rebooter(Killer):
+    """Kills the supervisor, too, so that nothing is left."""
+
+    def die(self) -> Any:
+        """Kill both."""
+        os.kill(os.getppid(), signal.SIGKILL)
+        super().die()
+
+
+def _merge(directory: Path, kill: str, rotate: str | None) -> bool:
+    """Run a server that merges the emergency file, until that is done or everything is killed; return whether it is."""
+    archive = None if rotate is None else "app.{index}.log"
+    sinks: list[mplog.Sink] = [mplog.FileSink(directory / "app.log", rotate=rotate, archive=archive)]
+    if kill:
+        Path(f"{directory}.next").write_text(kill)
+        sinks.append(mplog.HandlerSink(lambda: Rebooter(directory)))
+    server = mplog.LogServer(*sinks, level="INFO", format="%(message)s")
+    try:
+        server.start().stop(60)
+    except mplog.MplogError:
+        if not kill:
+            raise
+        with contextlib.suppress(mplog.MplogError):
+            server.stop(0)
+        return False
+    return True
+
+
+def _reboot_in_a_merge(directory: Path, kill: str, rotate: str | None, number: int) -> bool:
+    """Merge nine records in three batches, killed at a call and early in the next server; return whether the first was
+    not killed, as there are fewer calls."""
+    directory.mkdir()
+    emergency = EmergencyFile(str(directory / ".app.log.emergency"), 2**26)
+    sent = [f"{number} {'x' * 300_000}" for number in range(9)]
+    for line in sent:
+        payload = encode(logging.LogRecord("a", 20, "f", 1, line, None, None))
+        assert emergency.append(frame.whole(frame.RECORD, payload))
+    is_whole = _merge(directory, f"{kill} {number}", rotate)
+    if not is_whole:
+        _merge(directory, f"{kill} {number % 6 + 1}", rotate)
+        _merge(directory, "", rotate)
+    rotated = sorted(directory.glob("app.*.log"), key=lambda path: int(path.name.split(".")[1]))
+    written = [line for path in [*rotated, directory / "app.log"] for line in lines(path)]
+    assert [line for line in written if "mplog:" not in line] == sent, (kill, number, rotate)
+    assert not list(directory.glob(".app.log.emergency*"))
+    return is_whole
+
+
+@pytest.mark.parametrize("number", range(3, 12, 2))
+@pytest.mark.parametrize(("when", "rotate"), [("before", None), ("after", "1 MB")])
+def test_rebooted_in_a_merge(tmp_path: Path, when: str, rotate: str | None, number: int) -> None:
+    """All processes are killed, the queue is gone, and the next server merges the rest: each record is there once."""
+    assert not _reboot_in_a_merge(tmp_path / "logs", when, rotate, number)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("rotate", [None, "1 MB"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_rebooted_at_any_step_of_a_merge(tmp_path: Path, when: str, rotate: str | None) -> None:
+    """The same at each call that changes the disk."""
+    calls = next(n for n in range(1, 100) if _reboot_in_a_merge(tmp_path / f"{n}", when, rotate, n))
+    assert calls > 12

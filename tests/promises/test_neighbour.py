@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import pickle
+import re
 import shutil
 import signal
 import stat
@@ -158,6 +159,38 @@ def test_planted_file_is_refused(sticky: Path, plant: Callable[[Path, Path], Non
     (sticky / name).unlink()
     serve(sticky / "app.log")
     assert lines(sticky / "app.log") == ["x"]
+
+
+def plant_file(path: Path, target: Path) -> None:
+    """Plant a file of another user that everybody may write."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a file of another user")
+    path.touch()
+    os.chown(path, NOBODY, NOBODY)
+    path.chmod(0o666)
+
+
+@pytest.mark.parametrize("name", [".app.log.emergency", ".app.log.emergency.reading"])
+@pytest.mark.parametrize("plant", [*PLANTS, plant_file], ids=lambda plant: plant.__name__[6:])
+def test_planted_emergency_file_is_refused_and_said(
+    sticky: Path, plant: Callable[[Path, Path], None], name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A server starts all the same; stderr and the log say once why errors may have nowhere to go, and the target is
+    unchanged."""
+    target = sticky / "precious"
+    target.write_text("precious\n")
+    plant(sticky / name, target)
+    with mplog.LogServer(sticky / "app.log", format="%(message)s", overflow="fallback") as server:
+        (said,) = [line for line in capfd.readouterr().err.splitlines() if "mplog" in line]
+        for _ in range(3):
+            logging.warning("x")
+            server.flush()
+    assert re.match("mplog: records for which there is no room may be lost: .*Error: .*emergency", said)
+    written = lines(sticky / "app.log")
+    assert written.count("x") == 3
+    (line,) = [line for line in written if "emergency" in line]
+    assert line.startswith(f"mplog: 1 attempt to use the emergency file {sticky}/.app.log.emergency failed: ")
+    assert target.read_text() == "precious\n"
 
 
 def test_hard_link_in_a_directory_of_ones_own(tmp_path: Path, log: Path) -> None:

@@ -430,35 +430,63 @@ def test_put_tells_its_caller_and_counts_no_loss(queue: mplog.LogQueue) -> None:
     assert counted.by_reason() == {Reason.QUEUE_FULL: 1, Reason.UNUSED: 2}
 
 
+class HandlerError(BaseException):
+    """What a signal handler raises."""
+
+
+@pytest.mark.parametrize("is_after", [False, True])
 def test_what_a_signal_handler_keeps_in_the_midst_of_another_is_counted(
-    queue: mplog.LogQueue, monkeypatch: pytest.MonkeyPatch
+    queue: mplog.LogQueue, monkeypatch: pytest.MonkeyPatch, is_after: bool
 ) -> None:
-    """A handler that logs while a call writes into the emergency file has its record there, or counted as lost."""
+    """A handler that logs before or after a call writes into the emergency file, and raises: both are counted as what
+    they are, there or lost."""
     use(queue, "fallback")
     logging.getLogger().setLevel(logging.INFO)
     fill(queue)
-    log, write_all = logging.getLogger("job"), emergency.write_all
+    log, write = logging.getLogger("job"), os.write
 
-    def interrupt() -> None:
-        def write_and_signal(fd: int, data: bytes, position: int) -> None:
-            monkeypatch.setattr(emergency, "write_all", write_all)
-            write_all(fd, data[:3], position)
-            signal.raise_signal(signal.SIGUSR1)
-            write_all(fd, data, position)
+    def log_and_raise(*_: object) -> None:
+        log.error("handler")
+        raise HandlerError
 
-        monkeypatch.setattr(emergency, "write_all", write_and_signal)
+    def write_and_signal(fd: int, data: bytes) -> int:
+        if not data.startswith(emergency.MAGIC):
+            return write(fd, data)
+        monkeypatch.setattr(os, "write", write)
+        if is_after:
+            write(fd, data)
+        signal.raise_signal(signal.SIGUSR1)
+        raise AssertionError("the handler has raised nothing")
 
-    before = signal.signal(signal.SIGUSR1, lambda *_: log.error("handler " * 50))
+    before = signal.signal(signal.SIGUSR1, log_and_raise)
+    monkeypatch.setattr(os, "write", write_and_signal)
     try:
-        for name in ("one", "two"):
-            interrupt()
-            log.error(name)
-            found = {reason: count for (level, reason), count in queue.losses.counts.items() if level == logging.ERROR}
-            if name == "one":
-                assert found == {Reason.EMERGENCY: 2}
-                kept = os.path.getsize(emergency_path(queue.directory))
-                queue.overflow = msgspec.structs.replace(queue.overflow, emergency_size=kept + (kept - 32) // 2)
+        with pytest.raises(HandlerError):
+            log.error("one")
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert found == {Reason.EMERGENCY: 3, Reason.NO_EMERGENCY: 1}
-    assert emergency_messages(emergency_path(queue.directory)) == ["one", "handler " * 50, "two"]
+    found = {reason: count for (level, reason), count in queue.losses.counts.items() if level == logging.ERROR}
+    assert found == ({Reason.EMERGENCY: 2} if is_after else {Reason.EMERGENCY: 1, Reason.INTERRUPTED: 1})
+    assert emergency_messages(emergency_path(queue.directory)) == [*["one"] * is_after, "handler"]
+
+
+@pytest.mark.parametrize("policy", [Overflow.fallback(), Overflow.drop_newest()])
+def test_the_emergency_file_has_room_for_errors(
+    queue: mplog.LogQueue, log_: logging.Logger, tmp_path: Path, policy: Overflow
+) -> None:
+    """However many other records have come before, a quarter of the file is for errors, and the file stays bounded."""
+    use(queue, policy.with_emergency_file(tmp_path / "file", 40_000))
+    fill(queue)
+    for number in range(1000):
+        log_.warning("%d", number)
+    for number in range(30):
+        log_.error("error %d", number)
+    kept = [*counts(queue)]
+    assert os.path.exists(tmp_path / "file")
+    assert os.path.getsize(tmp_path / "file") <= 40_000
+    messages = emergency_messages(tmp_path / "file")
+    assert messages[-30:] == [f"error {number}" for number in range(30)]
+    if policy.policy == "fallback":
+        assert messages[:-30] == [f"{number}" for number in range(len(messages) - 30)]
+        assert 80 < len(messages) < 400
+        assert {Reason.EMERGENCY, Reason.NO_EMERGENCY} <= set(kept)

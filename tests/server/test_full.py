@@ -18,7 +18,7 @@ from oracle import wait_until
 from scripts import BlockedHandler, Gate, elapsed, lines, stop_all_threads
 
 import mplog
-from mplog.queue.emergency import EmergencyFile
+from mplog.queue.emergency import LOCK_TIMEOUT, MAGIC, EmergencyFile
 from mplog.queue.sync import Sync
 from mplog.record import frame
 from mplog.record.encoding import encode
@@ -137,6 +137,75 @@ def test_flush_waits_for_the_emergency_file_and_not_for_ever(tmp_path: Path) -> 
         server.flush(20)
         numbers = [int(line) for line in lines(log) if line.isdigit()]  # and the child's death is said
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def _stop_while_it_appends(initializer: Any) -> None:
+    """Runs in a child: log a record, and be stopped when it is about to go into the emergency file."""
+    initializer()
+    write = os.write
+
+    def stop_and_write(fd: int, data: bytes) -> int:
+        if data.startswith(MAGIC):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return write(fd, data)
+
+    os.write = stop_and_write
+    logging.info("late " + "x" * 3000)  # a short one may find room in the queue
+
+
+def test_worker_stopped_at_the_emergency_file_holds_up_nobody(tmp_path: Path) -> None:
+    """While a worker is stopped with the file open, others write into it without a wait, and flush() merges that."""
+    log = tmp_path / "app.log"
+    with mplog.LogServer(log, level="INFO", format="%(message)s", overflow="fallback") as server:
+        stop_all_threads(server.pid)
+        for number in range(5000):
+            logging.info("%0500d", number)
+        stopped = multiprocessing.get_context("fork").Process(target=_stop_while_it_appends, args=(server.initializer,))
+        stopped.start()
+        try:
+            assert stopped.pid
+            _, status = os.waitpid(stopped.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            longest = 0.0
+            for number in range(5000, 5100):
+                start = time.monotonic()
+                logging.info("%0500d", number)
+                longest = max(longest, elapsed(start))
+            assert longest < LOCK_TIMEOUT
+            os.kill(server.pid, signal.SIGCONT)
+            server.flush()
+            assert [int(line) for line in lines(log) if line.isdigit()] == list(range(5100))
+        finally:
+            os.kill(stopped.pid, signal.SIGCONT)
+            stopped.join(30)
+        server.flush()
+        assert lines(log)[-1].startswith("late")
+    assert stopped.exitcode == 0
+    assert not list(tmp_path.glob(".app.log.emergency*"))
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
+def test_killed_while_it_merges(tmp_path: Path, level: int) -> None:
+    """After a kill in the middle of merging, flush() waits for the rest, and the log has each record once."""
+    log, emergency = tmp_path / "app.log", tmp_path / ".app.log.emergency"
+    overflow = "fallback" if level == logging.INFO else "drop_newest"
+    sent = [f"{number} {'x' * 3000}" for number in range(5000)]
+    with mplog.LogServer(log, level="INFO", format="%(message)s", overflow=overflow) as server:
+        first = server.pid
+        stop_all_threads(first)
+        for line in sent:
+            logging.log(level, line)
+        waiting = emergency.stat().st_size
+        assert waiting > 10 * 2**20
+        before = log.stat().st_size
+        os.kill(first, signal.SIGCONT)
+        wait_until(lambda: log.stat().st_size > before + 3 * 2**20, "it merges")
+        os.kill(first, signal.SIGKILL)
+        server.flush(60)
+        assert [line for line in lines(log) if "mplog:" not in line] == sent
+        stats = server.stop()
+    assert (stats.dropped, stats.unexplained, stats.restarts) == (0, {}, 1)
+    assert not list(tmp_path.glob(".app.log.emergency*"))
 
 
 def test_what_was_left_in_the_emergency_file_comes_first(tmp_path: Path) -> None:
