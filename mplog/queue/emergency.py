@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from mplog.queue.fifo import monotonic
 from mplog.queue.locks import PAUSE, try_lock_file, unlock_file
-from mplog.queue.native import sleep, write
+from mplog.queue.native import sleep
 
 # Text never contains it: 0xff does not occur in UTF-8.
 MAGIC = b"\xffmplogE1"
@@ -91,7 +91,7 @@ class EmergencyFile:
             if os.fstat(fd).st_size + self._size_of_taken() + len(data) > self.size:
                 return False
             try:
-                count = write(fd, data)
+                count = os.write(fd, data)
             finally:
                 # A signal handler may raise an exception right after the write.
                 self.has_appended = os.lseek(fd, 0, os.SEEK_CUR) > 0
