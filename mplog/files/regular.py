@@ -143,18 +143,18 @@ def existing(path: str) -> Iterator[int]:
 def find(directory: str, inode: int, is_name: Callable[[str], bool]) -> str | None:
     """Return the path of the regular file with this inode, or None. Only names for which `is_name` is true count.
 
-    It may be in the directory, or in a directory in there, where logrotate's ``olddir`` has moved it. Inodes tell files
-    of one file system apart, and a file system that was mounted anew has another device, so what counts is the device
-    that the directory has now.
+    It may be in the directory, or in a directory in there, where logrotate's ``olddir`` has moved it. Since an inode is
+    that of a file system, only directories in the same one count. Its device need not be the one it had when the file
+    was written: it may have been mounted anew.
     """
     device = os.stat(directory).st_dev
     for place in (directory, *_directories_in(directory)):
-        with contextlib.suppress(PermissionError, FileNotFoundError), os.scandir(place) as entries:
-            for entry in entries:
-                if entry.inode() == inode and is_name(entry.name):
-                    status = entry.stat(follow_symlinks=False)
-                    # A file that is mounted alone, as into a container, has a device of its own.
-                    if stat.S_ISREG(status.st_mode) and (status.st_dev == device or place == directory):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            if os.stat(place).st_dev != device:
+                continue
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.inode() == inode and is_name(entry.name) and entry.is_file(follow_symlinks=False):
                         return entry.path
     return None
 

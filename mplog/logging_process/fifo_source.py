@@ -187,6 +187,7 @@ class FifoSource(Source):
         frames, size = self._emergency.peek(LONGEST_KEPT)
         if not size:
             return None
+        suspect.move(self._emergency.note())
         is_deadly = suspect.is_deadly
         suspect.begin()
         if not is_deadly:

@@ -75,6 +75,11 @@ class Suspect:
         """Whether the next message is to be set aside."""
         return self.place.tries >= DEATHS and self.place.set_aside < MOST_IN_A_ROW
 
+    def move(self, position: int | bytes) -> None:
+        """Note where the next message is, if that is not known: it may be in another emergency file."""
+        if position != self.place.position:
+            self.place = Place(position, self.place.starts, 0, self.place.set_aside)
+
     def begin(self) -> None:
         """Note that the next message is now handled alone."""
         self.place.tries += 1

@@ -20,6 +20,7 @@ from oracle import Producer, verdict, wait_until
 from scripts import lines
 
 import mplog
+from mplog.files import regular
 from mplog.files.open_file import DEAD
 from mplog.handlers.log_file import LogFileHandler
 
@@ -249,3 +250,12 @@ def test_file_system_that_dies_and_is_mounted_anew(
     found = verdict(whole, tmp_path)
     assert found.clean, found
     assert is_killed or any("has failed, and was opened anew: OSError: [Errno 107]" in line for line in lines(whole))
+
+
+def test_moved_file_is_looked_for_in_one_file_system(tmp_path: Path, small_disk: Path) -> None:
+    """A file is found by its inode in the log's directory, and in those below that are in the same file system."""
+    here, below, elsewhere = tmp_path / "here", tmp_path / "old" / "below", small_disk / "elsewhere"
+    below.parent.mkdir()
+    for path, found in ((here, str(here)), (below, str(below)), (elsewhere, None)):
+        path.touch()
+        assert regular.find(str(tmp_path), path.stat().st_ino, path.name.__eq__) == found

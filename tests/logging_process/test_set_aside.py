@@ -10,7 +10,7 @@ import re
 import resource
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,20 +120,28 @@ def test_deadly_records_are_set_aside_and_the_others_written(tmp_path: Path, whe
     assert written(log) == [*expected, *deadly]
 
 
-def test_deadly_record_in_the_emergency_file(tmp_path: Path) -> None:
-    """A record that was rescued and kills the logging process is set aside like any other."""
-    log = tmp_path / "app.log"
-    emergency = EmergencyFile(os.fspath(emergency_of(log)), 2**24)
-    texts = [*(f"line {number} {'x' * 5000}" for number in range(20)), "lethal", "lethal " + 2**21 * "x", "last"]
+def rescue(log: Path, texts: Iterable[str]) -> EmergencyFile:
+    """Put records into the emergency file of a log."""
+    emergency = EmergencyFile(os.fspath(emergency_of(log)), 2**28)
     for text in texts:
         record = logging.LogRecord("name", logging.ERROR, "f", 1, text, None, None)
         assert emergency.append(frame.whole(frame.RECORD, encode(record)))
+    return emergency
+
+
+def test_deadly_record_in_the_emergency_file(tmp_path: Path) -> None:
+    """A record that was rescued and kills the logging process is set aside like any other."""
+    log = tmp_path / "app.log"
+    texts = ["lethal", *(f"line {number} {'x' * 5000}" for number in range(20)), "lethal " + 2**21 * "x", "last"]
+    emergency = rescue(log, texts)
     with mplog.LogServer(*sinks(log, "SIGSEGV"), level="INFO") as server:
         wait_until(lambda: process_has_ended(server.pid) or server.stats().restarts, "it dies of the first")
         logging.info("on")
         wait_until(lambda: "last" in lines(log), "the emergency file is merged", 60)
         server.flush(120)
-        assert set_aside(server.stats()) == 2
+        stats = server.stats()
+        assert set_aside(stats) == 2
+        assert stats.restarts <= MOST_DEATHS + DEATHS  # the second is at the place that the first has told
     assert sorted(written(log)) == sorted(["on", *(text for text in texts if "lethal" not in text)])
     assert not emergency_of(log).exists()
     said = [line for line in lines(log) if "set aside" in line]
@@ -163,18 +171,25 @@ class Killed(logging.Handler):
      "after say"],
 )  # fmt: skip
 @pytest.mark.parametrize("is_long", [False, True])
-def test_killed_while_it_sets_a_record_aside(tmp_path: Path, point: str, is_long: bool) -> None:
+@pytest.mark.parametrize("is_rescued", [False, True])
+def test_killed_while_it_sets_a_record_aside(tmp_path: Path, point: str, is_long: bool, is_rescued: bool) -> None:
     """A process that is killed while it sets a record aside leaves that to the next one, which counts it once."""
     log, opened = tmp_path / "app.log", tmp_path / "opened"
+    # The place in the emergency file is known from the first process on, that in the queue from the second.
+    setting_aside = MOST_DEATHS + (not is_rescued)
 
     def killed() -> logging.Handler:
-        return Killed(point, str(opened), MOST_DEATHS + 1)
+        return Killed(point, str(opened), setting_aside)
 
     with mplog.LogServer(*sinks(log, "exit"), mplog.HandlerSink(killed), level="INFO") as server:
         logging.info("before")
         server.flush()
-        for text in ("line", "lethal" + " x" * 10_000 * is_long, "another"):
-            logging.info(text)
+        texts = ["line", "lethal" + " x" * 10_000 * is_long, "another"]
+        if is_rescued:
+            rescue(log, texts)
+        else:
+            for text in texts:
+                logging.info(text)
         server.flush(120)
         logging.info("after")
         server.flush(120)
@@ -182,7 +197,7 @@ def test_killed_while_it_sets_a_record_aside(tmp_path: Path, point: str, is_long
     assert written(log) == ["before", "line", "another", "after"]
     assert set_aside(stats) == 1
     assert len([line for line in lines(log) if "1 record" in line and "set aside" in line]) == 1
-    assert opened.stat().st_size >= MOST_DEATHS + 2  # it was killed there
+    assert opened.stat().st_size > setting_aside  # it was killed there
 
 
 def test_kills_at_random_beside_deadly_records(tmp_path: Path) -> None:
@@ -305,6 +320,16 @@ def test_only_deaths_of_one_message_alone_count() -> None:
     assert not restarted(suspect, 200).is_careful
 
 
+def test_deaths_of_one_message_do_not_count_for_another() -> None:
+    """Where the next message is another one, as in another emergency file, it is handled alone, and not set aside."""
+    suspect = Suspect(Place(b"one", DEATHS, DEATHS), b"one", 100, has_crashed=True)
+    suspect.move(b"one")
+    assert suspect.is_deadly
+    suspect.move(b"two")
+    assert suspect.is_careful
+    assert not suspect.is_deadly
+
+
 def test_no_more_messages_are_set_aside_if_all_are_deadly() -> None:
     """After some messages were set aside one directly after the other, none is, until another one was handled."""
     suspect = Suspect(Place(7, DEATHS), 7, 10_000, has_crashed=True)
@@ -325,18 +350,22 @@ def test_no_more_messages_are_set_aside_if_all_are_deadly() -> None:
 LONG = 60_000_000
 
 
+def _texts_with_a_long_one() -> Iterator[str]:
+    yield from (f"line {number}" for number in range(100))
+    yield "x" * LONG
+    yield from (f"line {number}" for number in range(100, 200))
+
+
 def _log_with_a_long_one(server: mplog.LogServer) -> mplog.Stats:
     """Log a long record among others, and return what was counted when all is written."""
-    for number in range(100):
-        logging.info("line %d", number)
-    logging.info("x" * LONG)
-    for number in range(100, 200):
-        logging.info("line %d", number)
+    for text in _texts_with_a_long_one():
+        logging.info(text)
     server.flush(120)
     return server.stats()
 
 
-def test_record_that_is_too_large_for_the_memory_of_a_container(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_rescued", [False, True])
+def test_record_that_is_too_large_for_the_memory_of_a_container(tmp_path: Path, is_rescued: bool) -> None:
     """In a container without memory for a record, it is set aside after a few kills, and the others are written."""
     log = tmp_path / "app.log"
     with memory_group(160 * 2**20) as group:
@@ -344,7 +373,12 @@ def test_record_that_is_too_large_for_the_memory_of_a_container(tmp_path: Path) 
             pid = server.pid
             for process in (psutil.Process(pid).ppid(), pid):
                 (group / "cgroup.procs").write_text(str(process))
-            stats = _log_with_a_long_one(server)
+            if is_rescued:
+                rescue(log, _texts_with_a_long_one())
+                server.flush(120)
+                stats = server.stats()
+            else:
+                stats = _log_with_a_long_one(server)
         assert written(log) == [f"line {number}" for number in range(200)]
         assert set_aside(stats) == 1
         assert 0 < stats.restarts <= MOST_DEATHS
