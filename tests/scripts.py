@@ -19,6 +19,7 @@ import psutil
 from oracle import wait_until
 
 import mplog
+from mplog.monitoring.find_servers import find_servers
 from mplog.monitoring.process import has_ended
 
 #: The directory that mplog is imported from: where it is installed, which may be the checkout.
@@ -217,6 +218,12 @@ def server_processes() -> list[psutil.Process]:
             if is_of_server(process) and process.environ().get("TMPDIR") == os.environ["TMPDIR"]:
                 found.append(process)
     return found
+
+
+def logging_process_of(program: int) -> psutil.Process:
+    """Return the logging process of the server that a program has started."""
+    (server,) = (server for server in find_servers().servers if server.notice.program == program)
+    return psutil.Process(server.notice.pid)
 
 
 def is_of_server(process: psutil.Process) -> bool:

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterable
 from multiprocessing import connection
 from typing import Any
@@ -21,7 +20,7 @@ from mplog.logging_process.messages import Ended, Launch, NewProcess
 from mplog.monitoring.process import has_ended
 from mplog.queue.descriptor import Descriptor, out_of_the_way
 from mplog.queue.fifo import monotonic
-from mplog.queue.native import poll
+from mplog.queue.native import poll, sleep
 from mplog.server.interpreter import module_path, start_supervisor
 
 
@@ -42,7 +41,8 @@ class Connection(connection.Connection):
         return self._own.is_ours()
 
     def _close(self) -> None:  # also when it is collected
-        self._own.close()
+        if sys is not None and not sys.is_finalizing():
+            self._own.close()
 
 
 class Link:
@@ -140,19 +140,24 @@ class Link:
         self.reap()
 
     def reap(self) -> None:
-        """Wait for a supervisor that has ended: where this is process 1 of a container, it has become its child."""
-        with contextlib.suppress(OSError):
-            os.waitpid(self.pid, 0)
+        """Wait for the last instant of a supervisor that is ending."""
+        _wait_for_end(self.pid)
+        with contextlib.suppress(OSError):  # where this is process 1 of a container, it has become its child
+            os.waitpid(self.pid, os.WNOHANG)
 
 
 def kill(pid: int) -> None:
     """Kill a process, and wait until it has ended: until then, it holds what it has locked."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-    # Not a child of this process.
+    _wait_for_end(pid)
+
+
+def _wait_for_end(pid: int) -> None:
+    """Wait until a process has ended that is not a child of this one, for 5 seconds at most."""
     deadline = monotonic() + 5
     while not has_ended(pid) and monotonic() < deadline:
-        time.sleep(0.002)
+        sleep(0.002)
 
 
 def have_hung_up(ends: Iterable[Any], timeout: float) -> bool:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from commands import MPLOG, messages, mplog, shell, start
 from oracle import wait_until
-from scripts import process_has_ended, run_script, write_script
+from scripts import logging_process_of, process_has_ended, run_script, write_script
 from terminal import Terminal
 
 from mplog.cli.capture import GOES_ON, Lines
@@ -233,9 +233,7 @@ def test_keys_reach_the_command_once_and_not_the_log(tmp_path: Path) -> None:
     with Terminal(command, directory=tmp_path, MPLOG_QUEUE=None) as terminal:
         terminal.wait_for("True True True")
         wait_until((tmp_path / "ready").exists, "the command is ready")
-        children = psutil.Process(terminal.process.pid).children()
-        (runner,) = (each for each in children if "program.py" not in each.cmdline())
-        logging_process = runner.children()[0].pid
+        logging_process = logging_process_of(terminal.process.pid).pid
         pressed = []
         for key, name in (("\x03", "SIGINT"), ("\x1c", "SIGQUIT"), ("\x03", "SIGINT")):
             terminal.press(key)
@@ -366,7 +364,7 @@ def test_more_than_the_log_takes_is_waited_for(tmp_path: Path) -> None:
     try:
         progress = tmp_path / "progress"
         wait_until(lambda: progress.exists() and progress.read_text(), "the program prints")
-        stopped = _logging_process(running.pid)
+        stopped = logging_process_of(running.pid)
         stopped.suspend()
         (tmp_path / "go").touch()
         seen: list[tuple[str, float]] = [("", time.monotonic())]
@@ -387,13 +385,6 @@ def test_more_than_the_log_takes_is_waited_for(tmp_path: Path) -> None:
         running.kill()
     found = [line.split()[0] for line in messages(tmp_path / "app.log") if not line.startswith("mplog: ")]
     assert found == [str(n) for n in range(count)]
-
-
-def _logging_process(runner: int) -> psutil.Process:
-    for child in psutil.Process(runner).children():
-        if "program.py" not in child.cmdline():
-            return child.children()[0]
-    raise AssertionError("there is no supervisor")
 
 
 def test_lines_after_the_end_of_the_server_pass_through(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from commands import messages, mplog, shell, start
 from oracle import wait_until
-from scripts import environment, process_has_ended
+from scripts import environment, logging_process_of, process_has_ended
 
 from mplog.cli import stop_socket
 from mplog.cli.main import main
@@ -199,7 +199,7 @@ def test_server_that_has_ended(tmp_path: Path, queue: str, command: str) -> None
     done = mplog(*command.split(), directory=tmp_path, changes={"MPLOG_QUEUE": queue})
     assert (done.returncode, done.stdout) == (125 if command.startswith("run") else 1, "")
     said = done.stderr.splitlines()[0]
-    assert f"there is no log queue in '{queue}': its server has ended, or the path is wrong. " in said
+    assert f"there is no log queue in '{queue}': its server has ended, its directory was removed, or the path is wrong. " in said
     assert "export MPLOG_QUEUE=$(mplog serve start --log app.log). " in said
     assert "by the directory of its queue or by its log: " in said and "--queue. mplog top shows them." in said
 
@@ -239,9 +239,7 @@ def test_jobs_outlive_a_killed_logging_process(tmp_path: Path, queue: str) -> No
     """Another one takes its place, and the log has the records from before and after."""
     logged = [mplog("log", "--queue", queue, "info", "before", directory=tmp_path).returncode]
     (serving,) = [each for each in psutil.process_iter(["cmdline"]) if queue in (each.info["cmdline"] or ())]
-    (supervisor,) = serving.children()
-    (logging_process,) = supervisor.children()
-    logging_process.kill()
+    logging_process_of(serving.pid).kill()
     logged.append(mplog("log", "--queue", queue, "info", "after", directory=tmp_path).returncode)
     assert logged == [0, 0]
     assert mplog("serve", "stop", "--queue", queue, directory=tmp_path).returncode == 0

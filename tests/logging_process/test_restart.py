@@ -230,7 +230,7 @@ def no_process_left() -> Iterator[None]:
     """Check that a test has left no process running."""
     before = server_processes()
     yield
-    assert server_processes() == before
+    assert [process for process in server_processes() if process not in before] == []
 
 
 def test_supervisor_killed(tmp_path: Path, no_process_left: None) -> None:
