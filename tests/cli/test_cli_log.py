@@ -17,7 +17,7 @@ from scripts import environment, lines
 
 import mplog as library
 from mplog.cli.log import is_direct, read_state
-from mplog.worker.state import all_loggers
+from mplog.worker.state import Layout, LoggingState, all_loggers
 
 pytestmark = pytest.mark.processes
 
@@ -180,6 +180,7 @@ def test_secrets_do_not_leave_the_process(tmp_path: Path) -> None:
 def test_full_queue_is_waited_for(tmp_path: Path) -> None:
     """While there is no room, the command waits; then the record is there."""
     queue = library.LogQueue(maxsize=4096)
+    LoggingState.capture(Layout()).save(queue.directory)
     while not queue.full():
         queue.put("x" * 1000)
     full = subprocess.Popen(

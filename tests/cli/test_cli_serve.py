@@ -199,7 +199,10 @@ def test_server_that_has_ended(tmp_path: Path, queue: str, command: str) -> None
     done = mplog(*command.split(), directory=tmp_path, changes={"MPLOG_QUEUE": queue})
     assert (done.returncode, done.stdout) == (125 if command.startswith("run") else 1, "")
     said = done.stderr.splitlines()[0]
-    assert f"there is no log queue in '{queue}': its server has ended, its directory was removed, or the path is wrong. " in said
+    assert (
+        f"there is no log queue in '{queue}': its server has ended, its directory was removed, or the path is wrong. "
+        in said
+    )
     assert "export MPLOG_QUEUE=$(mplog serve start --log app.log). " in said
     assert "by the directory of its queue or by its log: " in said and "--queue. mplog top shows them." in said
 

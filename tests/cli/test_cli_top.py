@@ -277,10 +277,10 @@ def test_looking_does_not_disturb(tmp_path: Path, log: Path) -> None:
         )  # fmt: skip
         assert opened.returncode == 0, opened.stderr
         paths = opened.stderr.splitlines()
-        directory = server.queue.directory
-        assert f"{directory}/server" in paths
+        names = [os.path.basename(path) for path in paths]
+        assert "server" in names
         assert any("/fd/" in path for path in paths)
-        assert f"{directory}/queue" not in paths
+        assert "queue" not in names
     finally:
         os.kill(supervisor, signal.SIGCONT)
         os.kill(server.pid, signal.SIGCONT)

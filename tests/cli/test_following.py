@@ -178,7 +178,7 @@ def test_follower_skips_a_new_file_that_is_written_again(
     append(log, "3\n")
     assert read(follower) == "3\n"
     try:
-        os.utime(lock.lock_file, (time.time() - seconds,) * 2)
+        os.utime(log.with_name(f".{log.name}.lock"), (time.time() - seconds,) * 2)
         os.truncate(log, 0)
         append(log, "mplog: restarted\n1\n2\n3\n4\n")
         if has_ended:
