@@ -277,6 +277,7 @@ def test_sink_that_every_record_kills_is_given_up(tmp_path: Path, monkeypatch: p
     patience = Patience(at_once=5, first_pause=0.01, longest_pause=0.02, restarts=7, seconds=0.2)
     monkeypatch.setattr("mplog.server.log_server.PATIENCE", patience)
     log, texts = tmp_path / "app.log", [f"lethal {number}" for number in range(20)]
+    texts[15:17] = [f"{text} {'x' * 20_000}" for text in texts[15:17]]
     server = mplog.LogServer(*sinks(log, "exit"), level="INFO").start()
     supervisor = psutil.Process(server.pid).ppid()
     for text in texts:
