@@ -199,7 +199,8 @@ def test_server_that_has_ended(tmp_path: Path, queue: str, command: str) -> None
     done = mplog(*command.split(), directory=tmp_path, changes={"MPLOG_QUEUE": queue})
     assert (done.returncode, done.stdout) == (125 if command.startswith("run") else 1, "")
     said = done.stderr.splitlines()[0]
-    assert (
+    reason = "its server has ended, its directory was removed, or the path is wrong"
+    assert f"there is no log queue in '{queue}': {reason}. " in said
         f"there is no log queue in '{queue}': its server has ended, its directory was removed, or the path is wrong. "
         in said
     )
