@@ -201,9 +201,6 @@ def test_server_that_has_ended(tmp_path: Path, queue: str, command: str) -> None
     said = done.stderr.splitlines()[0]
     reason = "its server has ended, its directory was removed, or the path is wrong"
     assert f"there is no log queue in '{queue}': {reason}. " in said
-        f"there is no log queue in '{queue}': its server has ended, its directory was removed, or the path is wrong. "
-        in said
-    )
     assert "export MPLOG_QUEUE=$(mplog serve start --log app.log). " in said
     assert "by the directory of its queue or by its log: " in said and "--queue. mplog top shows them." in said
 
