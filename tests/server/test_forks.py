@@ -31,6 +31,7 @@ with mplog.LogServer("app.log", level="INFO", format="%(message)s") as server:
     assert inside.wait(60)
     pid = os.fork()
     Takeover._save_state = save_state
+    os.write(writing, b"x")
     if pid == 0:
         signal.alarm(30)
         try:
@@ -66,15 +67,20 @@ from mplog.server.takeover import Takeover
 
 save_state = Takeover._save_state
 
+reading, writing = os.pipe()
+
 def fork_and_save(self):
     global pid
     pid = os.fork()
+    if pid == 0:
+        os.read(reading, 1)  # both write the same file
     save_state(self)
 
 with mplog.LogServer("app.log", level="INFO", format="%(message)s") as server:
     Takeover._save_state = fork_and_save
     server.set_level("job", "DEBUG")
     Takeover._save_state = save_state
+    os.write(writing, b"x")
     if pid == 0:
         signal.alarm(30)
         logging.info("in the fork")
