@@ -49,6 +49,7 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     _take_back([*starmap(Announced, emergency.announced), *announcements.before(warn)], dispatcher)
     emergency.settle()
     tallies = Tallies(places.memory, directory, note.serial)
+    tallies.publish()  # at once: `LogServer.stats` reads the file without asking
     dispatcher.failed.update({name: count for (_, name), count in tallies.of("failed").items()})
     source = FifoSource(places, overflow, pair, emergency, tallies, dispatcher, signals.wake, suspects)
     stories = not_noted(places.stories, note.restarts)
