@@ -123,7 +123,7 @@ class CountFile:
     @property
     def is_behind(self) -> bool:
         """Whether the file does not show all counts."""
-        return bool(self._unpublished)
+        return bool(self._unpublished) or self._fd < 0
 
     def publish(self) -> None:
         """Show in the file what has changed; what a full disk refuses waits for a later call."""
