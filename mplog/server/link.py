@@ -61,6 +61,8 @@ class Link:
         ours, theirs = multiprocessing.Pipe()
         self.end: Any = ours
         if sys.platform != "win32":
+            for end in ours, theirs:
+                os.set_blocking(end.fileno(), True)  # whatever the socket module is: see `mplog.queue.native`
             with ours:
                 self.end = Connection(out_of_the_way(os.dup(ours.fileno())))
         self.pid = 0

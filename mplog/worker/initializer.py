@@ -119,6 +119,8 @@ def _what_is_missing(queue: LogQueue) -> str:
     """Return what this process cannot do, as another user than the server's, or in another root directory."""
     who = f"mplog: pid {os.getpid()} (uid {os.geteuid()})"
     if not is_writable(queue.directory):
+        if not os.path.lexists(queue.directory):
+            return ""  # the server has ended
         return (
             f"{who} cannot make files in {queue.directory}: its user or root directory is not that of the server. Its "
             "records arrive as long as it has the queue open, and what it drops is counted. But calls at sync_level do "

@@ -127,15 +127,15 @@ import gc, os, sys
 
 from mplog.queue.shared_file import make_file, map_file
 
-make_file("mapped", 8)
+make_file(os.path.abspath("mapped"), 8)
 before = len(os.listdir("/dev/fd"))
-mapping = map_file("mapped", 8)
+mapping = map_file(os.path.abspath("mapped"), 8)
 assert len(os.listdir("/dev/fd")) == before + (sys.version_info < (3, 13))
 os.closerange(3, 4096)
 files = [open(f"own{n}", "wb") for n in range(20)]
 del mapping
 gc.collect()
-again = [map_file("mapped", 8) for _ in range(3)]
+again = [map_file(os.path.abspath("mapped"), 8) for _ in range(3)]
 for file in files:
     os.fstat(file.fileno())
     file.write(b"x")  # written when the interpreter ends
@@ -156,9 +156,9 @@ def test_mappings_that_nobody_uses_are_given_back(tmp_path: Path) -> None:
     program = """
         import os
         from mplog.queue.shared_file import make_file, map_file
-        make_file("mapped", 8)
+        make_file(os.path.abspath("mapped"), 8)
         for number in range(50):
-            used = map_file("mapped", 8)
+            used = map_file(os.path.abspath("mapped"), 8)
         assert len(os.listdir("/dev/fd")) < 10, os.listdir("/dev/fd")
         """
     done = run_script(tmp_path, program)

@@ -31,7 +31,6 @@ with mplog.LogServer("app.log", level="INFO", format="%(message)s") as server:
     assert inside.wait(60)
     pid = os.fork()
     Takeover._save_state = save_state
-    os.write(writing, b"x")
     if pid == 0:
         signal.alarm(30)
         try:
