@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mplog.record.context import context as context
     from mplog.record.context import unbind as unbind
     from mplog.record.fields import Fields as Fields
-    from mplog.record.plain import ForeignValue as ForeignValue
+    from mplog.record.foreign import ForeignValue as ForeignValue
     from mplog.record.redaction import Redactor as Redactor
     from mplog.server.log_server import LogServer as LogServer
     from mplog.server.pools import MultiprocessProcess as MultiprocessProcess
@@ -74,7 +74,7 @@ _MODULES = {
     ],
     "record.context": ["bind", "carry_context", "context", "unbind"],
     "record.fields": ["Fields"],
-    "record.plain": ["ForeignValue"],
+    "record.foreign": ["ForeignValue"],
     "record.redaction": ["Redactor"],
     "queue.log_queue": ["LogQueue"],
     "queue.losses": ["Reason"],

@@ -16,7 +16,15 @@ PACKAGE = Path(mplog.__file__).parent
 #: What a worker may import of mplog. Nothing else may be loaded by it.
 WORKER = {
     "errors",
-    *("record", "record.layout", "record.encoding", "record.decoding", "record.frame", "record.plain"),
+    *(
+        "record",
+        "record.layout",
+        "record.encoding",
+        "record.decoding",
+        "record.foreign",
+        "record.frame",
+        "record.plain",
+    ),
     *("record.context", "record.factory"),
     "record.cache",
     *("queue", "queue.log_queue", "queue.fifo", "queue.losses", "queue.overflow", "queue.emergency", "queue.sync"),

@@ -33,8 +33,9 @@ from mplog.formats.batch import BatchFormatter, OnError, Renderer
 from mplog.formats.json import JSONFormatter
 from mplog.formats.text import compiled, renderer
 from mplog.record.decoding import constant_fields
+from mplog.record.foreign import ForeignValue
 from mplog.record.layout import EXC_TEXT, EXTRA, MSG, STACK_INFO, ByOrigin, Entry, Origin, Record, Template
-from mplog.record.plain import ForeignValue, as_number, safe_repr, safe_str, safely
+from mplog.record.plain import as_number, safe_repr, safe_str, safely
 
 # C1 with NEL, the separators of lines and paragraphs, and bidirectional controls, which change the order in which
 # characters are shown (https://trojansource.codes).

@@ -3,7 +3,8 @@
 The rule of this file: **a value keeps its type where it is plain data, and its looks where it is not.** Plain are None,
 bool, int, float, str, bytes, dates, times, decimals, UUIDs, and lists, tuples, sets and dicts of these. A value of a
 class that is made from int, float, str, list, tuple or dict stays one of that type, and keeps its looks, too. Anything
-else becomes a `ForeignValue`. Nothing that a program's objects do meanwhile (raise, exit, recurse) gets out of here.
+else becomes a `ForeignValue` (`mplog.record.foreign`). Nothing that a program's objects do meanwhile (raise, exit,
+recurse) gets out of here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
+
+from mplog.record.foreign import LIKE, ForeignValue, Looks
 
 # Not `encode`, which makes a buffer, and crashes when there is no memory for a longer one (``encoder_encode_common`` of
 # msgspec 0.22). This raises MemoryError.
@@ -43,123 +46,6 @@ def pack(value: object) -> bytes:
     packed = b"" + buffer
     _give_buffer(buffer if len(packed) < _KEPT_BUFFER else bytearray())
     return packed
-
-
-_NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")
-
-
-class Looks:
-    """A value that is not plain data, as it looked in the process that logged it.
-
-    It is written as the original would be, by ``str()``, ``repr()``, ``format()``, and ``%d`` and the like.
-    """
-
-    _str: str
-    _repr: str
-    _number: int | float | None
-    _formatted: str
-    #: The plain data that it is, as JSON writes it; None if it is none.
-    content: Any
-
-    def look(self, text: str, representation: str, number: int | float | None, formatted: str | None) -> None:
-        self._str = text
-        self._repr = representation
-        self._number = number
-        self._formatted = text if formatted is None else formatted
-
-    def __str__(self) -> str:
-        return self._str
-
-    def __repr__(self) -> str:
-        return self._repr
-
-    def __format__(self, spec: str) -> str:
-        if not spec:
-            return self._formatted
-        if self._number is not None and (spec[-1] in _NUMBER_FORMATS or self._formatted == str(self._number)):
-            return format(self._number, spec)
-        return format(self._formatted, spec)
-
-
-class ForeignValue(Looks):
-    """A value of ``extra`` that is not plain data: what it looked like in the process that logged it.
-
-    ``str()``, ``repr()``, ``format()`` and, for numbers, ``%d``, ``%x`` and ``%f`` give what the value itself would.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        representation: str,
-        number: int | float | None = None,
-        formatted: str | None = None,
-        content: Any = None,
-    ) -> None:
-        self.look(text, representation, number, formatted)
-        self.content = content
-
-    def __int__(self) -> int:
-        return int(self._require_number())
-
-    def __float__(self) -> float:
-        return float(self._require_number())
-
-    def __index__(self) -> int:
-        return operator.index(self._require_number())  # type: ignore[arg-type]
-
-    def _require_number(self) -> int | float:
-        if self._number is None:
-            raise TypeError(f"not a number: {self._repr}")
-        return self._number
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ForeignValue):
-            return NotImplemented
-        return self._looks() == other._looks()
-
-    def __hash__(self) -> int:
-        return hash(self._looks())
-
-    def _looks(self) -> tuple[object, ...]:
-        return self._str, self._repr, self._number, self._formatted
-
-
-# Values of classes that are made from these types (enumerations of numbers or texts, named tuples, OrderedDict), and
-# the numbers of numpy and the like: whatever asks for the type, as the encoders of JSON do, finds it.
-
-
-class ForeignInt(Looks, int):
-    pass
-
-
-class ForeignFloat(Looks, float):
-    pass
-
-
-class ForeignStr(Looks, str):
-    pass
-
-
-class ForeignList(Looks, list[Any]):
-    pass
-
-
-class ForeignTuple(Looks, tuple[Any, ...]):
-    pass
-
-
-class ForeignDict(Looks, dict[Any, Any]):
-    pass
-
-
-_LIKE: dict[type, Any] = {
-    int: ForeignInt,
-    float: ForeignFloat,
-    str: ForeignStr,
-    list: ForeignList,
-    tuple: ForeignTuple,
-    dict: ForeignDict,
-}
 
 
 def safe_str(value: object) -> str:
@@ -332,7 +218,7 @@ def _plain_as(kind: type, value: Any, depth: int, above: tuple[int, ...]) -> Any
 def _looks_like(kind: type, base: type) -> bool:
     """Whether values of a class look like those of the type that it is made from, so that they may go as these."""
     methods = "__str__", "__repr__", "__format__"
-    return base in _LIKE and all(getattr(kind, name) is getattr(base, name) for name in methods)
+    return base in LIKE and all(getattr(kind, name) is getattr(base, name) for name in methods)
 
 
 def _is_number(kind: type) -> bool:
@@ -439,7 +325,7 @@ def foreign_value(
         or type(number) not in (int, float, types.NoneType)
     ):
         raise TypeError("a ForeignValue of the wrong types")
-    kind = _LIKE.get(type(content))
+    kind = LIKE.get(type(content))
     if kind is None:
         return ForeignValue(text, representation, number, formatted, content)
     value: Looks = kind(content)

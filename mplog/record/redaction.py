@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mplog.record.plain import Looks, foreign_value
+from mplog.record.foreign import Looks
+from mplog.record.plain import foreign_value
 
 
 class Redactor:

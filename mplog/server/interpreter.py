@@ -6,6 +6,7 @@ child of a process that has ended: a program that waits for all its children (wa
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -60,10 +61,10 @@ def start_supervisor(end: Any, fd: int) -> subprocess.Popen[Any]:
             **options,
         )
     except OSError as error:
-        raise StartError(
-            f"the logging process could not be started: {error}. "
-            "If this is not a Python interpreter, name one with multiprocessing.set_executable()."
-        ) from error
+        advice = "If this is not a Python interpreter, name one with multiprocessing.set_executable()."
+        if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+            advice = "The machine, the container or this user has no process, memory or descriptor left for it."
+        raise StartError(f"the logging process could not be started: {error}. {advice}") from error
     finally:
         for number in spare:
             os.close(number)

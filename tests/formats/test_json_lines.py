@@ -21,8 +21,8 @@ from mplog.formats.json import DEFAULT_FIELDS, JSONFormatter
 from mplog.formats.text import renderer
 from mplog.record.decoding import decode_entry, to_record
 from mplog.record.encoding import encode
+from mplog.record.foreign import ForeignValue
 from mplog.record.layout import Entry
-from mplog.record.plain import ForeignValue
 
 UTC = datetime.timezone.utc
 

@@ -15,8 +15,8 @@ from travel import TEXTS, Code, Text, make, travel, travelled
 
 from mplog.record.decoding import decode
 from mplog.record.encoding import encode
+from mplog.record.foreign import ForeignValue
 from mplog.record.layout import Record
-from mplog.record.plain import ForeignValue
 
 STANDARD = sorted(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 

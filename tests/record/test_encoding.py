@@ -29,8 +29,8 @@ from mplog.formats.json import JSONFormatter
 from mplog.record import encoding
 from mplog.record.decoding import decode
 from mplog.record.encoding import encode
+from mplog.record.foreign import ForeignValue
 from mplog.record.layout import MAX_RECORD_SIZE, Record
-from mplog.record.plain import ForeignValue
 
 STANDARD = sorted(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
 

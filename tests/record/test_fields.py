@@ -28,8 +28,8 @@ import mplog
 from mplog.record import encoding
 from mplog.record.decoding import decode
 from mplog.record.encoding import Cut, encode
+from mplog.record.foreign import ForeignValue
 from mplog.record.layout import Record
-from mplog.record.plain import ForeignValue
 from mplog.record.preparation import Preparation, load_preparation, note_preparation
 
 SECRET = "hunter2"
