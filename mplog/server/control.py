@@ -20,7 +20,7 @@ from mplog.monitoring.process import has_ended
 from mplog.monitoring.statistics import Stats
 from mplog.queue.fifo import monotonic
 from mplog.queue.native import poll
-from mplog.server.link import Connection, Link, NoneLeftError, have_hung_up, kill
+from mplog.server.link import Connection, Link, NoneLeftError, have_hung_up, kill, wait_for_end
 from mplog.server.progress import TICK_SECONDS
 
 #: Seconds that the next logging process may take to open its sinks while the program asks for its pid.
@@ -254,6 +254,7 @@ class Control:
         ends = list(self._ends)
         if _wait(lambda seconds: have_hung_up(ends, seconds), monotonic() + timeout, tick):
             self._link.reap()
+            wait_for_end(self._pid)  # of which the supervisor has taken care, unless it was killed
         self._close()
 
     def _too_slow(self, command: Command, timeout: float) -> DrainTimeoutError:

@@ -143,7 +143,7 @@ class Link:
 
     def reap(self) -> None:
         """Wait for the last instant of a supervisor that is ending."""
-        _wait_for_end(self.pid)
+        wait_for_end(self.pid)
         with contextlib.suppress(OSError):  # where this is process 1 of a container, it has become its child
             os.waitpid(self.pid, os.WNOHANG)
 
@@ -152,10 +152,10 @@ def kill(pid: int) -> None:
     """Kill a process, and wait until it has ended: until then, it holds what it has locked."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-    _wait_for_end(pid)
+    wait_for_end(pid)
 
 
-def _wait_for_end(pid: int) -> None:
+def wait_for_end(pid: int) -> None:
     """Wait until a process has ended that is not a child of this one, for 5 seconds at most."""
     deadline = monotonic() + 5
     while not has_ended(pid) and monotonic() < deadline:

@@ -119,7 +119,7 @@ def _what_is_missing(queue: LogQueue) -> str:
     """Return what this process cannot do, as another user than the server's, or in another root directory."""
     who = f"mplog: pid {os.getpid()} (uid {os.geteuid()})"
     if not is_writable(queue.directory):
-        if not os.path.lexists(queue.directory):
+        if queue.sender.write_fd < 0 and not os.path.lexists(queue.directory):
             return ""  # the server has ended
         return (
             f"{who} cannot make files in {queue.directory}: its user or root directory is not that of the server. Its "

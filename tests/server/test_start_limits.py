@@ -16,7 +16,7 @@ import mplog
 from mplog.files import lock as file_lock
 
 START = """
-    import logging, os, signal, sys, mplog
+    import logging, multiprocessing, os, signal, sys, mplog
     from mplog.monitoring.find_servers import find_servers
     from oracle import wait_until
 
@@ -24,6 +24,7 @@ START = """
         logging.getLogger("worker").warning("two")
 
     if __name__ == "__main__":
+        multiprocessing.set_start_method("fork")  # a forkserver of the stdlib's has other limits
         log, overflow, size = sys.argv[1:]
         with mplog.LogServer(log, level="INFO", overflow=overflow, buffer_size=int(size)) as server:
             logging.info("one")
