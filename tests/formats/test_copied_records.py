@@ -68,7 +68,7 @@ def is_copied_deeply(record: logging.LogRecord) -> str:
 def is_prefixed(record: logging.LogRecord) -> str:
     """As filters do that know where a record comes from."""
     record = copy.copy(record)
-    record.msg = f"[here] {record.msg}"
+    record.msg = f"[here] {record.msg!s}"  # before Python 3.12, an IntEnum is formatted as its number
     return is_copied(record) + record.getMessage()
 
 
