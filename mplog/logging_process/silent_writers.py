@@ -6,6 +6,8 @@ it closes, it still has the counter of level changes in its memory.
 
 from __future__ import annotations
 
+import os
+
 from mplog.monitoring.process import has_ended, pids_that_map
 from mplog.worker.levels import counter_path
 
@@ -14,7 +16,7 @@ class SilentWriters:
     """Finds them, by the directory of their queue. Only Linux tells what other processes have mapped."""
 
     def __init__(self, directory: str) -> None:
-        self._path = counter_path(directory)
+        self._path = counter_path(os.path.realpath(directory))  # as the kernel shows it
         self._pids: list[int] = []
 
     def are_left(self) -> bool:

@@ -5,9 +5,9 @@
     we open a FIFO: 5 --> the program closes all descriptors, as daemons do --> opens a file of its own: 5
 
 The rule of this file: **nothing is written to, read from or closed without knowing what it is.** No call writes to our
-FIFO and to nothing else, so whoever uses a number asks first. A logging call asks at most once in `KNOWN_FOR` seconds.
-It may, because our numbers are high: the kernel hands out the lowest free one, and a program needs longer to take all
-that are below ours.
+FIFO and to nothing else, so each use of a number asks first. Only a logging call that comes less than `KNOWN_FOR`
+seconds after the last question does not ask. It may, because our numbers are high: the kernel hands out the lowest free
+one, and a program needs longer to take all that are below ours. ``dup2`` onto our very number within that time remains.
 """
 
 from __future__ import annotations
@@ -36,16 +36,15 @@ class Descriptor:
 
     Attributes:
         fd: its number, -1 for none.
-        known_since, known_until: between these times of ``time.time()``, it is taken for ours without asking.
+        known_until: up to this time of ``time.monotonic()``, it is taken for ours without asking.
     """
 
-    __slots__ = ("_identity", "_is_marked", "fd", "known_since", "known_until")
+    __slots__ = ("_identity", "_is_marked", "fd", "known_until")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._identity = what_is(fd)
         self._is_marked = False
-        self.known_since = math.inf
         self.known_until = -math.inf
 
     def mark(self) -> None:

@@ -59,6 +59,8 @@ class Sender:
     """
 
     def __init__(self, directory: str) -> None:
+        #: The clock of `look`. Tests may stop it where it is a name of a module (freezegun), and not here.
+        self.now = time.monotonic
         self.end = NONE  # here and not in the class, which would make each look at it slower
         self.directory = directory
         self.path = fifo_path(directory)
@@ -89,7 +91,7 @@ class Sender:
 
     def open(self) -> int:
         """Return the writing end, opened if it is not; raise NoReaderError if no process reads the queue any more."""
-        self.look(time.time())
+        self.look()
         if self.end is NONE:
             fifo.forget_closed()  # before another end gets one of their numbers
             try:
@@ -126,16 +128,12 @@ class Sender:
         with contextlib.suppress(OSError):
             end.close()
 
-    def look(self, now: float) -> None:
-        """Look whether the writing end is still ours, if the last look was too long ago. Call this before each write.
-
-        Args:
-            now: a time of ``time.time()``, such as that at which a record was created.
-        """
-        end = self.end
-        if not end.known_since < now < end.known_until:
+    def look(self) -> None:
+        """Look whether the writing end is still ours, if the last look was too long ago: before each write."""
+        end, now = self.end, self.now()
+        if now >= end.known_until:
             if end.is_still_ours():
-                end.known_since, end.known_until = now, now + KNOWN_FOR
+                end.known_until = now + KNOWN_FOR
             elif end is not NONE:
                 fifo.forget_closed()
 
@@ -219,7 +217,7 @@ class Sender:
         payload = encode_bytes(data, to)
         if len(payload) <= frame.PAYLOAD_SIZE and not self._abandoned and not self.is_closed:
             try:
-                self.look(time.time())
+                self.look()
                 _write(self.end.fd, frame.header(frame.BYTES, len(payload)) + payload)
                 return
             except OSError as error:

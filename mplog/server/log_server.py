@@ -198,7 +198,8 @@ class LogServer:
         return self.start() if self._started is None else self
 
     def __exit__(self, *error: object) -> None:
-        self.stop()
+        with contextlib.suppress(ServerStateError):  # the program has closed the connection: all is written later
+            self.stop()
 
     @property
     def queue(self) -> Any:

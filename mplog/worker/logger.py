@@ -247,9 +247,8 @@ def _send(  # noqa: PLR0915 (another call would take a tenth of its time)
         size = 0
     if 0 < size <= MAX_RECORD_SIZE:
         try:
-            end = sender.end
-            if not end.known_since < created < end.known_until:
-                sender.look(created)
+            if sender.now() >= sender.end.known_until:
+                sender.look()
             handler.send_encoded(payload)
         except RecursionError:
             return message, ()

@@ -11,7 +11,6 @@ import logging.handlers
 import math
 import os
 import sys
-import time
 from collections.abc import Mapping
 from queue import Queue, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -102,12 +101,8 @@ class QueueHandler(logging.handlers.QueueHandler):
                 try:
                     sender: Any = self.sender
                     payload = encode(record, next(sender.sequence), sender.details)
-                    end = sender.end
-                    try:
-                        if not end.known_since < record.created < end.known_until:
-                            sender.look(record.created)
-                    except (AttributeError, TypeError):  # a time that is not a number
-                        sender.look(time.time())
+                    if sender.now() >= sender.end.known_until:
+                        sender.look()
                     self.send_encoded(payload)
                 except Exception as error:
                     self._fail(record, error, is_lost=not payload)
@@ -138,7 +133,7 @@ class QueueHandler(logging.handlers.QueueHandler):
             level = record.levelno
             sender: Any = self.sender
             if sender is not None:
-                sender.look(time.time())
+                sender.look()
             if type(level) is int and level >= self.sync_level:
                 sender.put_synced(payload)
             else:

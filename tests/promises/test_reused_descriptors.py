@@ -43,7 +43,7 @@ log = logging.getLogger("job")
 log.info("before")
 queue = logging.getLogger().handlers[0].queue
 number = queue.sender.write_fd
-known = time.time() + KNOWN_FOR
+known = time.monotonic() + KNOWN_FOR
 if how == "dup2":
     files = [open("own0", "wb", buffering=0)]
     os.dup2(files[0].fileno(), number)
@@ -52,7 +52,7 @@ else:
     os.closerange(3, 4096)
     files = [open(f"own{n}", "wb", buffering=0) for n in range(240 if how == "reached" else 20)]
     assert (number in [file.fileno() for file in files]) == (how == "reached")
-while time.time() < known:
+while time.monotonic() < known:
     pass
 if logger == "bytes":
     mplog.write(b"after")
@@ -69,6 +69,34 @@ if pid:
     os.kill(pid, signal.SIGKILL)
 os._exit(0)
 """
+
+
+KEPT = """
+import logging, logging.handlers, os
+
+import mplog
+
+with mplog.LogServer("app.log", level="INFO", format="%(message)s"):
+    pid = os.fork()
+    if not pid:
+        root = logging.getLogger()
+        memory = logging.handlers.MemoryHandler(10, target=root.handlers[0])
+        root.handlers[0].handle(logging.LogRecord("job", 20, "", 0, "before", None, None))
+        memory.handle(logging.LogRecord("job", 20, "", 0, "after", None, None))
+        os.closerange(3, 4096)
+        files = [open(f"own{n}", "wb", buffering=0) for n in range(1000)]
+        memory.flush()
+        os._exit(any(os.path.getsize(file.fileno()) for file in files))
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@pytest.mark.processes
+def test_a_record_that_was_made_long_before_it_is_sent_goes_into_no_file_of_the_program(tmp_path: Path) -> None:
+    """What counts is the time of the write, not that of the record: a MemoryHandler may have kept it meanwhile."""
+    soft = "import resource\nhard = resource.getrlimit(7)[1]\nresource.setrlimit(7, (1024, hard))\n"
+    done = run_script(tmp_path, soft + KEPT.lstrip())
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.processes
