@@ -81,8 +81,10 @@ with mplog.LogServer("app.log", level="INFO", format="%(message)s"):
     if not pid:
         root = logging.getLogger()
         memory = logging.handlers.MemoryHandler(10, target=root.handlers[0])
-        root.handlers[0].handle(logging.LogRecord("job", 20, "", 0, "before", None, None))
-        memory.handle(logging.LogRecord("job", 20, "", 0, "after", None, None))
+        before, after = (logging.LogRecord("job", 20, "", 0, text, None, None) for text in ("before", "after"))
+        after.created = before.created + 10e-6
+        root.handlers[0].handle(before)
+        memory.handle(after)
         os.closerange(3, 4096)
         files = [open(f"own{n}", "wb", buffering=0) for n in range(1000)]
         memory.flush()
