@@ -125,6 +125,8 @@ class Losses:
         self._free_rows = iter(range(_FIRST_OWN_ROW, _ROWS))
         #: The keys of counts that could not be written.
         self._waiting: set[tuple[int, int]] = set()
+        #: The threads that are writing.
+        self._writing: set[int] = set()
         self._paused_until = 0.0
         self._file: _OpenFile | None = None
 
@@ -142,13 +144,22 @@ class Losses:
         if monotonic() < self._paused_until:
             self._waiting.add(key)
             return
+        me = threading.get_ident()
+        if me in self._writing:
+            # This is a signal handler, and the call that it has interrupted looks at what waits. One that wrote here
+            # could itself be interrupted, and so on, without end.
+            self._waiting.add(key)
+            return
+        self._writing.add(me)
         try:
             self._write(key)
-            for each in list(self._waiting):
-                self._write(each)
+            while self._waiting:
+                self._write(next(iter(self._waiting)))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 self._paused_until = monotonic() + PAUSE
+        finally:
+            self._writing.discard(me)
 
     @property
     def are_waiting(self) -> bool:

@@ -21,6 +21,7 @@ import os
 import queue
 import select
 import sys
+import threading
 import time
 from typing import Any
 
@@ -75,6 +76,8 @@ class Sender:
         #: Frames that go before the next message; an empty one stands for the losses that wait then.
         self._abandoned: list[bytes] = []
         self._told_in_pid = 0
+        #: Records that have no room, by process and thread: see `_put_elsewhere`.
+        self._held: dict[tuple[int, int], list[tuple[bytes, Reason, bool]]] = {}
         fifo.holders.add(self)
 
     def __repr__(self) -> str:
@@ -316,7 +319,32 @@ class Sender:
         return True
 
     def _put_elsewhere(self, payload: bytes, reason: Reason, is_synced: bool) -> bool | None:
-        """Put a record for which the queue has no room into the emergency file, or drop it."""
+        """Put a record for which the queue has no room into the emergency file, or drop it.
+
+        This takes some system calls. A signal handler that has interrupted it leaves its own record to the interrupted
+        call: it could itself be interrupted here, and so on, without end.
+        """
+        # The pid, since a signal handler may fork: in the child, the interrupted call may never go on.
+        key = os.getpid(), threading.get_ident()
+        held = self._held.get(key)
+        if held is not None:
+            held.append((payload, reason, is_synced))
+            return None
+        results: list[bool | None] = []
+        held = [(payload, reason, is_synced)]
+        while held:
+            self._held[key] = held
+            try:
+                results.append(self._keep_or_drop(*held[0]))
+            except BaseException:
+                for each in held[1:]:
+                    self._keep_or_drop(*each)
+                raise
+            finally:
+                del held[0], self._held[key]  # only then is the list looked at again
+        return results[0]
+
+    def _keep_or_drop(self, payload: bytes, reason: Reason, is_synced: bool) -> bool | None:
         level = level_of(payload)
         if not is_synced and not self.overflow.keeps(level):
             self.count(payload, reason)
