@@ -153,8 +153,11 @@ class Losses:
         self._writing.add(me)
         try:
             self._write(key)
-            while self._waiting:
-                self._write(next(iter(self._waiting)))
+            tried: set[tuple[int, int]] = set()
+            while (waiting := self._waiting.copy()) != tried:
+                for each in waiting:
+                    self._write(each)
+                tried = self._waiting.copy()  # what cannot be written now
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 self._paused_until = monotonic() + PAUSE
