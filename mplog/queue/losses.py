@@ -170,18 +170,18 @@ class Losses:
         # Sums are taken in one step, too; a comparison would fail if another thread counted meanwhile.
         return self._file is None and self._sent.total() != self._counts.total()
 
-    def send_waiting(self, send: Callable[[bytes], object]) -> None:
-        """Send the counts that wait as frames; if that raises, or another thread is doing it, they go on waiting."""
+    def send_waiting(self, send: Callable[[str, dict[tuple[int, Reason], int]], object]) -> None:
+        """Send the counts that wait, with the name of the process, in portions that fit into a frame.
+
+        If that raises, or another thread is doing it, they go on waiting.
+        """
         if not self._placing.acquire(blocking=False):
             return
         try:
             while self.are_waiting:
-                from mplog.queue.process_losses import ProcessLosses, encode_losses  # few workers need it
-
-                # As many as one frame holds.
                 waiting = dict(itertools.islice((self._counts.copy() - self._sent).items(), 10))
                 counts = {(level, Reason(reason)): count for (level, reason), count in waiting.items()}
-                send(encode_losses([ProcessLosses(os.getpid(), self._name, counts)]))
+                send(self._name, counts)
                 self._sent.update(waiting)
         finally:
             self._placing.release()

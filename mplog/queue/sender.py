@@ -160,7 +160,7 @@ class Sender:
             if notice:
                 self._write(notice, block, deadline)
             else:
-                self.losses.send_waiting(lambda frames: self._write(frames, block, deadline))
+                self._send_losses(block, deadline)
             with contextlib.suppress(ValueError):  # another thread has sent it, too, which does no harm
                 self._abandoned.remove(notice)
         whole = frame.frame(kind, payload)
@@ -411,7 +411,15 @@ class Sender:
         if not reason.is_loss and self._abandoned:
             # The record is in the queue, which so has room; and there may be no later one.
             with contextlib.suppress(queue.Full, OSError):
-                self.losses.send_waiting(lambda frames: self._write(frames, False, None))
+                self._send_losses(False, None)
+
+    def _send_losses(self, block: bool, deadline: float | None) -> None:
+        from mplog.queue.process_losses import ProcessLosses, encode_losses  # few workers need it
+
+        def send(name: str, counts: dict[tuple[int, Reason], int]) -> None:
+            self._write(encode_losses([ProcessLosses(os.getpid(), name, counts)]), block, deadline)
+
+        self.losses.send_waiting(send)
 
 
 def level_of(payload: bytes) -> int:

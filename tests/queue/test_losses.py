@@ -223,10 +223,10 @@ def test_what_was_sent_is_not_in_a_file_that_is_made_later(queue: mplog.LogQueue
     losses = queue.sender.losses = Losses(str(tmp_path))  # no FIFO there yet
     for _ in range(3):
         losses.count(INFO, Reason.QUEUE_FULL, "w")
-    sent: list[bytes] = []
-    losses.send_waiting(sent.append)
-    assert len(sent) == 1
-    losses.send_waiting(sent.append)
+    sent: list[tuple[str, dict[tuple[int, Reason], int]]] = []
+    losses.send_waiting(lambda *what: sent.append(what))
+    assert sent == [("w", {(INFO, Reason.QUEUE_FULL): 3})]
+    losses.send_waiting(lambda *what: sent.append(what))
     assert len(sent) == 1
     (tmp_path / "queue").touch()
     losses.count(INFO, Reason.QUEUE_FULL, "w")
