@@ -188,7 +188,7 @@ class Loop:
 
     def _timeout(self) -> float | None:
         """Return the seconds until something is due; None if nothing is: an idle logging process never wakes up."""
-        if self.signals.terminated_at is not None:
+        if self.signals.terminated_at is not None and self.program.supervisor is not None:
             return TERMINATION_SECONDS / 5
         if any(flush.marks is not None for flush in self._flushes):
             return _DELIVERY_SECONDS

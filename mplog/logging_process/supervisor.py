@@ -179,8 +179,11 @@ class Supervisor:
         return (pid, control, requests) if pid else (0, theirs, asking)
 
     def _end(self, status: int, reason: str = "") -> int:
+        room = select.poll()
+        room.register(self._link, select.POLLOUT)
         with contextlib.suppress(OSError):  # the program has gone
-            self._link.send(Ended(status, reason))
+            if room.poll(0):  # a program that asks nothing may leave none
+                self._link.send(Ended(status, reason))
         return status
 
     def _become_logging_process(self, control: Connection, supervisor: Connection) -> int:

@@ -187,11 +187,14 @@ def _receive_descriptor(link: Any) -> int | None:
     carrier = _socket.socket(fileno=link.fileno())
     try:
         carrier.setblocking(True)  # whatever `socket.setdefaulttimeout` says
-        byte, fds, _, _ = socket.recv_fds(carrier, 1, 1)  # type: ignore[arg-type]
+        # At once: another thread may start a program meanwhile, which would hold the connection open.
+        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+        byte, fds, _, _ = socket.recv_fds(carrier, 1, 1, flags)  # type: ignore[arg-type]
     finally:
         carrier.detach()
     if not byte:
         raise EOFError
     for fd in fds:
+        os.set_inheritable(fd, False)  # where there is no such flag
         return out_of_the_way(fd)
     return None
