@@ -331,17 +331,18 @@ class Sender:
             held.append((payload, reason, is_synced))
             return None
         results: list[bool | None] = []
+        raised: BaseException | None = None
         held = [(payload, reason, is_synced)]
         while held:
             self._held[key] = held
             try:
                 results.append(self._keep_or_drop(*held[0]))
-            except BaseException:
-                for each in held[1:]:
-                    self._keep_or_drop(*each)
-                raise
+            except BaseException as error:
+                raised = raised or error
             finally:
                 del held[0], self._held[key]  # only then is the list looked at again
+        if raised is not None:
+            raise raised
         return results[0]
 
     def _keep_or_drop(self, payload: bytes, reason: Reason, is_synced: bool) -> bool | None:
