@@ -179,10 +179,8 @@ class Supervisor:
         return (pid, control, requests) if pid else (0, theirs, asking)
 
     def _end(self, status: int, reason: str = "") -> int:
-        room = select.poll()
-        room.register(self._link, select.POLLOUT)
         with contextlib.suppress(OSError):  # the program has gone
-            if room.poll(0):  # a program that asks nothing may leave none
+            if fifo.wait(self._link.fileno(), select.POLLOUT, 0.0):  # a program that asks nothing may leave no room
                 self._link.send(Ended(status, reason))
         return status
 

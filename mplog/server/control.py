@@ -18,6 +18,7 @@ from mplog.errors import DrainTimeoutError, LoggingProcessDiedError, MplogError,
 from mplog.logging_process.messages import Answer, ChildEnded, Command, Launch, Opened, Question, Records
 from mplog.monitoring.process import has_ended
 from mplog.monitoring.statistics import Stats
+from mplog.queue import fifo
 from mplog.queue.fifo import monotonic
 from mplog.queue.native import poll
 from mplog.server.link import Connection, Link, NoneLeftError, have_hung_up, kill, wait_for_end
@@ -295,8 +296,4 @@ def _wait(poll: Callable[[float], bool], deadline: float, tick: Callable[[], Non
 
 def _wait_for_room(link: Any, deadline: float) -> bool:
     """Wait until a short message can be sent without waiting; return whether it can before the deadline."""
-    if poll is None:
-        return True
-    waiting = poll()
-    waiting.register(link.fileno(), select.POLLOUT)
-    return bool(waiting.poll(1000 * max(0.0, deadline - monotonic())))
+    return poll is None or fifo.wait(link.fileno(), select.POLLOUT, deadline)
