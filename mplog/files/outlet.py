@@ -18,9 +18,13 @@ import sys
 import threading
 from typing import Any
 
+from mplog.queue.locks import give_locks
+
 
 class Outlet(io.RawIOBase):
     """Writes to a descriptor, which it never closes."""
+
+    _writing: threading.RLock
 
     def __init__(self, fd: int, name: Any = None) -> None:
         super().__init__()
@@ -29,13 +33,7 @@ class Outlet(io.RawIOBase):
         #: Whether the last line is not whole, and where it ends if this is a file.
         self._is_torn = False
         self._end: int | None = None
-        self._make_lock()
-        if hasattr(os, "register_at_fork"):
-            # Another thread may hold the lock at the moment of a fork.
-            os.register_at_fork(after_in_child=self._make_lock)
-
-    def _make_lock(self) -> None:
-        self._writing = threading.RLock()
+        give_locks(self, "_writing")
 
     def writable(self) -> bool:
         return True

@@ -20,6 +20,7 @@ from mplog.monitoring.process import has_ended
 from mplog.monitoring.statistics import Stats
 from mplog.queue import fifo
 from mplog.queue.fifo import monotonic
+from mplog.queue.locks import give_locks
 from mplog.queue.native import poll
 from mplog.server.link import Connection, Link, NoneLeftError, have_hung_up, kill, wait_for_end
 from mplog.server.progress import TICK_SECONDS
@@ -36,6 +37,9 @@ _NO_DESCRIPTOR = (
 class Control:
     """A running logging process; raises StartError, with what went wrong there, if it could not start."""
 
+    _asking: threading.RLock
+    _sending: threading.RLock
+
     def __init__(self, launch: Launch, timeout: float) -> None:
         self._link = Link(launch)
         #: With a plain queue, the supervisor is the logging process.
@@ -44,8 +48,7 @@ class Control:
         self._owner = os.getpid()
         self._numbers = itertools.count(1)
         self._answers: dict[int, Stats] = {}
-        self._asking = threading.RLock()
-        self._sending = threading.RLock()
+        give_locks(self, "_asking", "_sending")
         #: Whether there was no descriptor for the connection to the latest logging process. It writes all the same.
         self._is_out_of_reach = False
         self._stop_request: int | None = None
