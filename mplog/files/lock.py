@@ -4,7 +4,7 @@ The rule of this file: **the lock file names its holder, and a holder that dies 
 releases the lock of a process that ends in any way; only the holder removes the lock file.
 
 Some programs remove files that look old or useless, and the lock file with them. So the holder makes its file young now
-and then, and makes it again if it is gone (`LogLock.look`). Until then, a shared lock on the log itself (`mark`) keeps
+and then, and makes it again if it is gone (`LogLock.look`). Until then, a lock on a byte of the log (`mark`) keeps
 other logging processes away.
 """
 
@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import stat
+import struct
 import sys
 import tempfile
 from typing import TYPE_CHECKING
@@ -176,34 +177,38 @@ def _locked(path: str, pid: int | None, since: str | None) -> LogFileLockedError
     )
 
 
+# The mark is a lock on a byte that no log has (F_OFD_SETLK in fcntl(2), Linux): other programs may lock the log itself,
+# by flock(1), say. It belongs to the open file, so that it lasts until the file is closed, in forks, too.
+_FLOCK = struct.Struct("hhqqi")  # type, whence, start, length, pid
+_MARKED_BYTE = 2**62
+
+
+def _set_lock(fd: int, command: int, kind: int) -> int:
+    """Set or ask for a lock on the marked byte; return the kind that there is."""
+    answer = fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, _MARKED_BYTE, 1, 0))
+    return int(_FLOCK.unpack(answer)[0])
+
+
 def mark(fd: int) -> None:
     """Mark an open log as written by this process, for those that find no lock file."""
-    if sys.platform != "win32":
-        with contextlib.suppress(OSError):  # another program has locked it, or there are no locks on this file system
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    with contextlib.suppress(NameError, AttributeError, OSError):  # not Linux; no locks on this file system
+        _set_lock(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK)
 
 
 def unmark(fd: int) -> None:
     """Take the mark off, before the file is closed: a forked process may still have it open."""
-    if sys.platform != "win32":
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
+    with contextlib.suppress(NameError, AttributeError, OSError):
+        _set_lock(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK)
 
 
 def _is_marked(path: str) -> bool:
     """Whether another logging process has the log open."""
-    if sys.platform != "win32":
-        with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | UNPLANTED)
-            try:
-                # Where this fails, the lock is none of ours: those are shared.
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return True
-            finally:
-                os.close(fd)
+    with contextlib.suppress(NameError, AttributeError, OSError):
+        fd = os.open(path, os.O_RDONLY | UNPLANTED)
+        try:
+            return _set_lock(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK) != fcntl.F_UNLCK
+        finally:
+            os.close(fd)
     return False
 
 

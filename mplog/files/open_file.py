@@ -146,8 +146,8 @@ class OpenFile:
     def replace(self, fd: int, length: int, written_at: float) -> None:
         """Go on in another open file; `length` and `written_at` are its own."""
         before, self._fd = self._fd, fd
-        mark(fd)
         self._close(before)
+        mark(fd)  # which fails while another descriptor has the mark of the same file
         self._length = length
         self._torn = self._doubted_for = None
         self._has_waited = False

@@ -348,7 +348,7 @@ def test_lock_that_is_removed_after_a_rotation(log: Path) -> None:
 
 
 def test_program_that_locks_the_log_itself_does_not_disturb(log: Path) -> None:
-    """A log that flock(1) holds, as some scripts do, is written all the same."""
+    """A log that flock(1) holds, as some scripts do, is written all the same; and they get it while it is written."""
     import fcntl
 
     log.touch()
@@ -356,4 +356,8 @@ def test_program_that_locks_the_log_itself_does_not_disturb(log: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         with mplog.LogServer(log, level="INFO", format="%(message)s"):
             logging.info("here")
+        fcntl.flock(file, fcntl.LOCK_UN)
+        with mplog.LogServer(log, level="INFO", format="%(message)s"):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1000)
     assert log.read_text() == "here\n"
