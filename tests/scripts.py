@@ -201,6 +201,7 @@ def kill_for_good(server: Any) -> int:
     """Kill the logging process of a server, and the supervisor, which would start another; return its pid."""
     pid: int = server.pid
     supervisor = psutil.Process(pid).ppid()
+    stop_all_threads(pid)  # it would say that its supervisor was killed, if it had the time
     os.kill(supervisor, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: has_let_go(pid) and has_let_go(supervisor), "the logging process has ended")
