@@ -11,6 +11,7 @@ import pytest
 from mplog.queue import buffer_memory, buffers, fifo
 from mplog.queue.buffer_memory import FIFO_SIZE
 from mplog.queue.buffers import BufferPair
+from mplog.queue.descriptor import what_is
 
 SIZE = 2 * FIFO_SIZE
 PIPE_BUF = select.PIPE_BUF
@@ -42,7 +43,7 @@ class Pipe:
     def close(self) -> None:
         """Close what is open of it."""
         for fd in (self.reader, self.writer):
-            if fifo.is_open(fd):
+            if what_is(fd):
                 os.close(fd)
 
 

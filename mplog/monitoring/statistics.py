@@ -81,7 +81,7 @@ class Stats:
 
     @property
     def dropped(self) -> int:
-        """Records that are not in the log: there was no room for them, or they were set aside."""
+        """Records that are not in the log, because there was no room for them or because they were set aside."""
         return sum(losses.lost for losses in self.lost)
 
     @property

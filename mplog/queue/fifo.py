@@ -89,15 +89,6 @@ def _open_own(path: str, flags: int, of: int) -> int:
     raise PermissionError(errno.EPERM, "not a queue of this user", path)
 
 
-def is_open(fd: int) -> bool:
-    """Return whether there is such a descriptor in this process."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
-
 def was_written(error: OSError) -> bool:
     """Return whether a write that has failed was made all the same, all of it.
 

@@ -56,8 +56,8 @@ def attach(directory: str | os.PathLike[str] | None = None, *, level: int | str 
     except (OSError, ValueError) as error:
         raise QueueNotFoundError(
             f"the levels of the server with the queue {where!r} cannot be read: {error}. Either no server has started "
-            "with this queue yet, or another program has removed the file. A server notices that, and makes it again: "
-            "try once more."
+            "with this queue yet, or another program has removed the file. In general it is there again within a "
+            "second; if not, restart the server."
         ) from None
     queue.details, queue.overflow, queue.sync = state.details, state.overflow, state.sync
     handler = install(queue, state, state.layout)

@@ -13,7 +13,7 @@ from scripts import run_script
 
 from mplog import LogQueue
 from mplog.queue import fifo
-from mplog.queue.descriptor import NONE, Descriptor, out_of_the_way
+from mplog.queue.descriptor import NONE, Descriptor, out_of_the_way, what_is
 from mplog.queue.sync import Waiter
 from mplog.server.link import Connection
 
@@ -278,7 +278,7 @@ def test_a_connection_whose_number_is_somebody_elses_forgets_it(tmp_path: Path) 
     number = theirs.fileno()
     assert theirs.is_ours
     del theirs
-    assert not fifo.is_open(number)
+    assert what_is(number) is None
 
 
 def test_a_reader_takes_nothing_out_of_a_pipe_of_the_program() -> None:

@@ -18,6 +18,7 @@ from buffer_use import PIPE_BUF, SIZE, Pipe, rest_of, seen, take_in
 from mplog.queue import buffer_memory, fifo
 from mplog.queue.buffer_memory import FIFO_SIZE, NOTE_SIZE, State
 from mplog.queue.buffers import END, NO_ROOM, NOTHING, BufferPair
+from mplog.queue.descriptor import what_is
 
 # --- taking in and writing ---
 
@@ -395,7 +396,7 @@ def test_a_full_disk_is_an_error_when_the_memory_is_made(monkeypatch: pytest.Mon
         buffer_memory.create(SIZE)
     monkeypatch.undo()
     assert opened
-    assert not any(map(fifo.is_open, opened))
+    assert not any(map(what_is, opened))
 
 
 def damage(memory: int, where: str) -> None:

@@ -28,6 +28,7 @@ from queue_use import Thread, child, drain, ended, fill, record
 import mplog
 from mplog import LogQueue
 from mplog.queue import fifo, payloads
+from mplog.queue.descriptor import what_is
 from mplog.queue.directory import fifo_path, lock_path
 from mplog.record.layout import Record
 
@@ -436,7 +437,7 @@ def test_collected_queue_removes_its_directory() -> None:
     directory = queue.directory
     queue.put(1)
     assert queue.get(timeout=60) == 1
-    descriptors = [int(name) for name in set(os.listdir("/dev/fd")) - before if fifo.is_open(int(name))]
+    descriptors = [int(name) for name in set(os.listdir("/dev/fd")) - before if what_is(int(name))]
     assert len(descriptors) == 3, "the two ends, and the file to lock"
     assert {queue.reader.read_fd, queue.sender.write_fd} < set(descriptors)
     del queue

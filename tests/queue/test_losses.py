@@ -23,6 +23,7 @@ from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_ha
 import mplog
 from mplog import Overflow, Reason
 from mplog.queue import fifo, losses
+from mplog.queue.descriptor import what_is
 from mplog.queue.directory import emergency_path
 from mplog.queue.losses import Losses
 from mplog.queue.process_losses import ProcessLosses
@@ -153,7 +154,7 @@ def test_a_closed_descriptor_is_not_used(directory: str, tmp_path: Path, what: s
 
 def open_descriptors() -> set[int]:
     """Return the descriptors of this process."""
-    return set(filter(fifo.is_open, range(4096)))
+    return set(filter(what_is, range(4096)))
 
 
 def test_counts_wait_while_the_disk_is_full(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
