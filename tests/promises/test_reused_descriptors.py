@@ -12,7 +12,6 @@ from queue_use import record
 from scripts import run_script
 
 from mplog import LogQueue
-from mplog.queue import fifo
 from mplog.queue.descriptor import NONE, Descriptor, out_of_the_way, what_is
 from mplog.queue.sync import Waiter
 from mplog.server.link import Connection

@@ -22,7 +22,7 @@ from readers import Reader, emergency_messages, fill, in_fork, in_threads_and_ha
 
 import mplog
 from mplog import Overflow, Reason
-from mplog.queue import fifo, losses
+from mplog.queue import losses
 from mplog.queue.descriptor import what_is
 from mplog.queue.directory import emergency_path
 from mplog.queue.losses import Losses
