@@ -92,6 +92,13 @@ class Caretaker:
         if hasattr(signal, "SIGIO"):
             signal.signal(signal.SIGIO, signal.SIG_IGN)
 
+    def close(self) -> None:
+        """Give all descriptors back, except that of the FIFO: no logging process will need the directory any more."""
+        self.rest()
+        for fd in (self._place, *(fd for name, fd in self._kept.items() if name != _FIFO)):
+            if fd >= 0:
+                os.close(fd)
+
     def look(self, *, at_once: bool = False) -> None:
         """Make again what has been gone for long enough, or `at_once`, and note it in `unsaid`."""
         now = self._looked_at = time.monotonic()

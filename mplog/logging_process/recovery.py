@@ -40,6 +40,8 @@ def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
     suspects = _suspects(places, note, pair)
     announcements = Announcements(directory, note.announced)
     emergency = EmergencyReader(overflow.emergency or emergency_path(directory), note.emergency)
+    if not places.stories:
+        emergency.take_earlier()
 
     def warn(error: OSError) -> None:
         what = "to read which records are to be taken back failed, so the log may have some twice"

@@ -29,7 +29,8 @@ LONGEST_KEPT = 2**20
 
 _SUFFIX = ".set-aside"
 
-_RECORDS = (frame.RECORD, frame.SYNC)
+#: Kinds of messages that are records.
+RECORDS = (frame.RECORD, frame.SYNC)
 
 
 class SetAside:
@@ -43,7 +44,7 @@ class SetAside:
 
     def count(self, kind: int, pid: int, name: str = "", level: int = 0, *, is_said: bool = False) -> None:
         """Count a message; the log says so later, unless it `is_said`."""
-        if kind in _RECORDS:
+        if kind in RECORDS:
             self._tallies.count_lost(ProcessLosses(pid, name, {(level, Reason.SET_ASIDE): 1}), is_said=is_said)
         else:
             self._tallies.add(("broken",))
@@ -67,7 +68,7 @@ class SetAside:
                 origin = origin_of(record)
                 pid, name, level = origin.process or 0, origin.processName or "", origin.levelno
         self.count(kind, pid, name, level, is_said=True)
-        what = "record" if kind in _RECORDS else "message"
+        what = "record" if kind in RECORDS else "message"
         who = f"{printable(name[:100])} (pid {pid})" if name else f"pid {pid}" if pid else "an unknown process"
         self._say(f"mplog: 1 {what} of {size:,} bytes by {who} set aside{self._keep(frames)}: {why}", logging.ERROR)
 

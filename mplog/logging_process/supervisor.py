@@ -33,13 +33,12 @@ from mplog.logging_process import main as logging_process
 from mplog.logging_process.caretaker import Caretaker
 from mplog.logging_process.messages import Ended, Launch, NewProcess, Patience, Report
 from mplog.logging_process.program import Places
+from mplog.logging_process.rescue import Rescue
 from mplog.logging_process.signals import Wakeup, ignore_signals
 from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills, memory_kills_since
-from mplog.queue import buffer_memory, buffers, fifo, kill_points
+from mplog.queue import buffer_memory, fifo, kill_points
 from mplog.queue.directory import current_fifo_path, given_up_path, open_file
-from mplog.queue.emergency import EmergencyFile
-from mplog.record import frame
 
 if sys.platform != "win32":
     import resource
@@ -257,32 +256,18 @@ class Supervisor:
         else:
             self._ending = report
 
-    def _rescue(self, emergency: EmergencyFile) -> bool:
-        """Save what is in the buffers and in the FIFO; return whether there was room."""
-        pair = buffers.BufferPair(self._memory)
-        if self._fd < 0:
-            # The last logging process was about to end, and had the FIFO closed. Workers may have written since.
-            with contextlib.suppress(OSError):
-                self._fd = fifo.open_reader(current_fifo_path(self._directory), of=self._caretaker.fifo)
-        while _save(pair, emergency):
-            if self._fd < 0:
-                return True
-            if pair.intake(self._fd) <= 0:
-                os.close(self._fd)  # from here on, workers write there themselves
-                self._fd = -1
-        return False
-
     def _give_up(self, story: str) -> int:
         """Save what is left in the emergency file, into which workers write from now on, and say so loudly."""
         emergency = self._launch.emergency
         assert emergency is not None
         self._caretaker.look(at_once=True)
-        self.wakeup.close()  # what follows needs two descriptors, which may be what there was none of
+        self._caretaker.close()  # what follows needs some descriptors, which may be what there was none of
+        self.wakeup.close()
         with contextlib.suppress(OSError):
             os.close(open_file(given_up_path(self._directory), os.O_WRONLY | os.O_CREAT))
         story = f"{story}; it was restarted {self._attempts.failed} times without success, and is given up"
         try:
-            where = f"what is left is in {emergency.path}" if self._rescue(emergency) else "the emergency file is full"
+            where = Rescue(self._directory, self._memory, emergency).save(self._fd, self._caretaker.fifo)
         except (OSError, ValueError) as error:
             where = f"what is left could not be saved: {error}"
         with contextlib.suppress(OSError):
@@ -291,18 +276,6 @@ class Supervisor:
             where += f"; records lost that waited for a CallableSink: {undelivered}" if undelivered else ""
         say_on_stderr(f"mplog: {story}; {where}")
         return self._end(1, story)
-
-
-def _save(pair: buffers.BufferPair, emergency: EmergencyFile) -> bool:
-    """Append what a pair of buffers holds to the emergency file; return whether there was room."""
-    while True:
-        data = bytes(pair.unwritten())
-        messages, is_whole = frame.messages(data)
-        if messages and not emergency.append(*messages, goes_on=not is_whole):
-            return False
-        pair.commit(len(data))
-        if not pair.swap():
-            return True
 
 
 def run(link: Connection) -> None:

@@ -24,6 +24,7 @@ import os
 import stat
 import struct
 import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mplog.queue.fifo import monotonic
@@ -41,6 +42,13 @@ HEAD_SIZE = len(MAGIC) + _ABOUT.size + _CHECKSUM.size
 MESSAGE = 0
 #: Frames of a message that goes on in the next piece: the supervisor saves buffers, which may end in the middle of one.
 BEGINNING = 1
+#: How far this file is read: a position.
+READ = 2
+#: What is about to be written into a log file, or was and is not committed: see `PORTION`.
+ANNOUNCED = 3
+
+#: The number of the handler, device and inode of its file, and the lengths of that before and after.
+PORTION = struct.Struct("=5Q")
 
 _CHUNK = 2**20
 
@@ -79,15 +87,22 @@ class EmergencyFile:
         Raises:
             OSError: the file cannot be opened, or written, or it is not one of this user's own.
         """
+        pieces = [piece(MESSAGE, message) for message in messages]
+        if goes_on:
+            pieces[-1] = piece(BEGINNING, messages[-1])
+        return self._append(b"".join(pieces), sync)
+
+    def announce(self, portions: Iterable[tuple[int, ...]]) -> bool:
+        """Note what is written into log files and not committed: the next server takes it back."""
+        data = b"".join(piece(ANNOUNCED, PORTION.pack(*portion)) for portion in portions)
+        return not data or self._append(data, sync=False)
+
+    def _append(self, data: bytes, sync: bool) -> bool:
         self.has_appended = False
         fd = _open_shared(self.path)
         if fd is None:
             return False
         try:
-            pieces = [piece(MESSAGE, message) for message in messages]
-            if goes_on:
-                pieces[-1] = piece(BEGINNING, messages[-1])
-            data = b"".join(pieces)
             if os.fstat(fd).st_size + self._size_of_taken() + len(data) > self.size:
                 return False
             try:

@@ -20,19 +20,26 @@ import errno
 import os
 import struct
 
-from mplog.queue.emergency import BEGINNING, HEAD_SIZE, MAGIC, MESSAGE, TAKEN, Piece, open_own, piece, read_piece
+from mplog.queue.emergency import (
+    ANNOUNCED,
+    BEGINNING,
+    HEAD_SIZE,
+    MAGIC,
+    MESSAGE,
+    PORTION,
+    READ,
+    TAKEN,
+    Piece,
+    open_own,
+    piece,
+    read_piece,
+)
 from mplog.queue.locks import try_lock_file, unlock_file
 
 #: About how many bytes are read at a time.
 READ_SIZE = 2**20
 
-# Kinds of pieces.
-_READ = 2
-_ANNOUNCED = 3
-
 _POSITION = struct.Struct("=Q")
-# The number of the handler, device and inode of its file, and the lengths of that before and after.
-_PORTION = struct.Struct("=5Q")
 
 _ID = slice(len(MAGIC), len(MAGIC) + 8)
 _CHUNK = 2**20
@@ -74,6 +81,12 @@ class EmergencyReader:
                 continue
             except OSError as error:
                 self.refused.append(error)
+
+    def take_earlier(self) -> None:
+        """Take the file of an earlier server, in which its supervisor may have announced something."""
+        with contextlib.suppress(OSError):  # one that is `refused`
+            if self.take():
+                self.announced += self._taken[-1].resume(self._note)
 
     def take(self) -> bool:
         """Take the file into which workers write; return False if there is none, or no name is left for it.
@@ -205,13 +218,13 @@ class _Taken:
             (self._position,) = _POSITION.unpack_from(note, len(self._id))
         else:
             position = 0
-            while (found := self._find(position, skips=True, most=_PORTION.size)) is not None:
+            while (found := self._find(position, skips=True, most=PORTION.size)) is not None:
                 position = found.end
-                if found.kind == _READ:
+                if found.kind == READ:
                     (self._position,) = _POSITION.unpack(found.payload)
                     announced.clear()
-                elif found.kind == _ANNOUNCED:
-                    announced.append(_PORTION.unpack(found.payload))
+                elif found.kind == ANNOUNCED:
+                    announced.append(PORTION.unpack(found.payload))
         self._next = self._position
         self.is_settled = False
         return announced
@@ -282,7 +295,7 @@ class _Taken:
     def announce(self, portion: tuple[int, ...]) -> None:
         if portion not in self._announced:  # a write that failed is announced again
             self._announced.add(portion)
-            self._append(_ANNOUNCED, _PORTION.pack(*portion))
+            self._append(ANNOUNCED, PORTION.pack(*portion))
 
     def commit(self) -> None:
         self._position = self._next
@@ -292,7 +305,7 @@ class _Taken:
     def mark(self) -> None:
         """Note how far the file is read, and that nothing is announced."""
         self.is_settled = False
-        self._append(_READ, _POSITION.pack(self._position))
+        self._append(READ, _POSITION.pack(self._position))
         self.is_settled = True
 
     def _append(self, kind: int, payload: bytes) -> None:

@@ -83,7 +83,7 @@ _TEXTS = {
     Reason.OLDEST: "oldest in full buffers",
     Reason.REJECTED: "nobody read the queue",
     Reason.INTERRUPTED: "interrupted by an exception",
-    Reason.NO_EMERGENCY: "queue full, and the emergency file could not be written",
+    Reason.NO_EMERGENCY: "the emergency file could not be written",
     Reason.SET_ASIDE: "the logging process could not handle it",
 }
 
