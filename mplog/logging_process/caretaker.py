@@ -29,7 +29,7 @@ if sys.platform != "win32":
 
 #: Seconds for which something must be gone before it is made again: a program that removes a directory, file by file,
 #: fails if a file comes back meanwhile.
-_CALM_SECONDS = 0.2
+_CALM_SECONDS = 0.05
 #: Seconds between two looks, however much changes in the directory.
 _PAUSE = 0.02
 #: Seconds between two attempts to make again what cannot be made.
