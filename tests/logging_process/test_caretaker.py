@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from readers import in_fork
 import mplog
 from mplog.logging_process import messages
 from mplog.logging_process.caretaker import Caretaker
+from mplog.queue.directory import open_file, read_file
+from mplog.queue.fifo import open_writer
+from mplog.queue.shared_file import write_file
 
 pytestmark = [
     pytest.mark.processes,
@@ -308,6 +312,74 @@ def test_supervisor_is_idle_while_nothing_changes(log: Path) -> None:
             return switches() == seen[-1]
 
         wait_until(is_quiet, "it is idle")
+
+
+# --- links that outlive their supervisor ---
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A function that puts a link to a descriptor of this process, as another one with its pid has left it, in the
+    place of what workers open."""
+    directory = tmp_path / "queue"
+    directory.mkdir(mode=0o700)
+
+    def link(fd: int) -> Path:
+        path = directory / "queue"
+        path.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
+        return path
+
+    return link
+
+
+def test_link_to_a_file_of_this_user_is_refused(tmp_path: Path, linked: Callable[[int], Path]) -> None:
+    """It is neither read nor written nor emptied, and what is removed is."""
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    with other.open("r+") as file:
+        path = str(linked(file.fileno()))
+        for flags in (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC):
+            with pytest.raises(PermissionError, match="not removed from here"):
+                open_file(path, flags)
+        with pytest.raises(PermissionError):
+            write_file(path, b"ours")
+        assert other.read_text() == "theirs"
+        other.unlink()
+        write_file(path, b"ours")
+        assert read_file(path) == b"oursrs"
+
+
+@needs_root
+def test_link_to_a_file_of_another_user_is_refused(tmp_path: Path, linked: Callable[[int], Path]) -> None:
+    """Even if nothing else has its name any more."""
+    with tempfile.TemporaryFile() as file:
+        os.fchown(file.fileno(), NOBODY, NOBODY)
+        with pytest.raises(PermissionError, match="not removed from here"):
+            read_file(str(linked(file.fileno())))
+
+
+def test_link_to_a_pipe_is_refused(linked: Callable[[int], Path]) -> None:
+    """No frame goes into a pipe of another program of this user."""
+    reading, writing = os.pipe()
+    path = str(linked(writing))
+    for attempt in (lambda: open_writer(path), lambda: open_file(path, os.O_WRONLY), lambda: read_file(path)):
+        with pytest.raises(PermissionError, match="not removed from here"):
+            attempt()
+    with pytest.raises(mplog.QueueNotFoundError, match="not removed from here"):
+        mplog.LogQueue.open(os.path.dirname(path))
+    os.close(reading)
+    os.close(writing)
+    with pytest.raises(FileNotFoundError):
+        read_file(path)
+
+
+def test_link_to_a_fifo_without_a_reader_is_not_waited_for(tmp_path: Path, linked: Callable[[int], Path]) -> None:
+    """The process that has it open may never read it."""
+    os.mkfifo(tmp_path / "other", 0o600)
+    fd = os.open(tmp_path / "other", os.O_PATH)
+    with pytest.raises(OSError, match="No such device"):
+        write_file(str(linked(fd)), b"ours")
+    os.close(fd)
 
 
 # --- the lock of the log ---
