@@ -3,11 +3,13 @@
 ::
 
     cleaner of /tmp ------ removes ----> directory, FIFO, files
-    caretaker --- a descriptor of each --'        `- a link in its place ----> /proc/PID/fd/N
+    caretaker --- a descriptor of each --'        `- a copy, or a link in its place ----> /proc/PID/fd/N
 
 The rule of this file: **the queue can be used as long as its supervisor lives.** systemd-tmpfiles passes by a directory
 that is locked, and other cleaners pass by files that are not old. What is removed all the same, the processes that have
 it open still share. A file without a name cannot get one again, but a link to the caretaker's descriptor leads to it.
+Other users, such as workers of the group, may not follow that link (proc_pid_fd(5)). So what no process keeps open
+becomes a file again.
 
 The kernel tells of each change in the directory (F_NOTIFY, fcntl(2)), so an idle supervisor wakes up only now and then.
 Where there is no F_NOTIFY, what is gone is noticed then. Where there is no /proc, it is only said.
@@ -38,6 +40,8 @@ _RETRY_SECONDS = 10.0
 _FIFO = os.path.basename(fifo_path(""))
 #: What processes share, and do not make again by themselves. Other files belong to one process, or to one moment.
 _SHARED = (_FIFO, "logging", "level-changes", "levels", "server", "fill")
+#: Those that no process keeps open or writes in place, so that a copy does as well.
+_COPIED = ("logging", "levels", "server")
 
 
 class Caretaker:
@@ -123,7 +127,10 @@ class Caretaker:
         else:
             self._is_helpless, self._gone_since = False, None
             what = f"{', '.join(gone)} from the directory of the queue," if gone else "the directory of the queue,"
-            self._say(f"{what} {self._directory}. What is needed is there again, and logging goes on")
+            what = f"{what} {self._directory}. What is needed is there again, and logging goes on"
+            if self._group is not None and os.path.islink(fifo_path(self._directory)):
+                what += ". Other workers of the group cannot join until the server is restarted"
+            self._say(what)
 
     def _say(self, what: str) -> None:
         self.unsaid.append(f"mplog: another program has removed {what}")
@@ -177,7 +184,7 @@ class Caretaker:
     # --- what is done about it ---
 
     def _make_again(self) -> None:
-        """Make the directory, if it is gone, and put links in the place of what is gone in it."""
+        """Make the directory, if it is gone, and make again what is gone in it."""
         is_made = False
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._directory, 0o700)
@@ -195,9 +202,28 @@ class Caretaker:
             with contextlib.suppress(FileNotFoundError):  # another FIFO, or a link that leads nowhere
                 os.unlink(name, dir_fd=self._place)
             with contextlib.suppress(FileExistsError):  # just made anew
-                os.symlink(f"/proc/{os.getpid()}/fd/{kept}", name, dir_fd=self._place)
+                try:
+                    (self._copy if name in _COPIED else self._link)(name, kept)
+                except OSError:
+                    os.symlink(f"/proc/{os.getpid()}/fd/{kept}", name, dir_fd=self._place)
         if is_made and self._group is not None:
             share(self._directory, self._group)
+
+    def _copy(self, name: str, fd: int) -> None:
+        """Make a file with the content of an open one, which gets its name when it is whole."""
+        flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_TMPFILE", 0)
+        with (
+            open(f"/proc/self/fd/{fd}", "rb") as old,
+            open(os.open(".", flags, 0o600, dir_fd=self._place), "wb") as new,
+        ):
+            os.fchmod(new.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
+            new.write(old.read())
+            new.flush()
+            self._link(name, new.fileno())
+
+    def _link(self, name: str, fd: int) -> None:
+        """Give an open file a further name; raise FileNotFoundError if it has none any more."""
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._place)
 
     def _settle_in(self, fd: int) -> None:
         """Keep an open directory, and lock it."""
