@@ -17,6 +17,7 @@ Where there is no F_NOTIFY, what is gone is noticed then. Where there is no /pro
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import os
@@ -32,8 +33,9 @@ if sys.platform != "win32":
 #: Seconds for which something must be gone before it is made again: a program that removes a directory, file by file,
 #: fails if a file comes back meanwhile.
 _CALM_SECONDS = 0.2
-#: Seconds between two looks, however much changes in the directory.
-_PAUSE = 0.02
+#: So many looks in so many seconds at most, however much changes in the directory. That is enough for a start, which
+#: makes several files one directly after the other: each is kept at once.
+_BURST, _BURST_SECONDS = 20, 0.4
 #: Seconds between two attempts to make again what cannot be made.
 _RETRY_SECONDS = 10.0
 
@@ -63,17 +65,18 @@ class Caretaker:
             with contextlib.suppress(OSError):  # no /proc
                 self._kept[_FIFO] = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
         self._due: float | None = None
-        self._looked_at = self._touched_at = time.monotonic()
+        self._touched_at = time.monotonic()
+        #: When the last looks were.
+        self._looks = collections.deque([0.0] * _BURST, _BURST)
         self._gone_since: float | None = None
         self._is_helpless = False
         #: Lines for the log.
         self.unsaid: list[str] = []
+        status = os.fstat(fd)
         #: The group that the directory is shared with.
-        self._group: int | None = None
+        self._group = status.st_gid if status.st_mode & 0o020 else None
         with contextlib.suppress(OSError), opened(directory, os.O_RDONLY) as place:  # gone already
             self._settle_in(place)
-            status = os.fstat(place)
-            self._group = status.st_gid if status.st_mode & 0o070 else None
         self.look()
 
     @property
@@ -98,7 +101,8 @@ class Caretaker:
 
     def look(self, *, at_once: bool = False) -> None:
         """Make again what has been gone for long enough, or `at_once`, and note it in `unsaid`."""
-        now = self._looked_at = time.monotonic()
+        now = time.monotonic()
+        self._looks.append(now)
         self._due = now + self._seconds
         self._listen()
         is_there = self._is_there()
@@ -144,7 +148,7 @@ class Caretaker:
             fcntl.fcntl(self._place, fcntl.F_NOTIFY, fcntl.DN_CREATE | fcntl.DN_DELETE | fcntl.DN_RENAME)
 
     def _on_change(self, *_: object) -> None:
-        due = self._looked_at + _PAUSE
+        due = self._looks[0] + _BURST_SECONDS
         self._due = due if self._due is None else min(self._due, due)
 
     def _is_there(self) -> bool:

@@ -170,6 +170,28 @@ def test_queue_can_be_used_whatever_is_removed(tmp_path: Path, log: Path, remove
     assert sorted(line for line in said if not line.startswith("mplog:")) == sorted(expected)
 
 
+def test_directory_is_removed_before_the_supervisor_is_there(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server starts, programs join it, and levels reach them."""
+    from mplog.server import started
+
+    start = started.Control
+
+    def remove_and_start(launch: messages.Launch, timeout: float) -> Any:
+        shutil.rmtree(str(launch.directory))
+        return start(launch, timeout)
+
+    monkeypatch.setattr(started, "Control", remove_and_start)
+    overflow = mplog.Overflow.drop_below("WARNING", at=0.8)
+    with mplog.LogServer(log, level="INFO", format="%(message)s", overflow=overflow) as server:
+        logging.info("here")
+        server.set_level("", "DEBUG")
+        assert jobs.run_python(["-c", ATTACHED]).stderr == ""
+        found = {"queue", "fill", "level-changes", "levels", "logging", "server"}
+        assert found <= set(os.listdir(server.queue.directory))
+    said = [line for line in log.read_text().splitlines() if not line.startswith("mplog:")]
+    assert said == ["here", "attached", "debug of attached"]
+
+
 @needs_root
 def test_logging_goes_on_where_another_user_has_the_name(log: Path) -> None:
     """Where another user has made a directory of that name, nothing of it is used, a killed logging process is replaced
@@ -266,7 +288,26 @@ def test_files_stay_young(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert log.read_text() == ""
 
 
-# --- without the kernel's notices ---
+# --- notices of the kernel, and none ---
+
+
+def test_what_is_removed_just_after_it_was_made_is_made_again() -> None:
+    """A start makes many files one directly after the other, and each is kept as soon as the kernel tells of it."""
+    queue = mplog.LogQueue()
+    caretaker = Caretaker(queue.directory, queue.reader.read_fd, 3600.0)
+    for name in ("level-changes", "server", "logging", "levels"):
+        path = Path(queue.directory, name)
+        path.with_suffix(".new").write_text(name)
+        caretaker.work()
+        path.with_suffix(".new").rename(path)
+        caretaker.work()
+        path.unlink()
+        wait_until(lambda: [caretaker.work(), caretaker.unsaid][1], f"{name} is made again")
+        assert path.read_text() == name
+        assert name in caretaker.unsaid.pop()
+    caretaker.rest()
+    queue.close()
+    queue.remove()
 
 
 @by_each
