@@ -11,8 +11,9 @@ it open still share. A file without a name cannot get one again, but a link to t
 Other users, such as workers of the group, may not follow that link (proc_pid_fd(5)). So what no process keeps open
 becomes a file again.
 
-The kernel tells of each change in the directory (F_NOTIFY, fcntl(2)), so an idle supervisor wakes up only now and then.
-Where there is no F_NOTIFY, what is gone is noticed then. Where there is no /proc, it is only said.
+The kernel tells of each change in the directory (F_NOTIFY, fcntl(2)), but not that the directory itself was moved. So
+an idle supervisor wakes up once a minute. Where there is no F_NOTIFY, what is gone is noticed then. Where there is no
+/proc, it is only said.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _CALM_SECONDS = 0.2
 #: So many looks in so many seconds at most, however much changes in the directory. That is enough for a start, which
 #: makes several files one directly after the other: each is kept at once.
 _BURST, _BURST_SECONDS = 20, 0.4
+#: Seconds between two looks at most.
+_LOOK_SECONDS = 60.0
 #: Seconds between two attempts to make again what cannot be made.
 _RETRY_SECONDS = 10.0
 
@@ -47,12 +50,12 @@ _COPIED = ("logging", "levels", "server")
 
 
 class Caretaker:
-    """Looks after a directory: after each change in it, and every `seconds` seconds.
+    """Looks after a directory: after each change in it, and once a minute.
 
     Args:
         directory: of the queue.
         fd: the reading end of its FIFO.
-        seconds: the last of these looks also makes the files young, for cleaners that remove old ones.
+        seconds: after so many, a look also makes the files young, for cleaners that remove old ones.
     """
 
     def __init__(self, directory: str, fd: int, seconds: float) -> None:
@@ -103,7 +106,7 @@ class Caretaker:
         """Make again what has been gone for long enough, or `at_once`, and note it in `unsaid`."""
         now = time.monotonic()
         self._looks.append(now)
-        self._due = now + self._seconds
+        self._due = now + min(self._seconds, _LOOK_SECONDS)
         self._listen()
         is_there = self._is_there()
         gone = self._find_gone() if is_there else []
@@ -190,6 +193,10 @@ class Caretaker:
     def _make_again(self) -> None:
         """Make the directory, if it is gone, and make again what is gone in it."""
         is_made = False
+        with contextlib.suppress(OSError):  # it was removed, or cannot be moved back
+            moved = os.readlink(f"/proc/self/fd/{self._place}")
+            if os.path.samestat(os.stat(moved), os.fstat(self._place)):
+                os.rename(moved, self._directory)
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._directory, 0o700)
             is_made = True

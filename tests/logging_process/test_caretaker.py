@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,11 @@ def replaced_directory(directory: str) -> None:
     """Put another directory in the place of the directory."""
     shutil.rmtree(directory)
     os.mkdir(directory, 0o700)
+
+
+def moved(directory: str) -> None:
+    """Give the directory another name."""
+    os.rename(directory, f"{directory}.moved")
 
 
 REMOVALS = [whole, old_files, fifo, replaced_fifo, replaced_directory]
@@ -168,6 +174,28 @@ def test_queue_can_be_used_whatever_is_removed(tmp_path: Path, log: Path, remove
     expected = ["old worker", "before", "round 1", "debug of round 1", "round 2", "debug of round 2"]
     expected += ["spawned", "attached", "debug of attached", "after", "forked"]
     assert sorted(line for line in said if not line.startswith("mplog:")) == sorted(expected)
+
+
+def test_directory_that_is_moved_is_moved_back(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What processes have in it, such as their losses, is found again, and nothing stays under the other name."""
+    monkeypatch.setattr(messages, "LOOK_SECONDS", 0.2)
+    with mplog.LogServer(log, level="INFO", format="%(message)s") as server:
+        directory = server.queue.directory
+        logging.info("before")
+        server.queue.losses.count(logging.INFO, mplog.Reason.QUEUE_FULL, "w")
+        server.flush()
+        before = sorted(os.listdir(directory))
+        moved(directory)
+        wait_until(says(log, "another program has removed"), "the log says so")
+        assert sorted(os.listdir(directory)) == before
+        assert not [name for name in before if os.path.islink(os.path.join(directory, name))]
+        assert not os.path.exists(f"{directory}.moved")
+        server.queue.losses.count(logging.INFO, mplog.Reason.QUEUE_FULL, "w")
+        assert jobs.run_python(["-c", ATTACHED]).stderr == ""
+        assert server.stop().received == 2
+    said = log.read_text()
+    assert "attached" in said
+    assert sum(int(count) for count in re.findall("([0-9]+) records? dropped", said)) == 2
 
 
 def test_directory_is_removed_before_the_supervisor_is_there(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +338,38 @@ def test_what_is_removed_just_after_it_was_made_is_made_again() -> None:
     queue.remove()
 
 
-@by_each
+def test_moved_directory_is_noticed_within_a_minute() -> None:
+    """The kernel does not tell of it, so there is a look once a minute, whatever changes, and however seldom."""
+    queue = mplog.LogQueue()
+    caretaker = Caretaker(queue.directory, queue.reader.read_fd, 3600.0)
+    timeout = caretaker.timeout()
+    assert timeout is not None
+    assert 59_000 < timeout <= 60_000
+    caretaker.rest()
+    queue.close()
+    queue.remove()
+
+
+def test_moved_directory_whose_name_is_taken() -> None:
+    """The files that have a name in the moved directory get one in the other directory, too."""
+    queue = mplog.LogQueue()
+    directory = queue.directory
+    Path(directory, "logging").write_text("levels")
+    caretaker = Caretaker(directory, queue.reader.read_fd, 0.05)
+    moved(directory)
+    os.mkdir(directory, 0o700)
+    Path(directory, "taken").touch()
+    wait_until(lambda: [caretaker.work(), caretaker.unsaid][1], "it is noticed")
+    assert sorted(os.listdir(directory)) == ["logging", "queue", "taken"]
+    mplog.LogQueue.open(directory).put("here")
+    assert queue.get(timeout=10) == "here"
+    shutil.rmtree(f"{directory}.moved")
+    caretaker.rest()
+    queue.close()
+    queue.remove()
+
+
+@pytest.mark.parametrize("remove", [*REMOVALS, moved], ids=lambda remove: remove.__name__)
 def test_what_is_gone_is_noticed_without_notices(
     remove: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
