@@ -241,7 +241,7 @@ def test_what_the_group_can_do_once_files_are_removed(log: Path) -> None:
         logging.info("too low by now")
 
     def fail() -> None:
-        with pytest.raises(mplog.QueueNotFoundError):
+        with pytest.raises(mplog.QueueNotFoundError, match="start its server anew"):
             mplog.attach(directory)
 
     early = Worker(give_root_up, join, lambda: logging.info("on"), heed)
