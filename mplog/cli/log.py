@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mplog.cli.arguments import running_queue, to_level
 from mplog.cli.main import MisusedError
 from mplog.errors import MplogError
+from mplog.queue.directory import read_file
 from mplog.queue.fifo import open_writer, was_written
 
 if TYPE_CHECKING:
@@ -204,8 +205,7 @@ def _sender(queue: str | None, record: _Record) -> Callable[[str], None]:
 def read_state(directory: str) -> dict[str, Any] | None:
     """Return what the server has published of its levels and handlers; None if there is nothing."""
     try:
-        with open(os.path.join(directory, "logging"), "rb") as file:
-            state: dict[str, Any] = json.load(file)
+        state: dict[str, Any] = json.loads(read_file(os.path.join(directory, "logging")))
     except (OSError, ValueError):
         return None
     return state

@@ -3,18 +3,22 @@
 ::
 
     cleaner of /tmp ------ removes ----> directory, FIFO, files
-    caretaker --- a descriptor of each --'        `- a link in its place ----> /proc/PID/fd/N
+    caretaker --- a descriptor of each --'        `- a copy, or a link in its place ----> /proc/PID/fd/N
 
 The rule of this file: **the queue can be used as long as its supervisor lives.** systemd-tmpfiles passes by a directory
 that is locked, and other cleaners pass by files that are not old. What is removed all the same, the processes that have
 it open still share. A file without a name cannot get one again, but a link to the caretaker's descriptor leads to it.
+Other users, such as workers of the group, may not follow that link (proc_pid_fd(5)). So what no process keeps open
+becomes a file again.
 
-The kernel tells of each change in the directory (F_NOTIFY, fcntl(2)), so an idle supervisor wakes up only now and then.
-Where there is no F_NOTIFY, what is gone is noticed then. Where there is no /proc, it is only said.
+The kernel tells of each change in the directory (F_NOTIFY, fcntl(2)), but not that the directory itself was moved. So
+an idle supervisor wakes up once a minute. Where there is no F_NOTIFY, what is gone is noticed then. Where there is no
+/proc, it is only said.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import os
@@ -30,23 +34,28 @@ if sys.platform != "win32":
 #: Seconds for which something must be gone before it is made again: a program that removes a directory, file by file,
 #: fails if a file comes back meanwhile.
 _CALM_SECONDS = 0.05
-#: Seconds between two looks, however much changes in the directory.
-_PAUSE = 0.02
+#: So many looks in so many seconds at most, however much changes in the directory. That is enough for a start, which
+#: makes several files one directly after the other: each is kept at once.
+_BURST, _BURST_SECONDS = 20, 0.4
+#: Seconds between two looks at most.
+_LOOK_SECONDS = 60.0
 #: Seconds between two attempts to make again what cannot be made.
 _RETRY_SECONDS = 10.0
 
 _FIFO = os.path.basename(fifo_path(""))
 #: What processes share, and do not make again by themselves. Other files belong to one process, or to one moment.
 _SHARED = (_FIFO, "logging", "level-changes", "levels", "server", "fill")
+#: Those that no process keeps open or writes in place, so that a copy does as well.
+_COPIED = ("logging", "levels", "server")
 
 
 class Caretaker:
-    """Looks after a directory: after each change in it, and every `seconds` seconds.
+    """Looks after a directory: after each change in it, and once a minute.
 
     Args:
         directory: of the queue.
         fd: the reading end of its FIFO.
-        seconds: the last of these looks also makes the files young, for cleaners that remove old ones.
+        seconds: after so many, a look also makes the files young, for cleaners that remove old ones.
     """
 
     def __init__(self, directory: str, fd: int, seconds: float) -> None:
@@ -59,17 +68,18 @@ class Caretaker:
             with contextlib.suppress(OSError):  # no /proc
                 self._kept[_FIFO] = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
         self._due: float | None = None
-        self._looked_at = self._touched_at = time.monotonic()
+        self._touched_at = time.monotonic()
+        #: When the last looks were.
+        self._looks = collections.deque([0.0] * _BURST, _BURST)
         self._gone_since: float | None = None
         self._is_helpless = False
         #: Lines for the log.
         self.unsaid: list[str] = []
+        status = os.fstat(fd)
         #: The group that the directory is shared with.
-        self._group: int | None = None
+        self._group = status.st_gid if status.st_mode & 0o020 else None
         with contextlib.suppress(OSError), opened(directory, os.O_RDONLY) as place:  # gone already
             self._settle_in(place)
-            status = os.fstat(place)
-            self._group = status.st_gid if status.st_mode & 0o070 else None
         self.look()
 
     @property
@@ -101,8 +111,9 @@ class Caretaker:
 
     def look(self, *, at_once: bool = False) -> None:
         """Make again what has been gone for long enough, or `at_once`, and note it in `unsaid`."""
-        now = self._looked_at = time.monotonic()
-        self._due = now + self._seconds
+        now = time.monotonic()
+        self._looks.append(now)
+        self._due = now + min(self._seconds, _LOOK_SECONDS)
         self._listen()
         is_there = self._is_there()
         gone = self._find_gone() if is_there else []
@@ -130,7 +141,10 @@ class Caretaker:
         else:
             self._is_helpless, self._gone_since = False, None
             what = f"{', '.join(gone)} from the directory of the queue," if gone else "the directory of the queue,"
-            self._say(f"{what} {self._directory}. What is needed is there again, and logging goes on")
+            what = f"{what} {self._directory}. What is needed is there again, and logging goes on"
+            if self._group is not None and os.path.islink(fifo_path(self._directory)):
+                what += ". Other workers of the group cannot join until the server is restarted"
+            self._say(what)
 
     def _say(self, what: str) -> None:
         self.unsaid.append(f"mplog: another program has removed {what}")
@@ -144,7 +158,7 @@ class Caretaker:
             fcntl.fcntl(self._place, fcntl.F_NOTIFY, fcntl.DN_CREATE | fcntl.DN_DELETE | fcntl.DN_RENAME)
 
     def _on_change(self, *_: object) -> None:
-        due = self._looked_at + _PAUSE
+        due = self._looks[0] + _BURST_SECONDS
         self._due = due if self._due is None else min(self._due, due)
 
     def _is_there(self) -> bool:
@@ -184,8 +198,12 @@ class Caretaker:
     # --- what is done about it ---
 
     def _make_again(self) -> None:
-        """Make the directory, if it is gone, and put links in the place of what is gone in it."""
+        """Make the directory, if it is gone, and make again what is gone in it."""
         is_made = False
+        with contextlib.suppress(OSError):  # it was removed, or cannot be moved back
+            moved = os.readlink(f"/proc/self/fd/{self._place}")
+            if os.path.samestat(os.stat(moved), os.fstat(self._place)):
+                os.rename(moved, self._directory)
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._directory, 0o700)
             is_made = True
@@ -202,9 +220,28 @@ class Caretaker:
             with contextlib.suppress(FileNotFoundError):  # another FIFO, or a link that leads nowhere
                 os.unlink(name, dir_fd=self._place)
             with contextlib.suppress(FileExistsError):  # just made anew
-                os.symlink(f"/proc/{os.getpid()}/fd/{kept}", name, dir_fd=self._place)
+                try:
+                    (self._copy if name in _COPIED else self._link)(name, kept)
+                except OSError:
+                    os.symlink(f"/proc/{os.getpid()}/fd/{kept}", name, dir_fd=self._place)
         if is_made and self._group is not None:
             share(self._directory, self._group)
+
+    def _copy(self, name: str, fd: int) -> None:
+        """Make a file with the content of an open one, which gets its name when it is whole."""
+        flags = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_TMPFILE", 0)
+        with (
+            open(f"/proc/self/fd/{fd}", "rb") as old,
+            open(os.open(".", flags, 0o600, dir_fd=self._place), "wb") as new,
+        ):
+            os.fchmod(new.fileno(), os.fstat(old.fileno()).st_mode & 0o777)
+            new.write(old.read())
+            new.flush()
+            self._link(name, new.fileno())
+
+    def _link(self, name: str, fd: int) -> None:
+        """Give an open file a further name; raise FileNotFoundError if it has none any more."""
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._place)
 
     def _settle_in(self, fd: int) -> None:
         """Keep an open directory, and lock it."""

@@ -56,8 +56,8 @@ class Patience(msgspec.Struct, frozen=True):
     seconds: float = 60.0
 
 
-#: Seconds between two looks whether the files of an idle server are there, and young: some cleaners remove what is a
-#: few hours old.
+#: Seconds after which the files of an idle server are made young, for some cleaners remove what is a few hours old, and
+#: after which its locks are looked at.
 LOOK_SECONDS = 3600.0
 
 
@@ -75,7 +75,7 @@ class Launch(msgspec.Struct, frozen=True):
     #: Where the supervisor saves what is left when it gives up; None for a plain queue.
     emergency: EmergencyFile | None = None
     patience: Patience = Patience()
-    #: Seconds between two looks after the queue's directory, and after the locks of log files.
+    #: Seconds after which the queue's directory is made young, and the locks of log files are looked at.
     look: float = msgspec.field(default_factory=lambda: LOOK_SECONDS)
     #: The pid of the program.
     program: int = msgspec.field(default_factory=os.getpid)

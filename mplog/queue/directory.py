@@ -104,15 +104,28 @@ def opened(directory: str, access: int = getattr(os, "O_PATH", os.O_RDONLY)) -> 
 def open_file(path: str, flags: int) -> int:
     """Open a file in the directory of a queue (`opened`); a new one is for this user alone.
 
-    A link is followed: only this user can have made it (see `mplog.logging_process.caretaker`), except where workers
-    of other users make files.
+    A link is followed to what was removed (see `mplog.logging_process.caretaker`), except where workers of other users
+    make files. Once the process that made the link has died, it may lead to whatever another one has open.
+
+    Raises:
+        PermissionError: a link leads to what has a name, or is another user's.
     """
     directory, name = os.path.split(path)
-    if os.path.basename(directory) == _WORKERS:
-        flags |= os.O_NOFOLLOW
+    flags |= os.O_CLOEXEC
     try:
-        with opened(directory) as fd:
-            return os.open(name, flags | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        with opened(directory) as place:
+            try:
+                return os.open(name, flags | os.O_NOFOLLOW, 0o600, dir_fd=place)
+            except OSError as error:
+                if error.errno != errno.ELOOP or os.path.basename(directory) == _WORKERS:
+                    raise
+            # Without waiting for the other end of whatever it is, and without emptying it.
+            fd = os.open(name, (flags | os.O_NONBLOCK) & ~os.O_TRUNC, dir_fd=place)
+            found = os.fstat(fd)
+            if is_own(found) and not found.st_nlink:
+                return fd
+            os.close(fd)
+            raise PermissionError(errno.EPERM, "a link to what was not removed from here")
     except OSError as error:
         error.filename = path
         raise

@@ -294,7 +294,7 @@ class LogQueue(_Base):
             if error.errno == errno.EACCES:
                 raise QueueNotFoundError(
                     f"this process (uid {os.geteuid()}) may not open the log queue in {directory!r}: {error.strerror}. "
-                    "It belongs to another user: start its server with LogServer(group=...), a group of this process."
+                    "It is another user's: start its server anew, with LogServer(group=...), a group of this process."
                 ) from None
             raise QueueNotFoundError(
                 f"there is no log queue in {directory!r}: {reason}. Start a server: LogServer(...), or "

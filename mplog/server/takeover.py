@@ -38,7 +38,7 @@ class Takeover:
         self._config = config
         self._layout = layout
         self._for_attached = for_attached
-        self._changes = LevelChanges(queue.directory) if isinstance(queue, LogQueue) else None
+        self._changes: LevelChanges | None = None
         self._handler: logging.Handler | None = None
 
     def apply(self, level: int | None, logger_class: type[logging.Logger]) -> None:
@@ -49,6 +49,8 @@ class Takeover:
             if self._config is not None:
                 self._config.apply()
                 note_filters(self._layout.filters, self._config.filters)
+            if isinstance(self._queue, LogQueue):  # only now does the supervisor look after such files
+                self._changes = LevelChanges(self._queue.directory)
             self._handler = install(self._queue, layout=self._layout)
             if level is not None:
                 logging.getLogger().setLevel(level)

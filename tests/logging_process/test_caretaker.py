@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,9 @@ from readers import in_fork
 import mplog
 from mplog.logging_process import messages
 from mplog.logging_process.caretaker import Caretaker
+from mplog.queue.directory import open_file, read_file
+from mplog.queue.fifo import open_writer
+from mplog.queue.shared_file import write_file
 
 pytestmark = [
     pytest.mark.processes,
@@ -72,6 +77,11 @@ def replaced_directory(directory: str) -> None:
     """Put another directory in the place of the directory."""
     shutil.rmtree(directory)
     os.mkdir(directory, 0o700)
+
+
+def moved(directory: str) -> None:
+    """Give the directory another name."""
+    os.rename(directory, f"{directory}.moved")
 
 
 REMOVALS = [whole, old_files, fifo, replaced_fifo, replaced_directory]
@@ -164,6 +174,50 @@ def test_queue_can_be_used_whatever_is_removed(tmp_path: Path, log: Path, remove
     expected = ["old worker", "before", "round 1", "debug of round 1", "round 2", "debug of round 2"]
     expected += ["spawned", "attached", "debug of attached", "after", "forked"]
     assert sorted(line for line in said if not line.startswith("mplog:")) == sorted(expected)
+
+
+def test_directory_that_is_moved_is_moved_back(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What processes have in it, such as their losses, is found again, and nothing stays under the other name."""
+    monkeypatch.setattr(messages, "LOOK_SECONDS", 0.2)
+    with mplog.LogServer(log, level="INFO", format="%(message)s") as server:
+        directory = server.queue.directory
+        logging.info("before")
+        server.queue.losses.count(logging.INFO, mplog.Reason.QUEUE_FULL, "w")
+        server.flush()
+        before = sorted(os.listdir(directory))
+        moved(directory)
+        wait_until(says(log, "another program has removed"), "the log says so")
+        assert sorted(os.listdir(directory)) == before
+        assert not [name for name in before if os.path.islink(os.path.join(directory, name))]
+        assert not os.path.exists(f"{directory}.moved")
+        server.queue.losses.count(logging.INFO, mplog.Reason.QUEUE_FULL, "w")
+        assert jobs.run_python(["-c", ATTACHED]).stderr == ""
+        assert server.stop().received == 2
+    said = log.read_text()
+    assert "attached" in said
+    assert sum(int(count) for count in re.findall("([0-9]+) records? dropped", said)) == 2
+
+
+def test_directory_is_removed_before_the_supervisor_is_there(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server starts, programs join it, and levels reach them."""
+    from mplog.server import started
+
+    start = started.Control
+
+    def remove_and_start(launch: messages.Launch, timeout: float) -> Any:
+        shutil.rmtree(str(launch.directory))
+        return start(launch, timeout)
+
+    monkeypatch.setattr(started, "Control", remove_and_start)
+    overflow = mplog.Overflow.drop_below("WARNING", at=0.8)
+    with mplog.LogServer(log, level="INFO", format="%(message)s", overflow=overflow) as server:
+        logging.info("here")
+        server.set_level("", "DEBUG")
+        assert jobs.run_python(["-c", ATTACHED]).stderr == ""
+        found = {"queue", "fill", "level-changes", "levels", "logging", "server"}
+        assert found <= set(os.listdir(server.queue.directory))
+    said = [line for line in log.read_text().splitlines() if not line.startswith("mplog:")]
+    assert said == ["here", "attached", "debug of attached"]
 
 
 @needs_root
@@ -262,10 +316,60 @@ def test_files_stay_young(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert log.read_text() == ""
 
 
-# --- without the kernel's notices ---
+# --- notices of the kernel, and none ---
 
 
-@by_each
+def test_what_is_removed_just_after_it_was_made_is_made_again() -> None:
+    """A start makes many files one directly after the other, and each is kept as soon as the kernel tells of it."""
+    queue = mplog.LogQueue()
+    caretaker = Caretaker(queue.directory, queue.reader.read_fd, 3600.0)
+    for name in ("level-changes", "server", "logging", "levels"):
+        path = Path(queue.directory, name)
+        path.with_suffix(".new").write_text(name)
+        caretaker.work()
+        path.with_suffix(".new").rename(path)
+        caretaker.work()
+        path.unlink()
+        wait_until(lambda: [caretaker.work(), caretaker.unsaid][1], f"{name} is made again")
+        assert path.read_text() == name
+        assert name in caretaker.unsaid.pop()
+    caretaker.rest()
+    queue.close()
+    queue.remove()
+
+
+def test_moved_directory_is_noticed_within_a_minute() -> None:
+    """The kernel does not tell of it, so there is a look once a minute, whatever changes, and however seldom."""
+    queue = mplog.LogQueue()
+    caretaker = Caretaker(queue.directory, queue.reader.read_fd, 3600.0)
+    timeout = caretaker.timeout()
+    assert timeout is not None
+    assert 59_000 < timeout <= 60_000
+    caretaker.rest()
+    queue.close()
+    queue.remove()
+
+
+def test_moved_directory_whose_name_is_taken() -> None:
+    """The files that have a name in the moved directory get one in the other directory, too."""
+    queue = mplog.LogQueue()
+    directory = queue.directory
+    Path(directory, "logging").write_text("levels")
+    caretaker = Caretaker(directory, queue.reader.read_fd, 0.05)
+    moved(directory)
+    os.mkdir(directory, 0o700)
+    Path(directory, "taken").touch()
+    wait_until(lambda: [caretaker.work(), caretaker.unsaid][1], "it is noticed")
+    assert sorted(os.listdir(directory)) == ["logging", "queue", "taken"]
+    mplog.LogQueue.open(directory).put("here")
+    assert queue.get(timeout=10) == "here"
+    shutil.rmtree(f"{directory}.moved")
+    caretaker.rest()
+    queue.close()
+    queue.remove()
+
+
+@pytest.mark.parametrize("remove", [*REMOVALS, moved], ids=lambda remove: remove.__name__)
 def test_what_is_gone_is_noticed_without_notices(
     remove: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -308,6 +412,74 @@ def test_supervisor_is_idle_while_nothing_changes(log: Path) -> None:
             return switches() == seen[-1]
 
         wait_until(is_quiet, "it is idle")
+
+
+# --- links that outlive their supervisor ---
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A function that puts a link to a descriptor of this process, as another one with its pid has left it, in the
+    place of what workers open."""
+    directory = tmp_path / "queue"
+    directory.mkdir(mode=0o700)
+
+    def link(fd: int) -> Path:
+        path = directory / "queue"
+        path.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
+        return path
+
+    return link
+
+
+def test_link_to_a_file_of_this_user_is_refused(tmp_path: Path, linked: Callable[[int], Path]) -> None:
+    """It is neither read nor written nor emptied, and what is removed is."""
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    with other.open("r+") as file:
+        path = str(linked(file.fileno()))
+        for flags in (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC):
+            with pytest.raises(PermissionError, match="not removed from here"):
+                open_file(path, flags)
+        with pytest.raises(PermissionError):
+            write_file(path, b"ours")
+        assert other.read_text() == "theirs"
+        other.unlink()
+        write_file(path, b"ours")
+        assert read_file(path) == b"oursrs"
+
+
+@needs_root
+def test_link_to_a_file_of_another_user_is_refused(tmp_path: Path, linked: Callable[[int], Path]) -> None:
+    """Even if nothing else has its name any more."""
+    with tempfile.TemporaryFile() as file:
+        os.fchown(file.fileno(), NOBODY, NOBODY)
+        with pytest.raises(PermissionError, match="not removed from here"):
+            read_file(str(linked(file.fileno())))
+
+
+def test_link_to_a_pipe_is_refused(linked: Callable[[int], Path]) -> None:
+    """No frame goes into a pipe of another program of this user."""
+    reading, writing = os.pipe()
+    path = str(linked(writing))
+    for attempt in (lambda: open_writer(path), lambda: open_file(path, os.O_WRONLY), lambda: read_file(path)):
+        with pytest.raises(PermissionError, match="not removed from here"):
+            attempt()
+    with pytest.raises(mplog.QueueNotFoundError, match="not removed from here"):
+        mplog.LogQueue.open(os.path.dirname(path))
+    os.close(reading)
+    os.close(writing)
+    with pytest.raises(FileNotFoundError):
+        read_file(path)
+
+
+def test_link_to_a_fifo_without_a_reader_is_not_waited_for(tmp_path: Path, linked: Callable[[int], Path]) -> None:
+    """The process that has it open may never read it."""
+    os.mkfifo(tmp_path / "other", 0o600)
+    fd = os.open(tmp_path / "other", os.O_PATH)
+    with pytest.raises(OSError, match="No such device"):
+        write_file(str(linked(fd)), b"ours")
+    os.close(fd)
 
 
 # --- the lock of the log ---

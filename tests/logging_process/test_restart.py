@@ -332,7 +332,7 @@ def test_given_up_after_failed_restarts(
 def _attend_with_a_full_link() -> None:
     """Runs in a child: be the supervisor of two logging processes, the program of which takes nothing for long."""
     program, link = multiprocessing.Pipe()
-    made = supervisor.Supervisor(link, Launch(b"", ""), -1)
+    made = supervisor.Supervisor(link, Launch(b"", "", os.pipe()[0]), -1)
     os.set_blocking(link.fileno(), False)
     with pytest.raises(BlockingIOError):
         while True:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from oracle import wait_until
 from scripts import FORMAT, environment, lines, stop_all_threads
 
 import mplog
@@ -223,6 +224,53 @@ def test_only_the_group_gets_at_the_queue(log: Path) -> None:
             found.append(log.with_suffix(".attempts").read_text())
         assert found == ["write\nattach\n", ""]
         assert stat.S_IMODE(os.stat(fifo).st_mode) == 0o620
+
+
+def test_what_the_group_can_do_once_files_are_removed(log: Path) -> None:
+    """Without the files, its members join all the same. Without the FIFO, those that have joined log on and heed new
+    levels, others cannot join any more, and the log says so."""
+    server = started(log, "block", GROUP)
+    directory = server.queue.directory
+
+    def join() -> None:
+        mplog.attach(directory)
+        logging.info("joined")
+
+    def heed() -> None:
+        logging.warning("noticed")
+        logging.info("too low by now")
+
+    def fail() -> None:
+        with pytest.raises(mplog.QueueNotFoundError, match="start its server anew"):
+            mplog.attach(directory)
+
+    early = Worker(give_root_up, join, lambda: logging.info("on"), heed)
+    late, too_late = Worker(give_root_up, join), Worker(give_root_up, fail)
+    with server:
+        early.step()
+        early.step()
+        server.set_level("", "INFO")
+        for name in ("logging", "levels", "level-changes", "server"):
+            os.unlink(os.path.join(directory, name))
+        wait_until(lambda: "another program has removed" in log.read_text(), "the log says so")
+        assert "cannot join" not in log.read_text()
+        late.step()
+        late.step()
+        os.unlink(server.queue.path)
+        wait_until(lambda: "removed queue" in log.read_text(), "the log says so")
+        assert "Other workers of the group cannot join until the server is restarted" in log.read_text()
+        too_late.step()
+        too_late.step()
+        early.step()
+        shutil.rmtree(directory)
+        wait_until(lambda: "removed the directory" in log.read_text(), "the log says so")
+        assert log.read_text().count("cannot join") == 2
+        server.set_level("", "WARNING")
+        early.step()
+        for worker in (early, late, too_late):
+            worker.end()
+    texts = [line.partition("| ")[2] for line in lines(log)]
+    assert sorted(text for text in texts if not text.startswith("mplog:")) == ["joined", "joined", "noticed", "on"]
 
 
 def test_a_group_is_named_or_numbered(log: Path) -> None:
