@@ -23,6 +23,7 @@ WORKER = {
         "record.decoding",
         "record.foreign",
         "record.frame",
+        "record.packing",
         "record.plain",
     ),
     *("record.context", "record.factory"),

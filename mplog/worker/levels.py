@@ -15,6 +15,7 @@ import msgspec
 
 from mplog.queue.directory import read_file
 from mplog.queue.shared_file import FOR_WORKERS, make_file, map_file, replace_file, write_file
+from mplog.record.packing import pack_json
 
 _COUNTER_NAME = "level-changes"
 _CHANGES_NAME = "levels"
@@ -52,7 +53,7 @@ class LevelChanges:
         self._changes = [*(change for change in before if change[1] != name), (count, name, level)]
         # In this order: a worker that sees the new number finds the new file. Until then, the change before it holds.
         try:
-            changes = msgspec.json.encode([*before, self._changes[-1]])
+            changes = pack_json([*before, self._changes[-1]])
             replace_file(os.path.join(self._directory, _CHANGES_NAME), changes, FOR_WORKERS)
             write_file(os.path.join(self._directory, _COUNTER_NAME), count.to_bytes(_WORD, sys.byteorder))
         except OSError:
