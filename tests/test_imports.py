@@ -30,7 +30,7 @@ WORKER = {
     "record.cache",
     *("queue", "queue.log_queue", "queue.fifo", "queue.losses", "queue.overflow", "queue.emergency", "queue.sync"),
     *("queue.sender", "queue.payloads", "queue.directory", "queue.locks", "queue.shared_file"),
-    *("queue.descriptor", "queue.native", "queue.elsewhere"),
+    *("queue.descriptor", "queue.native", "queue.elsewhere", "queue.presence"),
     *("worker", "worker.initializer", "worker.state", "worker.queue_handler", "worker.levels"),
 }
 

@@ -33,6 +33,7 @@ from mplog.queue.losses import Losses, Reason
 from mplog.queue.native import write as _write
 from mplog.queue.overflow import KEPT_LEVEL, Overflow, is_in_event_loop
 from mplog.queue.payloads import encode_bytes, encode_object
+from mplog.queue.presence import Presence
 from mplog.queue.sync import Sync, Waiter
 from mplog.record import frame
 from mplog.record.cache import Cache
@@ -54,6 +55,7 @@ class Sender:
         end: the writing end, `NONE` while it is not open.
         is_closed: whether the queue is closed in this process.
         sequence, details, overflow, sync, preparation, losses: see `LogQueue`.
+        presence: keeps the log from ending before this process, though the writing end is closed.
     """
 
     def __init__(self, directory: str) -> None:
@@ -68,6 +70,7 @@ class Sender:
         self.sync: Sync | None = None
         self.preparation = b""
         self.losses = Losses(directory)
+        self.presence = Presence(directory)
         #: Frames that go before the next message; an empty one stands for the losses that wait then.
         self._abandoned: list[bytes] = []
         self._elsewhere = Elsewhere(directory)
@@ -78,7 +81,7 @@ class Sender:
 
     def __del__(self) -> None:
         if sys is not None and not sys.is_finalizing():  # later, something may still log
-            self.close_end()
+            self.close()
 
     @property
     def path(self) -> str:
@@ -95,6 +98,8 @@ class Sender:
         self.look()
         if self.end is NONE:
             fifo.forget_closed()  # before another end gets one of their numbers
+            # First: where there are too few descriptors for this, there are too few for the end.
+            self.presence.begin()
             try:
                 end = Descriptor(fifo.open_writer(self.path))
                 end.mark()
@@ -124,6 +129,12 @@ class Sender:
             fifo.forget_closed()
             return fifo.pending(self.open())
 
+    def close(self) -> None:
+        """Close the queue in this process."""
+        self.is_closed = True
+        self.close_end()
+        self.presence.end()
+
     def close_end(self) -> None:
         end, self.end = self.end, NONE
         with contextlib.suppress(OSError):
@@ -143,8 +154,10 @@ class Sender:
         if not self.end.is_ours():
             self.end = NONE
 
-    def restart_counts(self) -> None:
+    def begin_in_fork(self) -> None:
         """Runs in a process that has just been forked: count from zero."""
+        if self.end is not NONE:
+            self.presence.begin()  # the file may not have been there when the end was opened
         self.sequence = itertools.count(1)
         self.losses = Losses(self.directory)
         self._abandoned = [notice for notice in self._abandoned if notice]
