@@ -23,13 +23,14 @@ WORKER = {
         "record.decoding",
         "record.foreign",
         "record.frame",
+        "record.packing",
         "record.plain",
     ),
     *("record.context", "record.factory"),
     "record.cache",
     *("queue", "queue.log_queue", "queue.fifo", "queue.losses", "queue.overflow", "queue.emergency", "queue.sync"),
     *("queue.sender", "queue.payloads", "queue.directory", "queue.locks", "queue.shared_file"),
-    *("queue.descriptor", "queue.native"),
+    *("queue.descriptor", "queue.native", "queue.elsewhere", "queue.presence"),
     *("worker", "worker.initializer", "worker.state", "worker.queue_handler", "worker.levels"),
 }
 

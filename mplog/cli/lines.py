@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from mplog.record.level import read_level
+from mplog.record.packing import pack_json
 from mplog.sinks.sink import DEFAULT_FORMAT
 
 #: The names of a record's values in JSON, the usual one first.
@@ -156,4 +157,4 @@ class Filter:
 
 def _text(value: Any) -> str:
     """Return a value as a person would type it: as in JSON, but a text without quotes."""
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return value if isinstance(value, str) else pack_json(value).decode()

@@ -104,6 +104,7 @@ def render(batch, on_error):
     second = next_second = 0.0
     texts = []
     append = texts.append
+    buffer, other = bytearray(), bytearray()
     for entry in batch:
         try:
             (_, msg, extra, exc_text, created, msecs, stack_info, _, _), origin = entry
@@ -135,8 +136,9 @@ def compile_loop(
 ) -> Renderer:
     """Return a renderer that puts a text together.
 
-    All Python in the arguments sees the attributes of the record by their names, ``extra`` and `names`. Where it
-    raises, the record goes through ``formatter.format()``.
+    All Python in the arguments sees the attributes of the record by their names, ``extra`` and `names`. Except in
+    constant pieces, it may encode into ``buffer``, and into ``other`` what is of another length, so that neither grows
+    each time. Where it raises, the record goes through ``formatter.format()``.
 
     Args:
         each_second: statements that run when the second of ``created`` has changed.

@@ -18,6 +18,7 @@ from mplog.formats.batch import BatchFormatter, Piece, Renderer, compile_loop, e
 from mplog.record.decoding import constant_fields, decode
 from mplog.record.encoding import encode
 from mplog.record.layout import Record
+from mplog.record.packing import packer
 from mplog.record.plain import bare, readable, safe_str
 
 #: What is written by default, in this order: names in the output, and attributes of the record.
@@ -109,7 +110,7 @@ class JSONFormatter(BatchFormatter):
         pieces = [Piece("{")]
         for name, attribute in self.fields.items():
             separator = "," if len(pieces) > 1 else ""
-            pieces.append(Piece(f"{separator}{_encode(readable(name)).decode()}:"))
+            pieces.append(Piece(f"{separator}{_to_text(readable(name))}:"))
             pieces += self._pieces(attribute)
         line = dict.fromkeys(self.fields)
         _add(line, constant_fields.items(), _STANDARD.union(self.fields.values()))
@@ -119,11 +120,15 @@ class JSONFormatter(BatchFormatter):
         dated = any("stamp" in piece.expression for piece in pieces)
         taken = _STANDARD.union(self.fields.values(), line)
 
-        def extended(text: str, extra: dict[str, Any]) -> str:
+        def extended(text: str, extra: dict[str, Any], buffer: bytearray) -> str:
             """Return a line with the extra attributes."""
             if not taken.isdisjoint(extra):
                 raise LookupError
-            more = _to_json(extra)
+            try:
+                _encode_into(extra, buffer)
+                more = buffer.decode()
+            except Exception:
+                more = _to_json(extra)
             return f"{text[:-1]},{more[1:]}" if len(text) > 2 else more
 
         return compile_loop(
@@ -131,8 +136,8 @@ class JSONFormatter(BatchFormatter):
             ["assert created >= 1", "stamp = date(created // 1)"] if dated else [],
             [*pieces, Piece("}")],
             # Exceptions and stacks are rare: `format` writes them.
-            ["if exc_text or stack_info: raise LookupError", "text = extended(text, extra)"],
-            {"date": _date, "encode": _encode, "extended": extended},
+            ["if exc_text or stack_info: raise LookupError", "text = extended(text, extra, other)"],
+            {"date": _date, "to_text": _to_text, "encode_into": _encode_into, "extended": extended},
             self,
             terminator,
             rarely="or extra",
@@ -152,7 +157,12 @@ class JSONFormatter(BatchFormatter):
             # Neither is in the record as it comes off the wire: `format` finds it.
             return [Piece(expression="no_such_thing", fields=frozenset({"created"}))]
         fields = frozenset({"msg" if attribute == "message" else attribute})
-        return [Piece(expression=f"encode({expression(attribute)}).decode()", fields=fields)]
+        value = expression(attribute)
+        piece = Piece(expression=f"to_text({value})", fields=fields)
+        if piece.is_constant:
+            return [piece]
+        # One for each record, so without a call of `to_text`.
+        return [Piece(expression=f"encode_into({value}, buffer) or buffer.decode()", fields=fields)]
 
 
 def _date(second: float) -> str:
@@ -171,18 +181,23 @@ def _add(line: dict[str, Any], extra: Iterable[tuple[str, Any]], shown_already: 
 
 def _to_json(line: dict[str, Any]) -> str:
     try:
-        return _encode(line).decode()
+        return _to_text(line)
     except Exception:
         # A text that UTF-8 cannot encode, a key that is not a text, an endless nesting, or an object with its own code.
-        return _encode({readable(name): _plain(value) for name, value in line.items()}).decode()
+        return _to_text({readable(name): _plain(value) for name, value in line.items()})
 
 
 def _plain(value: Any) -> Any:
     try:
-        _encode(value)
+        _to_text(value)
     except Exception:
         return readable(safe_str(value))
     return value
 
 
-_encode = msgspec.json.Encoder(enc_hook=bare).encode
+def _to_text(value: object) -> str:
+    return _encode(value).decode()
+
+
+_encode_into = msgspec.json.Encoder(enc_hook=bare).encode_into
+_encode = packer(_encode_into)

@@ -14,6 +14,7 @@ import msgspec
 
 from mplog.files.portion import Portion
 from mplog.queue.directory import open_file, read_file
+from mplog.record.packing import pack
 
 #: How many announcements the note holds: each takes up to 46 of its 4,096 bytes. The restarts to be said take up to
 #: 1,730 (`mplog.monitoring.restart_lines`), all else 60.
@@ -78,7 +79,7 @@ class Announcements:
 
     def _put_away(self, noted: Noted) -> None:
         with open(open_file(self._path(self._next), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-            file.write(msgspec.msgpack.encode(noted.latest))
+            file.write(pack(noted.latest))
         noted.files.append(self._next)
         self._put_away_of.update(announced.file for announced in noted.latest)
         self._next += 1

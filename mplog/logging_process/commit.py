@@ -16,6 +16,7 @@ from mplog.logging_process.suspects import Place, Suspects
 from mplog.queue.buffers import BufferPair
 from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.kill_points import reach
+from mplog.record.packing import pack
 
 
 class Note(msgspec.Struct, array_like=True):
@@ -66,7 +67,7 @@ class Commit:
     def _note(self, emergency: bytes) -> bytes:
         accounts = self.accounts
         noted, untold = self.announcements.noted, accounts.restarts.untold
-        return msgspec.msgpack.encode(Note(noted, emergency, accounts.tallies.serial, untold, self.suspects.places))
+        return pack(Note(noted, emergency, accounts.tallies.serial, untold, self.suspects.places))
 
     @property
     def is_due(self) -> bool:

@@ -121,12 +121,12 @@ class FifoSource(Source):
             if not self._swap():
                 return self.take_rescued(self.files_due())
             content = self._pair.unwritten()
+        self._count_peak()  # before any of it is written
         with content:
             if self._suspects.queue.is_careful:
                 return self._take_alone(content)
             data = bytes(content[:BATCH_SIZE])
             is_all = len(data) == len(content)
-        self._count_peak()
         return self._inbox.open(data, drained=is_all)
 
     def _take_alone(self, content: memoryview) -> Batch:
@@ -143,7 +143,8 @@ class FifoSource(Source):
         return self._inbox.open(data, drained=found.kind is None or found.end == len(content))
 
     def _count_peak(self) -> None:
-        peak = round(self._intake.peak * PEAK_UNIT)
+        # The intake may not have looked since it has read, or may have looked in a process that was killed then.
+        peak = round(max(self._intake.peak, self._pair.swapped_fraction) * PEAK_UNIT)
         if peak > self._tallies.values["peak",]:
             self._tallies.set(("peak",), peak)
 

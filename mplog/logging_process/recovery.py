@@ -28,6 +28,7 @@ from mplog.queue.buffers import BufferPair
 from mplog.queue.directory import current_fifo_path, emergency_path
 from mplog.queue.emergency_reader import READ_SIZE, EmergencyReader
 from mplog.queue.overflow import Overflow
+from mplog.record.packing import pack
 
 
 def recover(dispatcher: Dispatcher, places: Places, overflow: Overflow) -> Loop:
@@ -80,7 +81,7 @@ def _suspects(places: Places, note: Note, pair: BufferPair) -> Suspects:
     )
 
     def commit_note() -> None:
-        pair.commit(0, msgspec.msgpack.encode(msgspec.structs.replace(note, places=suspects.places)))
+        pair.commit(0, pack(msgspec.structs.replace(note, places=suspects.places)))
 
     if places.stories:
         suspects.replay.note = commit_note

@@ -33,6 +33,7 @@ from mplog.queue.sync import TOKEN_SIZE
 from mplog.record import frame
 from mplog.record.decoding import origin_of
 from mplog.record.encoding import describe
+from mplog.record.packing import pack
 
 #: Bytes that are appended at a time.
 _PORTION = 2**16
@@ -119,7 +120,7 @@ class Rescue:
                     self._count(message)
         self._tallies.write()
         note = msgspec.structs.replace(self._note, serial=self._tallies.serial)
-        self._pair.commit(len(data), msgspec.msgpack.encode(note))
+        self._pair.commit(len(data), pack(note))
 
     def _append(self, messages: list[bytes], *, goes_on: bool) -> bool:
         if not self._obstacle:

@@ -1,7 +1,7 @@
 """Processes that have closed their end of the FIFO and may yet log: programs that have become daemons, say.
 
 Such a program closes all descriptors, and opens the FIFO anew when it next logs, which may be hours later. But whatever
-it closes, it still has the counter of level changes in its memory.
+it closes, it still has a file of the queue mapped (`mplog.queue.presence`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from mplog.monitoring.process import has_ended, pids_that_map
-from mplog.worker.levels import counter_path
+from mplog.queue.presence import counter_path
 
 
 class SilentWriters:

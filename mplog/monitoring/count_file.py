@@ -29,6 +29,7 @@ import msgspec
 from mplog.queue.buffer_memory import map_counts
 from mplog.queue.directory import open_file
 from mplog.queue.shared_file import PAUSE, write_at
+from mplog.record.packing import pack
 
 #: The name of a count: its kind, and what tells it from others of the kind.
 Key = tuple[Any, ...]
@@ -193,7 +194,7 @@ class CountFile:
 
     def _make_row(self, key: Key) -> int | None:
         """Return the valid place of a new row, with a count of 0; None if there is no room."""
-        encoded = msgspec.msgpack.encode(key)
+        encoded = pack(key)
         length = -(-(_KEY * _WORD + len(encoded)) // (_ALIGN * _WORD)) * _ALIGN
         free = self._free.get(length)
         if free:

@@ -14,6 +14,7 @@ import msgspec
 from mplog.monitoring.process import start_mark
 from mplog.queue.directory import read_file
 from mplog.queue.shared_file import replace_file
+from mplog.record.packing import pack_json
 
 _NAME = "server"
 #: Characters of a command line that are kept.
@@ -58,7 +59,7 @@ def publish(directory: str, program: int, memory: int, overflow: str, handlers: 
         list(filter(None, map(_pattern, handlers))),
     )
     with contextlib.suppress(OSError):  # the server is not found from outside then; the log does not depend on it
-        replace_file(os.path.join(directory, _NAME), msgspec.json.encode(notice))
+        replace_file(os.path.join(directory, _NAME), pack_json(notice))
 
 
 def _pattern(handler: logging.Handler) -> str:

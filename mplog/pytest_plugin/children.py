@@ -124,7 +124,7 @@ def _attach(state: LoggingState, recipes: list[tuple[Any, dict[str, str], str]])
         logging.getLogger().addHandler(handler)
         for name in state.cut_off:
             logging.getLogger(name).addHandler(handler)
-    levels.watch(recipes[-1][0].directory)
+    levels.watch(recipes[-1][0])
     # For its own children.
     _followed.extend(handlers)
     _patch_spawn()

@@ -126,7 +126,15 @@ class State(msgspec.Struct):
 
         There the intake stops and the FIFO fills, however little is left in the writing buffer.
         """
-        return min(1.0, self.fill / (self.size - self.fifo_size))
+        return self._fraction(self.fill)
+
+    @property
+    def swapped_fraction(self) -> float:
+        """The same of the writing buffer, as it was when it was swapped; 0 once all of it is written."""
+        return self._fraction(self.length) if self.done < self.length else 0.0
+
+    def _fraction(self, fill: int) -> float:
+        return min(1.0, fill / (self.size - self.fifo_size))
 
 
 def create(size: int = DEFAULT_SIZE, fifo_size: int = FIFO_SIZE) -> int:

@@ -254,6 +254,11 @@ class BufferPair:
         return self._state.fraction
 
     @property
+    def swapped_fraction(self) -> float:
+        """How full the writing buffer was; see `State.swapped_fraction`."""
+        return self._state.swapped_fraction
+
+    @property
     def committed(self) -> int:
         """Bytes ever written, or dropped; see `State.committed`."""
         with self._lock:

@@ -6,8 +6,9 @@ import contextlib
 import os
 import time
 
+from mplog.queue.elsewhere import level_of
 from mplog.queue.losses import Reason
-from mplog.queue.sender import Sender, level_of
+from mplog.queue.sender import Sender
 from mplog.queue.shared_file import PAUSE, make_file, map_file, write_file
 
 _NAME = "fill"

@@ -242,8 +242,7 @@ class LogQueue(_Base):
 
     def close(self) -> None:
         """Close the queue in this process: neither `put` nor `get` works here any more."""
-        self.sender.is_closed = True
-        self.sender.close_end()
+        self.sender.close()
         if "reader" in self.__dict__:
             self.reader.close_ends()
 
@@ -325,14 +324,14 @@ def _reopen(
     return opened
 
 
-def _restart_counts() -> None:
+def _begin_in_fork() -> None:
     """Runs in a process that has just been forked."""
     for known in list(_queues.values()):
-        known.sender.restart_counts()
+        known.sender.begin_in_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_restart_counts)
+    os.register_at_fork(after_in_child=_begin_in_fork)
 
 
 def _finalizers(owner: LogQueue, directory: str) -> list[Any]:

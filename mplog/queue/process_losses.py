@@ -14,6 +14,7 @@ import msgspec
 from mplog.queue.directory import open_file, opened, workers_path
 from mplog.queue.losses import COUNT, FIRST_ROW, HEADER, MAGIC, PREFIX, ROW, SIZE, Reason
 from mplog.record import frame
+from mplog.record.packing import pack
 
 _OTHERS = {
     Reason.EMERGENCY: "written into the emergency file by",
@@ -143,7 +144,7 @@ def encode_losses(processes: Iterable[ProcessLosses]) -> bytes:
         rows = [(level, int(reason), count) for (level, reason), count in counts.items()]
         for start in range(0, len(rows), _COUNTS_IN_FRAME):
             piece = pid, name[:_NAME_ROOM], rows[start : start + _COUNTS_IN_FRAME]
-            payloads.append(msgspec.msgpack.encode([piece]))
+            payloads.append(pack([piece]))
     return b"".join(frame.header(frame.LOSSES, len(payload)) + payload for payload in payloads)
 
 

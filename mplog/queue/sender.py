@@ -15,26 +15,25 @@ import contextlib
 import errno
 import itertools
 import logging
-import math
 import multiprocessing.process
 import os
 import queue
 import select
 import sys
-import threading
 import time
 from typing import Any
 
 from mplog.errors import NoReaderError
 from mplog.queue import fifo
 from mplog.queue.descriptor import KNOWN_FOR, NONE, Descriptor
-from mplog.queue.directory import emergency_path, fifo_path, is_given_up, remove_if_unused
-from mplog.queue.emergency import EmergencyFile
+from mplog.queue.directory import fifo_path, remove_if_unused
+from mplog.queue.elsewhere import Elsewhere, level_of, reason_of
 from mplog.queue.fifo import monotonic
 from mplog.queue.losses import Losses, Reason
 from mplog.queue.native import write as _write
-from mplog.queue.overflow import KEPT_LEVEL, PATIENCE, Overflow, is_in_event_loop
+from mplog.queue.overflow import KEPT_LEVEL, Overflow, is_in_event_loop
 from mplog.queue.payloads import encode_bytes, encode_object
+from mplog.queue.presence import Presence
 from mplog.queue.sync import Sync, Waiter
 from mplog.record import frame
 from mplog.record.cache import Cache
@@ -53,10 +52,10 @@ class Sender:
         directory: of the queue.
 
     Attributes:
-        path: of the FIFO.
         end: the writing end, `NONE` while it is not open.
         is_closed: whether the queue is closed in this process.
         sequence, details, overflow, sync, preparation, losses: see `LogQueue`.
+        presence: keeps the log from ending before this process, though the writing end is closed.
     """
 
     def __init__(self, directory: str) -> None:
@@ -64,7 +63,6 @@ class Sender:
         self.now = time.monotonic
         self.end = NONE  # here and not in the class, which would make each look at it slower
         self.directory = directory
-        self.path = fifo_path(directory)
         self.is_closed = False
         self.sequence = itertools.count(1)
         self.details = True
@@ -72,12 +70,10 @@ class Sender:
         self.sync: Sync | None = None
         self.preparation = b""
         self.losses = Losses(directory)
-        self._gave_up_at = -math.inf
+        self.presence = Presence(directory)
         #: Frames that go before the next message; an empty one stands for the losses that wait then.
         self._abandoned: list[bytes] = []
-        self._told_in_pid = 0
-        #: Records that have no room, by process and thread: see `_put_elsewhere`.
-        self._held: dict[tuple[int, int], list[tuple[bytes, Reason, bool]]] = {}
+        self._elsewhere = Elsewhere(directory)
         fifo.holders.add(self)
 
     def __repr__(self) -> str:
@@ -85,7 +81,12 @@ class Sender:
 
     def __del__(self) -> None:
         if sys is not None and not sys.is_finalizing():  # later, something may still log
-            self.close_end()
+            self.close()
+
+    @property
+    def path(self) -> str:
+        """The path of the FIFO."""
+        return fifo_path(self.directory)
 
     @property
     def write_fd(self) -> int:
@@ -97,6 +98,8 @@ class Sender:
         self.look()
         if self.end is NONE:
             fifo.forget_closed()  # before another end gets one of their numbers
+            # First: where there are too few descriptors for this, there are too few for the end.
+            self.presence.begin()
             try:
                 end = Descriptor(fifo.open_writer(self.path))
                 end.mark()
@@ -126,6 +129,12 @@ class Sender:
             fifo.forget_closed()
             return fifo.pending(self.open())
 
+    def close(self) -> None:
+        """Close the queue in this process."""
+        self.is_closed = True
+        self.close_end()
+        self.presence.end()
+
     def close_end(self) -> None:
         end, self.end = self.end, NONE
         with contextlib.suppress(OSError):
@@ -145,8 +154,10 @@ class Sender:
         if not self.end.is_ours():
             self.end = NONE
 
-    def restart_counts(self) -> None:
+    def begin_in_fork(self) -> None:
         """Runs in a process that has just been forked: count from zero."""
+        if self.end is not NONE:
+            self.presence.begin()  # the file may not have been there when the end was opened
         self.sequence = itertools.count(1)
         self.losses = Losses(self.directory)
         self._abandoned = [notice for notice in self._abandoned if notice]
@@ -212,7 +223,7 @@ class Sender:
             self.send(frame.RECORD, payload, block, timeout)
         except BaseException as error:
             # The caller knows that the queue is full, and may try again.
-            self.count(payload, Reason.UNUSED if isinstance(error, queue.Full) else _reason(error))
+            self.count(payload, Reason.UNUSED if isinstance(error, queue.Full) else reason_of(error))
             raise
 
     def write(self, data: bytes | bytearray | memoryview, to: str, timeout: float | None) -> None:
@@ -229,9 +240,9 @@ class Sender:
         try:
             self.send(frame.BYTES, payload, timeout != 0, timeout)
         except NoReaderError:
-            if not self._has_next_server():
+            if not self._elsewhere.has_next_server(self.overflow):
                 raise
-            if not self._emergency_file(KEPT_LEVEL).append(frame.whole(frame.BYTES, payload), sync=True):
+            if not self._elsewhere.file(KEPT_LEVEL, self.overflow).append(frame.whole(frame.BYTES, payload), sync=True):
                 raise
 
     # --- records ---
@@ -294,96 +305,30 @@ class Sender:
         """
         policy = self.overflow.policy
         level = logging.NOTSET if policy == "block" else level_of(payload)
-        timeout = self.overflow.wait(level, monotonic() - self._gave_up_at < PATIENCE)
+        timeout = self.overflow.wait(level, self._elsewhere.has_given_up)
         if limit is not None:
             timeout = limit if timeout is None else min(limit, timeout)
         try:
             self.send(frame.SYNC if token else frame.RECORD, token + payload, timeout != 0, timeout)
         except queue.Full:
             if timeout:
-                self._gave_up_at = monotonic()
-            return self._put_elsewhere(payload, Reason.TIMEOUT if timeout else Reason.QUEUE_FULL, limit is not None)
+                self._elsewhere.give_up()
+            reason = Reason.TIMEOUT if timeout else Reason.QUEUE_FULL
+            return self._elsewhere.put(payload, reason, limit is not None, self.overflow, self.count)
         except NoReaderError as error:
-            if not self._has_next_server():
-                self.count(payload, _reason(error))
+            if not self._elsewhere.has_next_server(self.overflow):
+                self.count(payload, reason_of(error))
                 raise
-            is_kept = self._put_elsewhere(payload, Reason.REJECTED, is_synced=True)
+            is_kept = self._elsewhere.put(payload, Reason.REJECTED, True, self.overflow, self.count)
             if is_kept is False:
                 raise  # there is no room for it anywhere, and no logging process left that would say so
             return is_kept
         except BaseException as error:
-            self.count(payload, _reason(error))
+            self.count(payload, reason_of(error))
             raise
         if type(payload) is Cut:
             self.count(payload, Reason.TRUNCATED)
         return True
-
-    def _put_elsewhere(self, payload: bytes, reason: Reason, is_synced: bool) -> bool | None:
-        """Put a record for which the queue has no room into the emergency file, or drop it.
-
-        This takes some system calls. A signal handler that has interrupted it leaves its own record to the interrupted
-        call: it could itself be interrupted here, and so on, without end.
-        """
-        # The pid, since a signal handler may fork: in the child, the interrupted call may never go on.
-        key = os.getpid(), threading.get_ident()
-        held = self._held.get(key)
-        if held is not None:
-            held.append((payload, reason, is_synced))
-            return None
-        results: list[bool | None] = []
-        raised: BaseException | None = None
-        held = [(payload, reason, is_synced)]
-        while held:
-            self._held[key] = held
-            try:
-                results.append(self._keep_or_drop(*held[0]))
-            except BaseException as error:
-                raised = raised or error
-            finally:
-                del held[0], self._held[key]  # only then is the list looked at again
-        if raised is not None:
-            raise raised
-        return results[0]
-
-    def _keep_or_drop(self, payload: bytes, reason: Reason, is_synced: bool) -> bool | None:
-        level = level_of(payload)
-        if not is_synced and not self.overflow.keeps(level):
-            self.count(payload, reason)
-            return False
-        file = self._emergency_file(level)
-        is_on_disk = False
-        try:
-            is_on_disk = file.append(frame.whole(frame.RECORD, payload), sync=is_synced)
-        except OSError:
-            pass
-        except BaseException as error:
-            self.count(payload, Reason.EMERGENCY if file.has_appended else _reason(error))
-            raise
-        self.count(payload, Reason.EMERGENCY if file.has_appended else Reason.NO_EMERGENCY)
-        return None if is_on_disk else file.has_appended
-
-    def _has_next_server(self) -> bool:
-        """Whether the next server of the log is to write what no process reads now.
-
-        The FIFO is still in its place if the logging process and its supervisor were killed, and gone if they have
-        ended in order.
-        """
-        if is_given_up(self.directory):
-            return True  # the supervisor has said so
-        path = self.overflow.emergency
-        if path is None or not os.path.exists(self.path):
-            return False
-        if self._told_in_pid != os.getpid() and sys.stderr is not None:
-            self._told_in_pid = os.getpid()
-            with contextlib.suppress(Exception):
-                sys.stderr.write(
-                    f"mplog: the logging process and its supervisor were killed. Records of pid {os.getpid()} go into "
-                    f"{path}, and the next server of the log writes them.\n"
-                )
-        return True
-
-    def _emergency_file(self, level: int) -> EmergencyFile:
-        return EmergencyFile(self.overflow.emergency or emergency_path(self.directory), self.overflow.room(level))
 
     def count_unused(self) -> None:
         """Count a number of `sequence` that no record carries."""
@@ -421,14 +366,3 @@ class Sender:
             self._write(encode_losses([ProcessLosses(os.getpid(), name, counts)]), block, deadline)
 
         self.losses.send_waiting(send)
-
-
-def level_of(payload: bytes) -> int:
-    try:
-        return origin_of(payload).levelno
-    except (ValueError, RecursionError):
-        return logging.NOTSET
-
-
-def _reason(error: BaseException) -> Reason:
-    return Reason.REJECTED if isinstance(error, NoReaderError) else Reason.INTERRUPTED

@@ -52,6 +52,9 @@ def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
 
 if sys.version_info >= (3, 13):
 
+    def forget_unused() -> None:
+        """Unmap what nobody uses any more: nothing, since that is unmapped when it is collected."""
+
     def _map(fd: int, length: int) -> mmap.mmap:
         return mmap.mmap(fd, length, access=mmap.ACCESS_READ, trackfd=False)
 
@@ -65,8 +68,12 @@ else:
     #: What getrefcount() says of a mapping that nobody uses: the list has one reference, its argument is another.
     _UNUSED = 2
 
-    def _map(fd: int, length: int) -> mmap.mmap:
+    def forget_unused() -> None:
+        """Unmap what nobody uses any more."""
         _kept[:] = [kept for kept in _kept if sys.getrefcount(kept[0]) > _UNUSED or not kept[1].is_ours()]
+
+    def _map(fd: int, length: int) -> mmap.mmap:
+        forget_unused()
         number = os.dup(fd)
         os.close(number)  # the lowest free one, which the mapping gets, unless another thread is quicker
         mapping = mmap.mmap(fd, length, access=mmap.ACCESS_READ)

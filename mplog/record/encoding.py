@@ -22,11 +22,11 @@ from mplog.record import layout
 from mplog.record.cache import Cache
 from mplog.record.context import in_use, merged
 from mplog.record.layout import DETAILS, MAX_RECORD_SIZE, ORIGIN, RESERVED, TIMES, Origin, Record, Wire
+from mplog.record.packing import pack
 from mplog.record.plain import (
     CAUGHT,
     caught,
     of_kind,
-    pack,
     plain,
     plain_fields,
     readable,

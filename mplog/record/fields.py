@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mplog.record.layout import RESERVED, Record
-from mplog.record.plain import pack, plain_fields, unpack
+from mplog.record.packing import pack
+from mplog.record.plain import plain_fields, unpack
 from mplog.record.preparation import Enricher, Preparation, RedactorFunction
 
 

@@ -24,28 +24,7 @@ from typing import Any
 import msgspec
 
 from mplog.record.foreign import LIKE, ForeignValue, Looks
-
-# Not `encode`, which makes a buffer, and crashes when there is no memory for a longer one (``encoder_encode_common`` of
-# msgspec 0.22). This raises MemoryError.
-_pack_into: Callable[[object, bytearray], None] = msgspec.msgpack.Encoder().encode_into
-
-# One for each thread and signal handler that packs at once. A list that is never quite empty keeps its own memory.
-_buffers = [bytearray() for _ in range(8)]
-_take_buffer, _give_buffer = _buffers.pop, _buffers.append
-# A buffer of more bytes is not kept.
-_KEPT_BUFFER = 2**16
-
-
-def pack(value: object) -> bytes:
-    """Return a value as msgpack; raise MemoryError if there is no memory for it."""
-    try:
-        buffer = _take_buffer()
-    except IndexError:
-        buffer = bytearray()
-    _pack_into(value, buffer)
-    packed = b"" + buffer
-    _give_buffer(buffer if len(packed) < _KEPT_BUFFER else bytearray())
-    return packed
+from mplog.record.packing import pack
 
 
 def safe_str(value: object) -> str:

@@ -21,7 +21,8 @@ from mplog.record.decoding import decode
 from mplog.record.encoding import Cut, encode, pack_wire
 from mplog.record.foreign import Looks
 from mplog.record.layout import RESERVED, Record, Wire
-from mplog.record.plain import CAUGHT, caught, pack, plain, plain_fields, readable, safe_str, unpack
+from mplog.record.packing import pack
+from mplog.record.plain import CAUGHT, caught, plain, plain_fields, readable, safe_str, unpack
 from mplog.record.portable import dump, load
 
 #: Returns fields to add to a record.

@@ -1,6 +1,11 @@
 """A plain queue of ``multiprocessing`` or ``multiprocess`` in place of a `LogQueue`: it promises less.
 
 Such a queue can only be inherited, so a thread in the process that made it passes the records on.
+
+::
+
+    logging call -> put() -> a buffer -> the queue's own thread -> pipe -> Pump, here -> connection -> logging process
+    a worker: the same, in the worker -------------------------------'
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any
 
+from mplog.queue.fifo import monotonic
 from mplog.record.encoding import encode
 from mplog.server.link import Connection
 
@@ -23,6 +29,8 @@ _INTERVAL = 0.2
 _BATCH = 1000
 #: Stands for an object that is not a record. The logging process counts it; it must not unpickle the object.
 _GARBAGE = b""
+#: What a mark begins with, see `Pump.stop`. No record does.
+_MARK = b"mplog: all that this process has logged so far is before this, "
 
 
 class Pump(threading.Thread):
@@ -30,16 +38,19 @@ class Pump(threading.Thread):
 
     def __init__(self, source: Any, deliver: Callable[[list[bytes]], object]) -> None:
         super().__init__(name="mplog-pump", daemon=True)
+        self._queue = source
         self._source = _with_own_reader(source)
         self._deliver = deliver
         self._stopping = threading.Event()
+        #: The mark that has to come before the end; None for none.
+        self._awaited: bytes | None = None
 
     def run(self) -> None:
         while True:
             try:
                 batch = self._take()
             except queue.Empty:
-                if self._stopping.is_set():
+                if self._stopping.is_set() and self._awaited is None:
                     return
                 continue
             except (OSError, EOFError):
@@ -56,7 +67,11 @@ class Pump(threading.Thread):
             raise EOFError
         try:
             while len(batch) < _BATCH:
-                batch.append(_encoded(self._source.get_nowait() if batch else self._source.get(timeout=_INTERVAL)))
+                item = self._source.get_nowait() if batch else self._source.get(timeout=_INTERVAL)
+                if not isinstance(item, bytes) or not item.startswith(_MARK):
+                    batch.append(_encoded(item))
+                elif item == self._awaited:
+                    self._awaited = None
         except (queue.Empty, OSError, EOFError):
             if not batch:
                 raise
@@ -65,14 +80,37 @@ class Pump(threading.Thread):
         return batch
 
     def stop(self, timeout: float) -> bool:
-        """Pass on the rest; return whether all of it was passed on within `timeout` seconds. If not, go on."""
+        """Pass on the rest; return whether all of it was passed on within `timeout` seconds. If not, go on.
+
+        The queue's own thread may not have sent yet what this process has logged, and an empty pipe does not tell. So a
+        mark goes the same way, and everything before it has come when it comes.
+        """
+        deadline = monotonic() + timeout
+        if getattr(self._queue, "_thread", None) is not None and not self._put_mark(deadline):
+            return False
         self._stopping.set()
-        self.join(timeout)
+        self.join(max(0.0, deadline - monotonic()))
         if not self.is_alive():
             return True
         # Otherwise the pump would end at the first pause of the workers, which may still log.
         self._stopping.clear()
         return False
+
+    def _put_mark(self, deadline: float) -> bool:
+        """Put a mark into the queue; return whether it had room for it before the deadline."""
+        self._awaited = mark = _MARK + os.urandom(16)
+        while self.is_alive():
+            try:
+                self._queue.put(mark, timeout=min(_INTERVAL, max(0.0, deadline - monotonic())))
+                return True
+            except queue.Full:
+                if monotonic() >= deadline:
+                    self._awaited = None
+                    return False
+            except Exception:
+                break  # the queue is closed, and so has sent the rest, or it is broken
+        self._awaited = None
+        return True
 
 
 def _encoded(item: object) -> bytes:

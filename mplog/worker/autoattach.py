@@ -152,7 +152,7 @@ def _join(directory: str) -> QueueHandler:
     now = {name: logging.getLogger(name).level for name in state.levels}
     root = logging.getLogger()
     replace(state, level=root.level, levels=now, disable=int(root.manager.disable)).apply(handler)
-    levels.watch(directory)
+    levels.watch(queue)
     return handler
 
 

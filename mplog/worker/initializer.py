@@ -108,7 +108,7 @@ def install(queue: Any, state: LoggingState | None = None, layout: Layout | None
         state.apply(handler)
     install_factory()
     if isinstance(queue, LogQueue):
-        levels.watch(queue.directory)
+        levels.watch(queue)
         missing = _what_is_missing(queue)
         if missing:
             handler.handle(logging.LogRecord("mplog", logging.WARNING, __file__, 0, missing, None, None))

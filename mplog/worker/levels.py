@@ -1,7 +1,8 @@
 """Levels that a server changes while its workers run, without a thread, a signal or a lock.
 
 The directory of the queue holds a file of one word that counts the changes, and a file that lists them. A worker has
-the word mapped, and looks at it whenever it sends a record; `mplog.Logger` does so at each call, also below the level.
+the word mapped (`mplog.queue.presence`), and looks at it whenever it sends a record; `mplog.Logger` does so at each
+call, also below the level.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import sys
 import msgspec
 
 from mplog.queue.directory import read_file
-from mplog.queue.shared_file import FOR_WORKERS, make_file, map_file, replace_file, write_file
+from mplog.queue.log_queue import LogQueue
+from mplog.queue.presence import WORD, counter_path
+from mplog.queue.shared_file import FOR_WORKERS, make_file, replace_file, write_file
+from mplog.record.packing import pack_json
 
-_COUNTER_NAME = "level-changes"
 _CHANGES_NAME = "levels"
-_WORD = 8
+_NOTHING = memoryview(bytes(WORD)).cast("Q")
 
 
 class _Watched:
@@ -27,7 +30,7 @@ class _Watched:
     __slots__ = ("directory", "seen", "word")
 
     def __init__(self) -> None:
-        self.word: memoryview = memoryview(bytes(8)).cast("Q")
+        self.word = _NOTHING
         self.seen = 0
         self.directory = ""
 
@@ -43,7 +46,7 @@ class LevelChanges:
         self._directory = directory
         #: The last change of each logger: its number, the name of the logger, and the level.
         self._changes: list[tuple[int, str, int]] = []
-        make_file(os.path.join(directory, _COUNTER_NAME), _WORD)
+        make_file(counter_path(directory), WORD)
 
     def set(self, name: str, level: int) -> None:
         """Tell the workers of a new level, or raise OSError and tell them nothing."""
@@ -52,29 +55,28 @@ class LevelChanges:
         self._changes = [*(change for change in before if change[1] != name), (count, name, level)]
         # In this order: a worker that sees the new number finds the new file. Until then, the change before it holds.
         try:
-            changes = msgspec.json.encode([*before, self._changes[-1]])
+            changes = pack_json([*before, self._changes[-1]])
             replace_file(os.path.join(self._directory, _CHANGES_NAME), changes, FOR_WORKERS)
-            write_file(os.path.join(self._directory, _COUNTER_NAME), count.to_bytes(_WORD, sys.byteorder))
+            write_file(counter_path(self._directory), count.to_bytes(WORD, sys.byteorder))
         except OSError:
             self._changes = before
             raise
 
 
-def counter_path(directory: str) -> str:
-    """Return the path of the word that counts the changes, which each process that logs has mapped."""
-    return os.path.join(directory, _COUNTER_NAME)
-
-
-def _map(directory: str) -> memoryview:
-    return memoryview(map_file(counter_path(directory), _WORD)).cast("Q")
-
-
-def watch(directory: str) -> None:
-    """Look out for changes of the levels of the server whose queue has this directory."""
-    with contextlib.suppress(OSError):
-        if directory != watched.directory:
-            watched.word, watched.seen, watched.directory = _map(directory), 0, directory
+def watch(queue: LogQueue) -> None:
+    """Look out for changes of the levels of the server with this queue, until the queue is closed."""
+    presence = queue.sender.presence
+    word = presence.begin()
+    if word is not None:
+        if word is not watched.word:
+            watched.word, watched.seen, watched.directory = word, 0, queue.directory
+            presence.on_end = _unwatch
         look()
+
+
+def _unwatch(word: memoryview) -> None:
+    if watched.word is word:
+        watched.word, watched.seen = _NOTHING, 0
 
 
 def look() -> None:

@@ -27,7 +27,8 @@ from mplog.record.decoding import decode
 from mplog.record.encoding import unformattable
 from mplog.record.factory import COUNTS_NANOSECONDS, LOGGING_FILE, make_record, now, own, task_name
 from mplog.record.layout import MAX_RECORD_SIZE, Origin
-from mplog.record.plain import pack, plain_fields, unless_signal
+from mplog.record.packing import pack
+from mplog.record.plain import plain_fields, unless_signal
 from mplog.worker.levels import look, watched
 from mplog.worker.queue_handler import QueueHandler
 

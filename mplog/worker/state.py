@@ -12,6 +12,7 @@ from mplog.queue.directory import read_file
 from mplog.queue.overflow import Overflow
 from mplog.queue.shared_file import FOR_WORKERS, replace_file
 from mplog.queue.sync import Sync
+from mplog.record.packing import pack_json
 
 if TYPE_CHECKING:
     from mplog.worker.queue_handler import QueueHandler
@@ -113,7 +114,7 @@ class LoggingState(msgspec.Struct, frozen=True):
     def save(self, directory: str) -> None:
         """Write the state where `mplog.attach` finds it."""
         # A process that attaches at this moment finds the old state or this one.
-        replace_file(os.path.join(directory, _STATE_NAME), msgspec.json.encode(self), FOR_WORKERS)
+        replace_file(os.path.join(directory, _STATE_NAME), pack_json(self), FOR_WORKERS)
 
     @classmethod
     def load(cls, directory: str) -> LoggingState:

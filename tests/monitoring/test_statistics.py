@@ -441,6 +441,29 @@ def test_loss_lines_add_up_to_the_gaps(tmp_path: Path, gate: Gate, policy: str, 
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("point", ["", "after swap:1", "before commit:2", "after commit:2"])
+def test_the_peak_counts_whoever_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    """How full the buffers were is counted, also when the process that had seen it is killed before it says so."""
+    if point:
+        monkeypatch.setenv(VARIABLE, point)
+    log = tmp_path / "app.log"
+    with mplog.LogServer(log, level="INFO", buffer_size=2 * 2**20, overflow=Overflow.drop_newest()) as server:
+        first = server.pid
+        stop_all_threads(first)
+        number = 0
+        while not server.queue.full():
+            logging.info("%d %s", number, "x" * 900)
+            number += 1
+        os.kill(first, signal.SIGCONT)
+        if point:
+            wait_until(lambda: server.pid != first, "it is restarted")
+        server.flush()
+        stats = server.stop()
+    assert stats.restarts == bool(point)
+    assert stats.peak_fill > 0.9
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("point", ["after say", "before commit", "after commit", "before write", "in state"])
 @pytest.mark.parametrize("moment", [1, 2, 3, 5])
 def test_what_is_said_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, moment: int) -> None:

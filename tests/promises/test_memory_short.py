@@ -71,3 +71,54 @@ def test_a_process_without_any_memory_left_lives_on(tmp_path: Path, logger: str)
     assert done.returncode == 0, done.stderr
     written = (tmp_path / "app.log").read_text().splitlines()
     assert (written[0], "after" in written) == ("before", True)
+
+
+JSON = """
+import io, json, logging, resource, sys
+
+import mplog
+from mplog.record.decoding import decode_entry
+from mplog.record.encoding import encode
+from mplog.record.packing import pack_json
+
+text = "x" * 40_000_000
+long, short = (logging.LogRecord("job", 20, "", 0, message, None, None) for message in (text, "after"))
+extra = logging.LogRecord("job", 20, "", 0, "with extra", None, None)
+extra.more = text
+stream = io.StringIO()
+handler = logging.StreamHandler(stream)
+handler.setFormatter(mplog.JSONFormatter())
+renderer = handler.formatter.renderer("\\n")
+batch = [decode_entry(encode(record)) for record in (long, extra, short)]
+failed = []
+
+def format_each():
+    logging.raiseExceptions = False
+    for record in (long, extra, short):
+        handler.handle(record)
+    return stream.getvalue().splitlines()
+
+def format_batch():
+    return [line for line in renderer.render(batch, lambda entry, error: failed.append(error)) if line]
+
+def format_plainly():
+    try:
+        return [pack_json(text)]
+    except MemoryError:
+        return [pack_json({"message": "after"})]
+
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (size + 20_000_000, resource.RLIM_INFINITY))
+lines = globals()[sys.argv[1]]()
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert [json.loads(line)["message"] for line in lines] == ["after"], lines
+assert {type(error) for error in failed} <= {MemoryError}
+"""
+
+
+@pytest.mark.parametrize("how", ["format_each", "format_batch", "format_plainly"])
+def test_what_is_too_long_for_json_costs_no_process(tmp_path: Path, how: str) -> None:
+    """A text for which there is no memory as JSON fails alone, in a program's handler and in the logging process."""
+    done = run_script(tmp_path, JSON, how)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -156,6 +156,27 @@ def test_full_queue_blocks_and_loses_nothing(tmp_path: Path, gate: Gate, stdlib_
     assert [line.partition(" ")[0] for line in lines(tmp_path / "slow.log")] == [str(number) for number in range(count)]
 
 
+class Slow:
+    """Takes the thread of a queue longer to pickle than the server waits between two looks at the queue."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        time.sleep(0.5)
+        return str, ("slow",)
+
+
+def test_stop_waits_for_what_the_thread_of_the_queue_still_holds(context: Any, log: Path) -> None:
+    """Records whose calls have returned in the program are written, though the queue has not sent them yet."""
+    plain = context.Queue(1000)
+    with mplog.LogServer(log, level="INFO", format="%(message)s", queue=plain) as server:
+        logging.info("first")
+        wait_until(lambda: server.stats().received == 1, "the first record has arrived")
+        for number in range(3):
+            plain.put(Slow())
+            logging.info("%d", number)
+    assert [line for line in lines(log) if not line.startswith("mplog:")] == ["first", "0", "1", "2"]
+    assert server.stats().broken == 3
+
+
 def test_killed_logging_process_is_said(log: Path) -> None:
     """After the logging process was killed, stop() says so and does not hang."""
     server = mplog.LogServer(log, level="INFO", queue=multiprocessing.get_context("spawn").Queue(10)).start()
