@@ -22,7 +22,6 @@ from typing import Any, Literal
 import msgspec
 
 from mplog.monitoring.statistics import Stats
-from mplog.queue.emergency import EmergencyFile
 from mplog.queue.overflow import Overflow
 from mplog.sinks.sink import Sink
 
@@ -73,7 +72,7 @@ class Launch(msgspec.Struct, frozen=True):
     #: Bytes of each of the two buffers.
     buffer_size: int = 0
     #: Where the supervisor saves what is left when it gives up; None for a plain queue.
-    emergency: EmergencyFile | None = None
+    overflow: Overflow | None = None
     patience: Patience = Patience()
     #: Seconds after which the queue's directory is made young, and the locks of log files are looked at.
     look: float = msgspec.field(default_factory=lambda: LOOK_SECONDS)

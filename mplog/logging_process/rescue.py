@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -28,6 +27,7 @@ from mplog.queue.directory import current_fifo_path
 from mplog.queue.emergency import EmergencyFile
 from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.losses import Reason
+from mplog.queue.overflow import Overflow
 from mplog.queue.process_losses import ProcessLosses, decode_losses
 from mplog.queue.sync import TOKEN_SIZE
 from mplog.record import frame
@@ -35,21 +35,32 @@ from mplog.record.decoding import origin_of
 from mplog.record.encoding import describe
 from mplog.record.packing import pack
 
-#: Bytes that are appended at a time.
-_PORTION = 2**16
+#: About how many bytes are handled at a time: the supervisor may have no memory for more.
+_PORTION = 2**18
 
 
 class Rescue:
-    """Saves what the buffers, whose `memory` outlives the logging process, and the FIFO hold."""
+    """Saves what the buffers, whose `memory` outlives the logging process, and the FIFO hold.
 
-    def __init__(self, directory: str, memory: int, emergency: EmergencyFile) -> None:
+    `overflow` says where the emergency file is, and how large it may be.
+    """
+
+    def __init__(self, directory: str, memory: int, overflow: Overflow) -> None:
+        assert overflow.emergency is not None
         self._directory = directory
-        self._emergency = emergency
+        self._path = overflow.emergency
+        self._overflow = overflow
         self._pair = BufferPair(memory)
         self._note = read_note(self._pair)
         self._tallies = Tallies(memory, directory, self._note.serial)
+        announced = Announcements(directory, self._note.announced).before(lambda error: None)
+        #: What is written into files and not committed, at the begin of what is to be saved: the next server is to take
+        #: it back.
+        self._announced = list(map(msgspec.structs.astuple, announced))
         self._lost = 0
-        #: Why no more can be saved.
+        #: The long records of which a part is lost, and the last one has not come yet.
+        self._incomplete: set[bytes] = set()
+        #: Why nothing can be saved any more; "" while only room is missing.
         self._obstacle = ""
 
     def save(self, fd: int, of: int) -> str:
@@ -59,7 +70,7 @@ class Rescue:
             fd: the reading end; -1 if the last logging process was about to end, and had it closed.
             of: another descriptor of the FIFO, to open it by; -1 for none.
         """
-        self._announce()
+        self._settle()
         self._drain()
         if fd < 0:
             with contextlib.suppress(OSError):  # it has gone, and so have its writers
@@ -67,19 +78,19 @@ class Rescue:
         if fd >= 0:
             self._empty(fd)
         self._tallies.publish()
-        where = f"what is left is in {self._emergency.path}"
+        where = f"what is left is in {self._path}"
         if self._lost:
-            where += f", except {self._lost:,} record{'' if self._lost == 1 else 's'} lost: {self._obstacle}"
+            records = f"{self._lost:,} record{'' if self._lost == 1 else 's'}"
+            where += f", except {records} lost: {self._obstacle or 'it is full'}"
         return where
 
-    def _announce(self) -> None:
-        """Have the next server take back what the last logging process has written into files and not committed."""
-        with contextlib.suppress(OSError):
-            reader = EmergencyReader(self._emergency.path, self._note.emergency)
-            announcements = Announcements(self._directory, self._note.announced).before(lambda error: None)
-            self._emergency.announce(map(msgspec.structs.astuple, announcements))
-            reader.settle()  # what these portions hold of a file that was taken is in the log until it is taken back
-            reader.close()
+    def _settle(self) -> None:
+        """Note how far the emergency file is read, unless its reader has announced more in it, which comes again."""
+        if not self._announced:
+            with contextlib.suppress(OSError):
+                reader = EmergencyReader(self._path, self._note.emergency)
+                reader.settle()
+                reader.close()
 
     def _empty(self, fd: int) -> None:
         """Read the FIFO and close it, so that a record is either read here, or kept by the process that logs it.
@@ -107,36 +118,49 @@ class Rescue:
         """Save what the buffers hold, and what is in the FIFO now: writers may go on for ever."""
         due = self._pair.due(fd) if fd >= 0 else 0
         while True:
-            self._save(bytes(self._pair.unwritten()))
+            while data := self._next():
+                self._save(data)
             if not self._pair.swap() and (self._pair.committed >= due or self._pair.intake(fd) <= 0):
                 return
 
+    def _next(self) -> bytes:
+        """Return the next whole frames of the writing buffer."""
+        with self._pair.unwritten() as content:
+            data = bytes(content[:_PORTION])
+            is_all = len(data) == len(content)
+        ends = [found.end for found in frame.walk(data) if found.kind is not None]
+        return data if is_all or not ends else data[: ends[-1]]
+
     def _save(self, data: bytes) -> None:
         messages, is_whole = frame.messages(data)
-        for portion in _portions(messages):
-            goes_on = not is_whole and portion[-1] is messages[-1]
-            if not self._append(portion, goes_on=goes_on):
-                for message in portion:
+        is_saved = not self._incomplete and self._append(logging.NOTSET, *messages, goes_on=not is_whole)
+        self._announced.clear()
+        if not is_saved:
+            # One by one: the next may be shorter, and some room is kept for errors.
+            for message in messages:
+                goes_on = not is_whole and message is messages[-1]
+                ids = {part.message_id for part in _parts(message)}
+                if ids & self._incomplete or not self._append(_level(message), message, goes_on=goes_on):
                     self._count(message)
         self._tallies.write()
         note = msgspec.structs.replace(self._note, serial=self._tallies.serial)
         self._pair.commit(len(data), pack(note))
 
-    def _append(self, messages: list[bytes], *, goes_on: bool) -> bool:
-        if not self._obstacle:
-            try:
-                if not self._emergency.append(*messages, goes_on=goes_on):
-                    self._obstacle = "it is full"
-            except OSError as error:
-                self._obstacle = describe(error)
-        return not self._obstacle
+    def _append(self, level: int, *messages: bytes, goes_on: bool) -> bool:
+        file = EmergencyFile(self._path, self._overflow.room(level))
+        try:
+            return not self._obstacle and file.append(*messages, goes_on=goes_on, announced=self._announced)
+        except OSError as error:
+            self._obstacle = describe(error)
+            return False
 
     def _count(self, message: bytes) -> None:
-        """Count a message that is lost."""
+        """Count a message that is lost; a long one with its last part."""
+        for part in _parts(message):
+            (self._incomplete.add if part.number < part.total - 1 else self._incomplete.discard)(part.message_id)
         for found in frame.walk(message):
-            payload = message[found.payload]
             try:
-                losses = _losses(found.kind, payload)
+                losses = _losses(found.kind, message[found.payload])
             except (ValueError, RecursionError):
                 self._tallies.add(("broken",))
                 continue
@@ -144,6 +168,24 @@ class Rescue:
                 self._tallies.count_lost(each)
                 if found.kind != frame.LOSSES:
                     self._lost += 1
+
+
+def _parts(message: bytes) -> list[frame.Part]:
+    parts = []
+    for found in frame.walk(message):
+        if found.kind == frame.PART:
+            with contextlib.suppress(ValueError):
+                parts.append(frame.decode_part(message[found.payload]))
+    return parts
+
+
+def _level(message: bytes) -> int:
+    """Return the level of a short record; NOTSET for all else."""
+    found = frame.first(message, is_all=True)
+    with contextlib.suppress(ValueError, RecursionError):
+        levels = [level for each in _losses(found.kind, message[found.payload]) for level, _ in each.counts]
+        return max(levels, default=logging.NOTSET)
+    return logging.NOTSET
 
 
 def _losses(kind: int | None, payload: bytes) -> list[ProcessLosses]:
@@ -159,17 +201,3 @@ def _losses(kind: int | None, payload: bytes) -> list[ProcessLosses]:
         if part.kind in RECORDS:
             return [ProcessLosses(part.pid, "", {(logging.NOTSET, Reason.NO_EMERGENCY): 1})]
     return []
-
-
-def _portions(messages: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield the messages in lists of about `_PORTION` bytes."""
-    portion: list[bytes] = []
-    size = 0
-    for message in messages:
-        portion.append(message)
-        size += len(message)
-        if size >= _PORTION:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion

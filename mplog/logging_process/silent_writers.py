@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from mplog.monitoring.process import has_ended, pids_that_map
+from mplog.monitoring.process import maps, pids_that_map
 from mplog.queue.presence import counter_path
 
 
@@ -20,7 +20,6 @@ class SilentWriters:
         self._pids: list[int] = []
 
     def are_left(self) -> bool:
-        """Whether one is left. All processes are looked at only when those that were found have ended."""
-        if all(map(has_ended, self._pids)):
-            self._pids = pids_that_map(self._path)
+        """Whether one is left. All processes are looked at only when none of those that were found is one any more."""
+        self._pids = [pid for pid in self._pids if maps(pid, self._path)] or pids_that_map(self._path)
         return bool(self._pids)

@@ -39,6 +39,7 @@ from mplog.monitoring.death_lines import describe_end
 from mplog.monitoring.process import memory_kills, memory_kills_since
 from mplog.queue import buffer_memory, fifo, kill_points
 from mplog.queue.directory import current_fifo_path, given_up_path, open_file
+from mplog.record.encoding import describe
 
 if sys.platform != "win32":
     import resource
@@ -258,8 +259,8 @@ class Supervisor:
 
     def _give_up(self, story: str) -> int:
         """Save what is left in the emergency file, into which workers write from now on, and say so loudly."""
-        emergency = self._launch.emergency
-        assert emergency is not None
+        overflow = self._launch.overflow
+        assert overflow is not None
         self._caretaker.look(at_once=True)
         self._caretaker.close()  # what follows needs some descriptors, which may be what there was none of
         self.wakeup.close()
@@ -267,9 +268,11 @@ class Supervisor:
             os.close(open_file(given_up_path(self._directory), os.O_WRONLY | os.O_CREAT))
         story = f"{story}; it was restarted {self._attempts.failed} times without success, and is given up"
         try:
-            where = Rescue(self._directory, self._memory, emergency).save(self._fd, self._caretaker.fifo)
-        except (OSError, ValueError) as error:
-            where = f"what is left could not be saved: {error}"
+            where = Rescue(self._directory, self._memory, overflow).save(self._fd, self._caretaker.fifo)
+        except (OSError, ValueError, MemoryError) as error:
+            where = f"what is left could not be saved: {describe(error)}"
+            with contextlib.suppress(ValueError):
+                where += f"; {buffer_memory.read_state(self._memory).unwritten:,} bytes of records lost"
         with contextlib.suppress(OSError):
             # Other sinks have written these records, so the next server must not.
             undelivered = count_undelivered(self._directory)

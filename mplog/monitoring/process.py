@@ -86,16 +86,19 @@ def is_held(pid: int) -> bool:
     return found is not None and found.state in b"Tt"
 
 
+def maps(pid: int, path: str) -> bool:
+    """Return whether a process has a file mapped into its memory; False if it may not be looked at."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
+        return os.fsencode(path) in file.read()
+    return False
+
+
 def pids_that_map(path: str) -> list[int]:
     """Return which other processes have a file mapped into their memory, as far as they may be looked at."""
-    found = []
     with contextlib.suppress(OSError):
-        for name in os.listdir("/proc"):
-            if name.isdecimal() and int(name) != os.getpid():
-                with contextlib.suppress(OSError), open(f"/proc/{name}/maps", "rb") as file:
-                    if os.fsencode(path) in file.read():
-                        found.append(int(name))
-    return found
+        pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+        return [pid for pid in pids if pid != os.getpid() and maps(pid, path)]
+    return []
 
 
 def exit_status(pid: int, started: bytes, pidfd: int) -> int | None:

@@ -24,7 +24,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mplog.queue.fifo import monotonic
@@ -76,34 +76,35 @@ class EmergencyFile:
         self.size = size
         self.has_appended = False
 
-    def append(self, *messages: bytes, sync: bool = False, goes_on: bool = False) -> bool:
+    def append(
+        self,
+        *messages: bytes,
+        sync: bool = False,
+        goes_on: bool = False,
+        announced: Sequence[tuple[int, ...]] = (),
+    ) -> bool:
         """Append messages with one write, and return whether there was room for all of them.
 
         Args:
             messages: the frames of each.
             sync: return when they are on disk (fsync).
             goes_on: the next call has the rest of the last message.
+            announced: portions of log files that may hold them already, each as in `PORTION`: the next server takes
+                these back. For such messages there is always room.
 
         Raises:
             OSError: the file cannot be opened, or written, or it is not one of this user's own.
+            BlockingIOError: another program has it locked.
         """
-        pieces = [piece(MESSAGE, message) for message in messages]
+        pieces = [piece(ANNOUNCED, PORTION.pack(*portion)) for portion in announced]
+        pieces += [piece(MESSAGE, message) for message in messages]
         if goes_on:
             pieces[-1] = piece(BEGINNING, messages[-1])
-        return self._append(b"".join(pieces), sync)
-
-    def announce(self, portions: Iterable[tuple[int, ...]]) -> bool:
-        """Note what is written into log files and not committed: the next server takes it back."""
-        data = b"".join(piece(ANNOUNCED, PORTION.pack(*portion)) for portion in portions)
-        return not data or self._append(data, sync=False)
-
-    def _append(self, data: bytes, sync: bool) -> bool:
+        data = b"".join(pieces)
         self.has_appended = False
         fd = _open_shared(self.path)
-        if fd is None:
-            return False
         try:
-            if os.fstat(fd).st_size + self._size_of_taken() + len(data) > self.size:
+            if os.fstat(fd).st_size + self._size_of_taken() + len(data) > self.size and not announced:
                 return False
             try:
                 count = os.write(fd, data)
@@ -219,8 +220,8 @@ def _refused(path: str, what: str) -> EmergencyRefusedError:
     )
 
 
-def _open_shared(path: str) -> int | None:
-    """Open and lock the file that the path names, made if there is none; return None if another program holds it."""
+def _open_shared(path: str) -> int:
+    """Open and lock the file that the path names, made if there is none."""
     deadline = monotonic() + LOCK_TIMEOUT
     while True:
         fd = open_own(path, os.O_CREAT)
@@ -236,6 +237,6 @@ def _open_shared(path: str) -> int | None:
             if not is_ours:
                 os.close(fd)
         if monotonic() >= deadline:
-            return None
+            raise BlockingIOError(errno.EAGAIN, "another program has it locked", path)
         if not is_locked:
             sleep(PAUSE)

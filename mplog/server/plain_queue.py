@@ -19,7 +19,6 @@ from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any
 
-from mplog.queue.fifo import monotonic
 from mplog.record.encoding import encode
 from mplog.server.link import Connection
 
@@ -29,7 +28,7 @@ _INTERVAL = 0.2
 _BATCH = 1000
 #: Stands for an object that is not a record. The logging process counts it; it must not unpickle the object.
 _GARBAGE = b""
-#: What a mark begins with, see `Pump.stop`. No record does.
+#: What a mark begins with, see `Pump._is_all`. No record does.
 _MARK = b"mplog: all that this process has logged so far is before this, "
 
 
@@ -42,15 +41,16 @@ class Pump(threading.Thread):
         self._source = _with_own_reader(source)
         self._deliver = deliver
         self._stopping = threading.Event()
-        #: The mark that has to come before the end; None for none.
-        self._awaited: bytes | None = None
+        #: What was put into the queue last, and has to come before the end; None for nothing.
+        self._mark: bytes | None = None
+        self._has_come = False
 
     def run(self) -> None:
         while True:
             try:
                 batch = self._take()
             except queue.Empty:
-                if self._stopping.is_set() and self._awaited is None:
+                if self._stopping.is_set() and self._is_all():
                     return
                 continue
             except (OSError, EOFError):
@@ -70,8 +70,8 @@ class Pump(threading.Thread):
                 item = self._source.get_nowait() if batch else self._source.get(timeout=_INTERVAL)
                 if not isinstance(item, bytes) or not item.startswith(_MARK):
                     batch.append(_encoded(item))
-                elif item == self._awaited:
-                    self._awaited = None
+                elif item == self._mark:
+                    self._has_come = True
         except (queue.Empty, OSError, EOFError):
             if not batch:
                 raise
@@ -79,38 +79,35 @@ class Pump(threading.Thread):
             batch.append(_GARBAGE)  # an object that does not unpickle
         return batch
 
-    def stop(self, timeout: float) -> bool:
-        """Pass on the rest; return whether all of it was passed on within `timeout` seconds. If not, go on.
+    def _is_all(self) -> bool:
+        """Whether all that this process has logged has come.
 
-        The queue's own thread may not have sent yet what this process has logged, and an empty pipe does not tell. So a
-        mark goes the same way, and everything before it has come when it comes.
+        The queue's own thread may not have sent it yet, and an empty pipe does not tell. So a mark goes the same way.
+        This thread puts it: one that a signal handler has interrupted, and that holds the queue's lock, would wait for
+        ever.
         """
-        deadline = monotonic() + timeout
-        if getattr(self._queue, "_thread", None) is not None and not self._put_mark(deadline):
-            return False
+        if self._mark is not None or getattr(self._queue, "_thread", None) is None:
+            return self._has_come or self._mark is None
+        mark = _MARK + os.urandom(16)
+        try:
+            self._queue.put(mark, block=False)
+        except queue.Full:
+            return False  # until what fills it has come
+        except Exception:
+            return True  # the queue is closed, and so has sent the rest, or it is broken
+        self._mark = mark
+        return False
+
+    def stop(self, timeout: float) -> bool:
+        """Pass on the rest; return whether all of it was passed on within `timeout` seconds. If not, go on."""
+        self._mark, self._has_come = None, False
         self._stopping.set()
-        self.join(max(0.0, deadline - monotonic()))
+        self.join(timeout)
         if not self.is_alive():
             return True
         # Otherwise the pump would end at the first pause of the workers, which may still log.
         self._stopping.clear()
         return False
-
-    def _put_mark(self, deadline: float) -> bool:
-        """Put a mark into the queue; return whether it had room for it before the deadline."""
-        self._awaited = mark = _MARK + os.urandom(16)
-        while self.is_alive():
-            try:
-                self._queue.put(mark, timeout=min(_INTERVAL, max(0.0, deadline - monotonic())))
-                return True
-            except queue.Full:
-                if monotonic() >= deadline:
-                    self._awaited = None
-                    return False
-            except Exception:
-                break  # the queue is closed, and so has sent the rest, or it is broken
-        self._awaited = None
-        return True
 
 
 def _encoded(item: object) -> bytes:

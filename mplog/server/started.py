@@ -17,7 +17,6 @@ from mplog.monitoring.count_file import has_file
 from mplog.monitoring.statistics import Stats, read_counts, to_stats
 from mplog.queue.descriptor import Descriptor
 from mplog.queue.directory import emergency_path, share
-from mplog.queue.emergency import EmergencyFile
 from mplog.queue.fifo import monotonic
 from mplog.queue.fill import Fill
 from mplog.queue.log_queue import LogQueue
@@ -76,9 +75,9 @@ class Started:
             queue.preparation, queue.overflow, queue.sync = self.layout.preparation, overflow, self._arguments.sync
             if overflow.policy == "drop_below":
                 Fill(queue.directory, writable=True)  # here, so that a full disk raises in the program
-            emergency = EmergencyFile(overflow.emergency or emergency_path(queue.directory), overflow.emergency_size)
+            kept = overflow.with_emergency_file(overflow.emergency or emergency_path(queue.directory))
             self.takeover = self._make_takeover()
-            self.control = Control(Launch(configuration, queue.directory, end.fd, size, emergency, patience), timeout)
+            self.control = Control(Launch(configuration, queue.directory, end.fd, size, kept, patience), timeout)
             queue.details = self.control.needs_details
         except BaseException:
             self.clear_up()
@@ -118,12 +117,15 @@ class Started:
         counts, lost = read_counts(self.queue.directory)
         if not counts and not has_file(self.queue.directory):
             return None  # another program has removed it, and it is not there again
-        return to_stats(counts, lost) if counts or self.control.is_alive else None
+        return to_stats(counts, lost) if counts or lost or self.control.is_alive else None
 
     def end(self, deadline: float) -> Stats:
         """Have everything written, and end the logging process, as `LogServer.stop` does; return what was counted."""
         if self.pump is not None and not self.pump.stop(max(0.0, deadline - monotonic())):
-            raise DrainTimeoutError("the plain queue is still not empty: its writers go on, or a sink is slow")
+            raise DrainTimeoutError(
+                "the plain queue is still not empty: its writers go on, a sink is slow, or a worker was killed and has "
+                "left the queue locked"
+            )
         with contextlib.closing(Progress(self._remainder)) as progress:
             stats = self.ask("stop", max(0.0, deadline - monotonic()), progress.ticker)
         self.control.wait(max(1.0, deadline - monotonic()))

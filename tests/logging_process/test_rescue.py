@@ -6,22 +6,23 @@ import fcntl
 import logging
 import os
 import re
+import resource
 import signal
 import stat
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from oracle import wait_until
-from scripts import lines, stop_all_threads
+from scripts import BlockedHandler, Gate, lines, stop_all_threads
 
 import mplog
 from mplog.logging_process import rescue
 from mplog.logging_process.messages import Patience
 from mplog.logging_process.rescue import Rescue
 from mplog.queue import buffer_memory, fifo
-from mplog.queue.buffer_memory import FIFO_SIZE
-from mplog.queue.emergency import EmergencyFile
+from mplog.queue.buffer_memory import COUNTS_SIZE, FIFO_SIZE
 from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.kill_points import VARIABLE
 from mplog.record import frame
@@ -46,7 +47,7 @@ def test_what_is_written_just_before_the_fifo_is_closed_is_saved(
     fifo.create(path)
     reader = fifo.open_reader(path)
     writer = fifo.open_writer(path)
-    emergency = EmergencyFile(str(tmp_path / "emergency"), 2**20)
+    overflow = mplog.Overflow.block().with_emergency_file(tmp_path / "emergency", 2**20)
     os.write(writer, frames("early"))
     rounds = iter(("first", "second"))
     close = os.close
@@ -59,15 +60,15 @@ def test_what_is_written_just_before_the_fifo_is_closed_is_saved(
 
     monkeypatch.setattr(rescue.os, "close", close_late)
     memory = buffer_memory.create(2 * FIFO_SIZE)
-    said = Rescue(directory, memory, emergency).save(reader, reader)
+    said = Rescue(directory, memory, overflow).save(reader, reader)
     monkeypatch.undo()
     with pytest.raises(BrokenPipeError):
         os.write(writer, frames("late"))
     assert fifo.pending(writer) == 0
-    found = EmergencyReader(emergency.path)
+    found = EmergencyReader(str(tmp_path / "emergency"))
     assert found.take()
     assert found.read() == frames("early", "first", "second")
-    assert said == f"what is left is in {emergency.path}"  # none of these is a record
+    assert said == f"what is left is in {tmp_path / 'emergency'}"  # none of these is a record
     found.close()
     close(memory)
     close(writer)
@@ -95,11 +96,113 @@ def test_records_without_room_in_the_emergency_file_are_counted(
     with mplog.LogServer(log, level="INFO", format="%(message).9s"):
         pass
     written = [line for line in lines(log) if "mplog:" not in line]
-    assert written == [f"{number:09}" for number in range(len(written))]
-    assert len(written) > 10
+    assert written == sorted(set(written))
+    first_lost = next(number for number, text in enumerate(written) if int(text) != number)
+    later = [int(text) for text in written[first_lost:]]
+    # The file is three quarters full by then. The rest is for errors, and for a short record that still fits.
+    assert first_lost > 10
+    assert len([number for number in later if number % 2]) > 10 > len([number for number in later if not number % 2])
     assert stats.dropped_by_reason == {mplog.Reason.NO_EMERGENCY: sent - len(written)}
     assert re.search(rf"what is left is in .*emergency, except {sent - len(written):,} records lost: it is full$", said)
     assert {losses.pid for losses in stats.lost} == {os.getpid()}
+
+
+def test_what_has_no_room_leaves_the_others_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One record that is longer than the whole emergency file is lost, and no other."""
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", NONE)
+    log = tmp_path / "app.log"
+    overflow = mplog.Overflow.block().with_emergency_file(tmp_path / ".app.log.emergency", 300_000)
+    server = mplog.LogServer(log, level="INFO", format="%(message).9s", overflow=overflow).start()
+    stop_all_threads(server.pid)
+    sent = [f"{number:09}" for number in range(100)]
+    for text in sent[:50]:
+        logging.info(text)
+    logging.info("too long %s", "x" * 400_000)
+    for text in sent[50:]:
+        logging.info(text)
+    os.kill(server.pid, signal.SIGKILL)
+    wait_until(lambda: not server.is_running, "it is given up")
+    stats = server.stats()
+    with pytest.raises(mplog.LoggingProcessDiedError):
+        server.stop()
+    assert stats.dropped_by_reason == {mplog.Reason.NO_EMERGENCY: 1}
+    assert "emergency, except 1 record lost: it is full" in capfd.readouterr().err
+    with mplog.LogServer(log, level="INFO", format="%(message).9s"):
+        pass
+    assert [line for line in lines(log) if "mplog:" not in line] == sent
+
+
+def test_what_is_lost_is_counted_though_nothing_was_ever_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counts of processes are in `stats` also if no logging process has counted anything."""
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", NONE)
+    overflow = mplog.Overflow.block().with_emergency_file(tmp_path / "emergency", 20_000)
+    server = mplog.LogServer(tmp_path / "app.log", level="INFO", overflow=overflow).start()
+    os.kill(server.pid, signal.SIGKILL)
+    wait_until(lambda: not server.is_running, "it is given up")
+    logging.raiseExceptions, before = False, logging.raiseExceptions
+    try:
+        for number in range(100):
+            logging.error("%d %s", number, "x" * 500)
+    finally:
+        logging.raiseExceptions = before
+    lost = server.stats().dropped
+    assert 0 < lost < 100
+    with pytest.raises(mplog.LoggingProcessDiedError):
+        server.stop()
+    assert server.stats().dropped == lost
+
+
+def test_supervisor_without_memory_for_all_of_it_saves_it_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is left is many times what the supervisor has memory for."""
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", NONE)
+    size = 2**25
+    sink = mplog.HandlerSink(lambda: BlockedHandler(gate, tmp_path / "slow.log"))
+    server = mplog.LogServer(tmp_path / "app.log", sink, level="INFO", format="%(message).9s", buffer_size=size).start()
+    supervisor = psutil.Process(server.pid).ppid()
+    sent = [f"{number:09}" for number in range(10_000)]
+    for text in sent:
+        logging.info("%s%s", text, "x" * 1500)
+    gate.wait_until_reached()
+    fill = 3 * size + COUNTS_SIZE  # of which pages are mapped that it must have
+    limit = psutil.Process(supervisor).memory_info().vms + fill + 8 * 2**20
+    resource.prlimit(supervisor, resource.RLIMIT_AS, (limit, limit))
+    os.kill(server.pid, signal.SIGKILL)
+    wait_until(lambda: not server.is_running, "it is given up")
+    with pytest.raises(mplog.LoggingProcessDiedError):
+        server.stop()
+    err = capfd.readouterr().err
+    assert re.search("what is left is in .*emergency$", err, re.MULTILINE), err
+    with mplog.LogServer(tmp_path / "app.log", level="INFO", format="%(message).9s"):
+        pass
+    assert [line for line in lines(tmp_path / "app.log") if "mplog:" not in line] == sent
+
+
+@pytest.mark.parametrize("size", [100, 150, 200, 2**20])
+def test_what_may_be_in_the_log_already_always_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """However full the emergency file is, what was written and not committed is in each file once in the end."""
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", NONE)
+    overflow = mplog.Overflow.block().with_emergency_file(tmp_path / "emergency", size)
+    logs = [tmp_path / f"{name}.log" for name in "abcd"]
+    options: dict[str, Any] = {"level": "INFO", "format": "%(message)s"}
+    monkeypatch.setenv(VARIABLE, "after write")
+    server = mplog.LogServer(*logs, overflow=overflow, **options).start()
+    monkeypatch.delenv(VARIABLE)
+    logging.info("one")
+    wait_until(lambda: not server.is_running, "it is given up")
+    with pytest.raises(mplog.LoggingProcessDiedError):
+        server.stop()
+    assert [lines(log) for log in logs] == [["one"]] * 4
+    with mplog.LogServer(*logs, overflow=overflow.with_emergency_file(tmp_path / "emergency", 2**20), **options):
+        pass
+    assert [lines(log) for log in logs] == [["one"]] * 4
 
 
 @pytest.mark.parametrize("source", ["queue", "emergency file"])

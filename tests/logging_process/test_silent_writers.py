@@ -191,6 +191,34 @@ wait()
     assert lines(tmp_path / "a.log") == ["early"]
 
 
+@pytest.mark.parametrize("how", ["queue.close()", "os.execvp('sleep', ['sleep', '30'])"])
+def test_a_process_that_lets_go_after_it_was_found_does_not_keep_the_log(tmp_path: Path, how: str) -> None:
+    """The log ends once a daemon has closed the queue, or runs another program."""
+    text = f"""
+if len(sys.argv) == 1:
+    run_beside(*start("a.log"))
+queue = LogQueue.open(sys.argv[1])
+log = sender_to(queue)
+log.info("early")
+close_all()
+be_ready()
+wait()
+os.closerange(1, 3)
+{how}
+time.sleep(30)
+"""
+    with program(tmp_path, text) as (process, pids):
+        assert process.wait(60) == 0
+        for pid in pids:
+            wait_until_main_waits(pid)
+        assert not any(map(process_has_ended, pids))
+        _, said = process.communicate("\n", timeout=60)
+        for pid in pids:
+            wait_until(lambda pid=pid: process_has_ended(pid), "the log ends", timeout=20)  # type: ignore[misc]
+    assert pids and not said
+    assert lines(tmp_path / "a.log") == ["early"]
+
+
 def test_no_process_of_the_server_counts_as_a_writer(tmp_path: Path) -> None:
     """The logging process, one that has taken its place, and the supervisor map no file that would keep the log."""
     text = """

@@ -219,8 +219,8 @@ class Soak:
         pid = self.server.pid
         with contextlib.suppress(ProcessLookupError, psutil.Error):
             before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            # Nothing is closed by it: those that are open stay so, and the lowest numbers are. Less than it waits for at a
-            # time would be an error of poll(2), with which it ends, and is replaced.
+            # Nothing is closed by it: those that are open stay so, and all of these are. With fewer, poll(2) would
+            # refuse to wait for four at a time, and the logging process would be replaced.
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, before[1]))
             self._pause(0.05, 0.3)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)

@@ -177,6 +177,39 @@ def test_stop_waits_for_what_the_thread_of_the_queue_still_holds(context: Any, l
     assert server.stats().broken == 3
 
 
+STOPPED_BY_A_HANDLER = """
+import logging, multiprocessing, signal, sys
+import mplog
+
+class Done(BaseException):
+    pass
+
+def stop(*_):
+    try:
+        server.stop(2)
+    except mplog.DrainTimeoutError:  # the call that was interrupted has the queue locked
+        pass
+    raise Done
+
+signal.signal(signal.SIGALRM, stop)
+for number in range(15):
+    server = mplog.LogServer(f"{number}.log", level="INFO", queue=multiprocessing.Queue(10_000)).start()
+    logging.info("first")
+    signal.setitimer(signal.ITIMER_REAL, 0.03 + 0.001 * number)
+    try:
+        while True:
+            logging.info("a record of usual length")
+    except Done:
+        print(number, flush=True)
+"""
+
+
+def test_a_signal_handler_may_stop_the_server(tmp_path: Path) -> None:
+    """Whatever it has interrupted, the call returns in its time."""
+    done = run_script(tmp_path, STOPPED_BY_A_HANDLER, timeout=100)
+    assert done.stdout.split() == [str(number) for number in range(15)], done.stderr
+
+
 def test_killed_logging_process_is_said(log: Path) -> None:
     """After the logging process was killed, stop() says so and does not hang."""
     server = mplog.LogServer(log, level="INFO", queue=multiprocessing.get_context("spawn").Queue(10)).start()
