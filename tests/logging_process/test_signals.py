@@ -15,6 +15,7 @@ import psutil
 import pytest
 from oracle import wait_until
 from scripts import environment, lines, process_has_ended, server_processes, wait_until_main_waits, write_script
+from terminal import Terminal
 
 import mplog
 from mplog.logging_process.signals import TERMINATION_SECONDS
@@ -246,3 +247,45 @@ def test_hundred_groups_are_killed_and_nothing_is_lost(tmp_path: Path) -> None:
     """The same, a hundred times."""
     for number in range(100):
         kill_a_group(tmp_path / str(number))
+
+
+JOB = """
+import logging, os, time
+import mplog
+
+with mplog.LogServer("app.log", level="INFO", format="%(message)s"):
+    number = 0
+    while not os.path.exists("end"):
+        logging.info("%d", number)
+        number += 1
+        time.sleep(0.001)
+    print("over", number)
+"""
+
+
+@pytest.mark.parametrize("how", ["fg", "kill %1", "the terminal is closed"])
+def test_job_of_a_shell_is_stopped_goes_on_and_ends_as_any_other(tmp_path: Path, how: str) -> None:
+    """Ctrl-Z stops the program, and `fg` lets it go on; `kill` and a closed terminal end it. The log has it all."""
+    log = tmp_path / "app.log"
+    python = f"{sys.executable} {write_script(tmp_path, JOB)}"
+    with Terminal(["bash", "--norc", "--noprofile", "-i"], columns=200, directory=tmp_path) as terminal:
+        terminal.press(f"{python}\n")
+        wait_until(lambda: log.exists() and log.read_text(), "it logs")
+        (program,) = psutil.Process(terminal.process.pid).children()
+        if how != "the terminal is closed":
+            terminal.press("\x1a")
+            terminal.wait_for("Stopped")
+            assert program.status() == psutil.STATUS_STOPPED
+            assert not {process.status() for process in server_processes()} & {psutil.STATUS_STOPPED}
+            terminal.press(f"{how}\n")
+        if how == "fg":
+            (tmp_path / "end").touch()
+            terminal.wait_for("over")
+        elif how == "kill %1":
+            wait_until(lambda: process_has_ended(program.pid), "it has ended")
+    wait_until(lambda: process_has_ended(program.pid), "it has ended")
+    wait_until(lambda: not server_processes(), "the log ends")
+    written = [line for line in lines(log) if "mplog:" not in line]
+    assert written == [str(number) for number in range(len(written))]
+    if how == "fg":
+        assert f"over {len(written)}" in terminal.text
