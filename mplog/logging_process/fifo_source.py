@@ -6,9 +6,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from mplog.files.notices import say_on_stderr
 from mplog.logging_process.dispatch import Dispatcher
@@ -20,18 +18,17 @@ from mplog.logging_process.silent_writers import SilentWriters
 from mplog.logging_process.source import Batch, Source
 from mplog.logging_process.suspects import Suspects
 from mplog.logging_process.troubles import REPORT_INTERVAL
+from mplog.logging_process.unfinished import Unfinished
 from mplog.monitoring.statistics import PEAK_UNIT
 from mplog.monitoring.tallies import Tallies
 from mplog.queue import directory, fifo
 from mplog.queue.buffers import BufferPair
-from mplog.queue.directory import current_fifo_path, open_file
+from mplog.queue.directory import current_fifo_path
 from mplog.queue.emergency_reader import READ_SIZE, EmergencyReader
 from mplog.queue.fill import Fill
 from mplog.queue.overflow import Overflow
-from mplog.queue.shared_file import replace_file
 from mplog.record import frame
 from mplog.record.encoding import describe
-from mplog.record.frame_reader import FrameReader
 
 #: Bytes of frames that are handled at a time: some 1,200 records. With five times as many, each record costs a third
 #: more, since the decoded records no longer fit into the processor's cache.
@@ -39,11 +36,6 @@ BATCH_SIZE = 2**17
 
 #: From this fill on, the log says how full the buffers are, once an interval.
 _FILL_MARK = 0.8
-
-#: Bytes of unfinished long records that are kept for the next process. One that is longer may be lost in a kill.
-_UNFINISHED_LIMIT = 2**26
-
-_PART_TAG = frame.MAGIC + bytes([frame.PART])
 
 
 class FifoSource(Source):
@@ -72,7 +64,7 @@ class FifoSource(Source):
         self._write_fd: int | None = fifo.open_writer(current_fifo_path(self._directory), of=places.fd)
         self._set_aside = SetAside(tallies, dispatcher.say, overflow)
         self._inbox = Inbox(self._directory, tallies, dispatcher.troubles, self._set_aside)
-        self._unfinished = _Unfinished(self._directory)
+        self._unfinished = Unfinished(self._directory)
         self._warned_of = ""
         for error in emergency.refused:
             self._warn_of_emergency(error)
@@ -298,68 +290,3 @@ class FifoSource(Source):
             if fd is not None:
                 with contextlib.suppress(OSError):  # closed: it was forked at the end
                     os.close(fd)
-
-
-class _Unfinished:
-    """The parts of long records that have arrived, kept in files for the next logging process.
-
-    A swap reuses a buffer that may hold parts of a record whose end is in the other buffer. So, before the swap, the
-    parts go into a file, named by the byte at which the other buffer begins.
-    """
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self._saved: str | None = None
-
-    def _path(self, base: int) -> str:
-        return os.path.join(self._directory, f"unfinished-{base}")
-
-    def save(self, base: int, frames: FrameReader[Any]) -> None:
-        if frames.has_unfinished:
-            with contextlib.suppress(OSError):  # then only a kill would lose them
-                replace_file(self._path(base), frames.unfinished_frames(_UNFINISHED_LIMIT))
-
-    def load(self, base: int) -> Iterator[bytes]:
-        """Yield what is in the file, not all at once: it takes as much memory as the records."""
-        with contextlib.suppress(OSError), open(open_file(self._path(base), os.O_RDONLY), "rb") as file:
-            self._saved = self._path(base)
-            while data := file.read(BATCH_SIZE):
-                yield data
-
-    def set_largest_aside(self, base: int) -> frame.Part | None:
-        """Take the largest record out of the file, and return its first part; None if that fails."""
-        sizes: Counter[bytes] = Counter()
-        first: dict[bytes, frame.Part] = {}
-        for each, part in self._parts(base):
-            if each.startswith(_PART_TAG):
-                sizes[part.message_id] += len(part.piece)
-                first.setdefault(part.message_id, part._replace(piece=b""))
-        if not sizes:
-            return None
-        ((largest, _),) = sizes.most_common(1)
-
-        def without() -> Iterator[bytes]:
-            for each, part in self._parts(base):
-                if part.message_id != largest:
-                    yield each
-                elif part.number == first[largest].number:
-                    yield frame.set_aside(each)
-
-        try:
-            replace_file(self._path(base), without())
-        except OSError:
-            return None
-        return first[largest]
-
-    def _parts(self, base: int) -> Iterator[tuple[bytes, frame.Part]]:
-        with contextlib.suppress(OSError), open(open_file(self._path(base), os.O_RDONLY), "rb") as file:
-            while head := file.read(frame.HEADER_SIZE):
-                payload = file.read(frame.HEADER.unpack(head)[2])
-                yield head + payload, frame.decode_part(payload)
-
-    def forget_before(self, base: int) -> None:
-        """Remove the files that a swap has made obsolete."""
-        if self._saved is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self._saved)
-        self._saved = self._path(base)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 
 import msgspec
 
 from mplog.logging_process.announcements import Announcements
 from mplog.logging_process.commit import read_note
 from mplog.logging_process.set_aside import RECORDS
+from mplog.logging_process.unfinished import Unfinished
 from mplog.monitoring.tallies import Tallies
 from mplog.queue import fifo
 from mplog.queue.buffers import BufferPair
@@ -33,6 +35,7 @@ from mplog.queue.sync import TOKEN_SIZE
 from mplog.record import frame
 from mplog.record.decoding import origin_of
 from mplog.record.encoding import describe
+from mplog.record.frame_reader import UNFINISHED_LIMIT, FrameReader
 from mplog.record.packing import pack
 
 #: About how many bytes are handled at a time: the supervisor may have no memory for more.
@@ -57,7 +60,9 @@ class Rescue:
         #: What is written into files and not committed, at the begin of what is to be saved: the next server is to take
         #: it back.
         self._announced = list(map(msgspec.structs.astuple, announced))
-        self._lost = 0
+        #: Of long records, the parts that are committed.
+        self._begun = b"".join(self._replay())
+        self._lost = self._lost_others = 0
         #: The long records of which a part is lost, and the last one has not come yet.
         self._incomplete: set[bytes] = set()
         #: Why nothing can be saved any more; "" while only room is missing.
@@ -79,10 +84,23 @@ class Rescue:
             self._empty(fd)
         self._tallies.publish()
         where = f"what is left is in {self._path}"
-        if self._lost:
-            records = f"{self._lost:,} record{'' if self._lost == 1 else 's'}"
-            where += f", except {records} lost: {self._obstacle or 'it is full'}"
+        if self._lost or self._lost_others:
+            lost = f"{self._lost:,} record{'' if self._lost == 1 else 's'}"
+            lost += f" and {self._lost_others:,} other messages" if self._lost_others else ""
+            where += f", except {lost} lost: {self._obstacle or 'it is full'}"
         return where
+
+    def _replay(self) -> Iterator[bytes]:
+        """Read once more what is committed, as a restart does, and yield the parts of records that are not complete."""
+        reader: FrameReader[object] = FrameReader({kind: bytes for kind in frame.KINDS if kind != frame.PART})
+        reader.is_replaying = True
+        for data in Unfinished(self._directory).load(self._pair.state.base):
+            reader.feed(data, drained=False)
+        with self._pair.written() as written:
+            for start in range(0, len(written), _PORTION):
+                reader.feed(bytes(written[start : start + _PORTION]), drained=False)
+        reader.feed(b"", drained=True)
+        yield from reader.unfinished_frames(UNFINISHED_LIMIT)
 
     def _settle(self) -> None:
         """Note how far the emergency file is read, unless its reader has announced more in it, which comes again."""
@@ -132,7 +150,8 @@ class Rescue:
         return data if is_all or not ends else data[: ends[-1]]
 
     def _save(self, data: bytes) -> None:
-        messages, is_whole = frame.messages(data)
+        messages, is_whole = frame.messages(self._begun + data)
+        self._begun = b""
         is_saved = not self._incomplete and self._append(logging.NOTSET, *messages, goes_on=not is_whole)
         self._announced.clear()
         if not is_saved:
@@ -159,15 +178,17 @@ class Rescue:
         for part in _parts(message):
             (self._incomplete.add if part.number < part.total - 1 else self._incomplete.discard)(part.message_id)
         for found in frame.walk(message):
-            try:
-                losses = _losses(found.kind, message[found.payload])
-            except (ValueError, RecursionError):
-                self._tallies.add(("broken",))
+            payload = message[found.payload]
+            kind = None if found.kind is None else found.kind & ~frame.ASIDE
+            if kind == frame.PART and not frame.is_last(payload):
                 continue
+            losses = _losses(kind, payload)
             for each in losses:
                 self._tallies.count_lost(each)
-                if found.kind != frame.LOSSES:
-                    self._lost += 1
+                self._lost += kind != frame.LOSSES
+            if not losses:
+                self._tallies.add(("broken",))
+                self._lost_others += 1
 
 
 def _parts(message: bytes) -> list[frame.Part]:
@@ -182,22 +203,19 @@ def _parts(message: bytes) -> list[frame.Part]:
 def _level(message: bytes) -> int:
     """Return the level of a short record; NOTSET for all else."""
     found = frame.first(message, is_all=True)
-    with contextlib.suppress(ValueError, RecursionError):
-        levels = [level for each in _losses(found.kind, message[found.payload]) for level, _ in each.counts]
-        return max(levels, default=logging.NOTSET)
-    return logging.NOTSET
+    levels = [level for each in _losses(found.kind, message[found.payload]) for level, _ in each.counts]
+    return max(levels, default=logging.NOTSET)
 
 
 def _losses(kind: int | None, payload: bytes) -> list[ProcessLosses]:
-    """Return what is lost with a frame; raise ValueError if it is garbage."""
-    if kind == frame.LOSSES:
-        return decode_losses(payload)
-    if kind in RECORDS:
-        origin = origin_of(payload[TOKEN_SIZE:] if kind == frame.SYNC else payload)
-        counts = {(origin.levelno, Reason.NO_EMERGENCY): 1}
-        return [ProcessLosses(origin.process or 0, origin.processName or "", counts)]
-    if kind == frame.PART and frame.is_last(payload):
-        part = frame.decode_part(payload)
-        if part.kind in RECORDS:
+    """Return the records that are lost with a frame, or were lost before and are counted in it; else []."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if kind == frame.LOSSES:
+            return decode_losses(payload)
+        if kind in RECORDS:
+            origin = origin_of(payload[TOKEN_SIZE:] if kind == frame.SYNC else payload)
+            counts = {(origin.levelno, Reason.NO_EMERGENCY): 1}
+            return [ProcessLosses(origin.process or 0, origin.processName or "", counts)]
+        if kind == frame.PART and (part := frame.decode_part(payload)).kind in RECORDS:
             return [ProcessLosses(part.pid, "", {(logging.NOTSET, Reason.NO_EMERGENCY): 1})]
     return []

@@ -21,5 +21,5 @@ class SilentWriters:
 
     def are_left(self) -> bool:
         """Whether one is left. All processes are looked at only when none of those that were found is one any more."""
-        self._pids = [pid for pid in self._pids if maps(pid, self._path)] or pids_that_map(self._path)
+        self._pids = [pid for pid in self._pids if maps(pid, self._path, otherwise=True)] or pids_that_map(self._path)
         return bool(self._pids)

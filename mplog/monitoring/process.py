@@ -86,11 +86,15 @@ def is_held(pid: int) -> bool:
     return found is not None and found.state in b"Tt"
 
 
-def maps(pid: int, path: str) -> bool:
-    """Return whether a process has a file mapped into its memory; False if it may not be looked at."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
-        return os.fsencode(path) in file.read()
-    return False
+def maps(pid: int, path: str, *, otherwise: bool = False) -> bool:
+    """Return whether a process has a file mapped into its memory; `otherwise` if it may not be looked at."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            return os.fsencode(path) in file.read()
+    except PermissionError:
+        return otherwise
+    except OSError:
+        return False
 
 
 def pids_that_map(path: str) -> list[int]:

@@ -242,7 +242,10 @@ class Sender:
         except NoReaderError:
             if not self._elsewhere.has_next_server(self.overflow):
                 raise
-            if not self._elsewhere.file(KEPT_LEVEL, self.overflow).append(frame.whole(frame.BYTES, payload), sync=True):
+            file, is_kept = self._elsewhere.file(KEPT_LEVEL, self.overflow), False
+            with contextlib.suppress(BlockingIOError):
+                is_kept = file.append(frame.whole(frame.BYTES, payload), sync=True)
+            if not is_kept:
                 raise
 
     # --- records ---

@@ -41,9 +41,10 @@ class Pump(threading.Thread):
         self._source = _with_own_reader(source)
         self._deliver = deliver
         self._stopping = threading.Event()
-        #: What was put into the queue last, and has to come before the end; None for nothing.
+        #: What has to come before the end; None while it is not in the queue.
         self._mark: bytes | None = None
-        self._has_come = False
+        #: The last mark that has come.
+        self._last_mark: bytes | None = None
 
     def run(self) -> None:
         while True:
@@ -56,7 +57,8 @@ class Pump(threading.Thread):
             except (OSError, EOFError):
                 return  # the queue is broken
             try:
-                self._deliver(batch)
+                if batch:
+                    self._deliver(batch)
             except Exception:
                 return  # the logging process has ended, as the next call of the server tells
 
@@ -70,8 +72,9 @@ class Pump(threading.Thread):
                 item = self._source.get_nowait() if batch else self._source.get(timeout=_INTERVAL)
                 if not isinstance(item, bytes) or not item.startswith(_MARK):
                     batch.append(_encoded(item))
-                elif item == self._mark:
-                    self._has_come = True
+                else:
+                    self._last_mark = item
+                    break
         except (queue.Empty, OSError, EOFError):
             if not batch:
                 raise
@@ -86,21 +89,22 @@ class Pump(threading.Thread):
         This thread puts it: one that a signal handler has interrupted, and that holds the queue's lock, would wait for
         ever.
         """
-        if self._mark is not None or getattr(self._queue, "_thread", None) is None:
-            return self._has_come or self._mark is None
-        mark = _MARK + os.urandom(16)
+        if getattr(self._queue, "_thread", None) is None:
+            return True
+        if self._mark is not None:
+            return self._mark == self._last_mark
+        self._mark = mark = _MARK + os.urandom(16)  # before `stop` can ask for another one
         try:
             self._queue.put(mark, block=False)
         except queue.Full:
-            return False  # until what fills it has come
+            self._mark = None  # until what fills it has come
         except Exception:
-            return True  # the queue is closed, and so has sent the rest, or it is broken
-        self._mark = mark
+            return True  # the queue is closed, or broken
         return False
 
     def stop(self, timeout: float) -> bool:
         """Pass on the rest; return whether all of it was passed on within `timeout` seconds. If not, go on."""
-        self._mark, self._has_come = None, False
+        self._mark = None
         self._stopping.set()
         self.join(timeout)
         if not self.is_alive():

@@ -21,11 +21,14 @@ import mplog
 from mplog.logging_process import rescue
 from mplog.logging_process.messages import Patience
 from mplog.logging_process.rescue import Rescue
-from mplog.queue import buffer_memory, fifo
+from mplog.monitoring.statistics import missing, read_counts, to_stats
+from mplog.queue import buffer_memory, fifo, kill_points
 from mplog.queue.buffer_memory import COUNTS_SIZE, FIFO_SIZE
 from mplog.queue.emergency_reader import EmergencyReader
 from mplog.queue.kill_points import VARIABLE
+from mplog.queue.process_losses import ProcessLosses, encode_losses
 from mplog.record import frame
+from mplog.record.encoding import encode
 
 pytestmark = pytest.mark.processes
 
@@ -72,6 +75,92 @@ def test_what_is_written_just_before_the_fifo_is_closed_is_saved(
     found.close()
     close(memory)
     close(writer)
+
+
+def test_whatever_has_no_room_is_counted(tmp_path: Path) -> None:
+    """Bytes for a sink, a record that was being set aside, and counts of losses are counted when they are lost."""
+    directory = str(tmp_path)
+    path = os.path.join(directory, "queue")
+    fifo.create(path)
+    reader = fifo.open_reader(path)
+    writer = fifo.open_writer(path)
+    record = encode(logging.makeLogRecord({"process": 7, "processName": "w", "levelno": logging.ERROR}))
+    os.write(writer, frames("bytes", "more"))
+    os.write(writer, frame.set_aside(frame.whole(frame.RECORD, record)))
+    os.write(writer, encode_losses([ProcessLosses(7, "w", {(logging.INFO, mplog.Reason.QUEUE_FULL): 5})]))
+    memory = buffer_memory.create(2 * FIFO_SIZE)
+    overflow = mplog.Overflow.block().with_emergency_file(tmp_path / "emergency", 10)
+    said = Rescue(directory, memory, overflow).save(reader, reader)
+    assert said.endswith("emergency, except 1 record and 2 other messages lost: it is full")
+    stats = to_stats(*read_counts(directory))
+    assert stats.broken == 2
+    assert [(each.pid, each.name, each.counts) for each in stats.lost] == [
+        (
+            7,
+            "w",
+            {(logging.ERROR, mplog.Reason.NO_EMERGENCY): 1, (logging.INFO, mplog.Reason.QUEUE_FULL): 5},
+        )
+    ]
+    os.close(memory)
+    os.close(writer)
+
+
+class _DiesAfterTheLongOne(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have this process die once the batch with a long record is written."""
+        if "long" in record.getMessage():
+            kill_points.arm("after write")
+
+
+def test_long_record_that_is_written_and_not_committed_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first parts, which are committed long before it is written, are saved with the rest."""
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", NONE)
+    log = tmp_path / "app.log"
+    options: dict[str, Any] = {"level": "INFO", "format": "%(message).9s"}
+    server = mplog.LogServer(log, mplog.HandlerSink(_DiesAfterTheLongOne), **options).start()
+    logging.info("before")
+    server.flush()
+    logging.info("long %s", "x" * 1_000_000)
+    wait_until(lambda: not server.is_running, "it is given up")
+    assert lines(log) == ["before", "long xxxx"]
+    with pytest.raises(mplog.LoggingProcessDiedError):
+        server.stop()
+    with mplog.LogServer(log, **options) as following:
+        following.flush()
+        assert missing(following.stats()) == ""
+    assert [line for line in lines(log) if "mplog:" not in line] == ["before", "long xxxx"]
+
+
+def test_long_record_that_is_half_committed_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long record arrives before and after a commit, and its logging process is given up."""
+    monkeypatch.setattr("mplog.server.log_server.PATIENCE", NONE)
+    log = tmp_path / "app.log"
+    options: dict[str, Any] = {"level": "INFO", "format": "%(message).9s"}
+    server = mplog.LogServer(log, **options).start()
+    writer = fifo.open_writer(server.queue.path)
+    record = logging.makeLogRecord({"msg": "long " + "x" * 300_000, "levelno": logging.INFO, "process": os.getpid()})
+    parts = list(frame.frames(frame.RECORD, encode(record), os.urandom(16)))
+    for part in parts[:10]:
+        os.write(writer, part)
+    server.flush()  # nothing is written, and yet the parts are committed
+    killed = server.pid
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: server.pid != killed, "another one is there")
+    server.flush()
+    stop_all_threads(server.pid)
+    for part in parts[10:]:
+        os.write(writer, part)
+    os.close(writer)
+    os.kill(server.pid, signal.SIGKILL)
+    wait_until(lambda: not server.is_running, "it is given up")
+    with pytest.raises(mplog.LoggingProcessDiedError):
+        server.stop()
+    with mplog.LogServer(log, **options) as following:
+        following.flush()
+        assert missing(following.stats()) == ""
+    assert [line for line in lines(log) if "mplog:" not in line] == ["long xxxx"]
 
 
 def test_records_without_room_in_the_emergency_file_are_counted(
