@@ -116,9 +116,13 @@ class Rescue:
         What is written in the instant before the end is closed is seen by a writing end: see `FifoSource.end`.
         """
         path = current_fifo_path(self._directory)
+        writer = -1
         try:
             writer = fifo.open_writer(path, of=fd)
-        except OSError:  # no descriptor is left
+            os.close(os.dup(writer))  # the emergency file needs one, too
+        except OSError:  # none is left
+            if writer >= 0:
+                os.close(writer)
             self._drain(fd)
             os.close(fd)
             return

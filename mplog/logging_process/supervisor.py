@@ -267,12 +267,14 @@ class Supervisor:
         with contextlib.suppress(OSError):
             os.close(open_file(given_up_path(self._directory), os.O_WRONLY | os.O_CREAT))
         story = f"{story}; it was restarted {self._attempts.failed} times without success, and is given up"
+        left = 0
         try:
-            where = Rescue(self._directory, self._memory, overflow).save(self._fd, self._caretaker.fifo)
+            left = buffer_memory.read_state(self._memory).unwritten
+            rescue = Rescue(self._directory, self._memory, overflow)
+            os.close(self._memory)  # which is mapped
+            where = rescue.save(self._fd, self._caretaker.fifo)
         except (OSError, ValueError, MemoryError) as error:
-            where = f"what is left could not be saved: {describe(error)}"
-            with contextlib.suppress(ValueError):
-                where += f"; {buffer_memory.read_state(self._memory).unwritten:,} bytes of records lost"
+            where = f"what is left, some {left:,} bytes of records, could not be saved: {describe(error)}"
         with contextlib.suppress(OSError):
             # Other sinks have written these records, so the next server must not.
             undelivered = count_undelivered(self._directory)

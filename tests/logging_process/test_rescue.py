@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from oracle import wait_until
+from readers import in_fork
 from scripts import BlockedHandler, Gate, lines, stop_all_threads
 
 import mplog
@@ -103,6 +105,45 @@ def test_whatever_has_no_room_is_counted(tmp_path: Path) -> None:
     ]
     os.close(memory)
     os.close(writer)
+
+
+@pytest.mark.parametrize("free", [2, 3, 4])
+def test_a_few_descriptors_do(tmp_path: Path, free: int) -> None:
+    """A supervisor that has next to none left, as it cannot start another logging process, saves everything."""
+    directory = str(tmp_path)
+    path = os.path.join(directory, "queue")
+    fifo.create(path)
+    reader = fifo.open_reader(path)
+    writer = fifo.open_writer(path)
+    os.write(writer, frames("bytes"))
+    memory = buffer_memory.create(2 * FIFO_SIZE)
+    overflow = mplog.Overflow.block().with_emergency_file(tmp_path / "emergency")
+
+    def save() -> None:
+        taken = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for fd in taken[-free:]:
+            os.close(fd)
+        found = Rescue(directory, memory, overflow)
+        os.close(memory)
+        (tmp_path / "said").write_text(found.save(reader, reader))
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
+    try:
+        pid = in_fork(save)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert pid
+    found = EmergencyReader(str(tmp_path / "emergency"))
+    assert found.take()
+    assert found.read() == frames("bytes")
+    found.close()
+    assert (tmp_path / "said").read_text() == f"what is left is in {tmp_path / 'emergency'}"
+    for fd in memory, reader, writer:
+        os.close(fd)
 
 
 class _DiesAfterTheLongOne(logging.Handler):
