@@ -132,8 +132,8 @@ class Sender:
     def close(self) -> None:
         """Close the queue in this process."""
         self.is_closed = True
+        self.presence.end()  # first: with its last writing end closed, the logging process looks who is present
         self.close_end()
-        self.presence.end()
 
     def close_end(self) -> None:
         end, self.end = self.end, NONE

@@ -340,6 +340,7 @@ def test_stop_of_a_server_that_is_killed(tmp_path: Path, queue: str) -> None:
         serving.kill()
         assert "was killed before it could answer" in stopping.communicate(timeout=60)[1]
     assert stopping.returncode == 1
+    wait_until(lambda: not os.path.exists(directory), "the log ends")
 
 
 @pytest.mark.parametrize("path", [b"", b"/queue\n"])
