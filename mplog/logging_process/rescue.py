@@ -22,6 +22,7 @@ from mplog.logging_process.announcements import Announcements
 from mplog.logging_process.commit import read_note
 from mplog.logging_process.set_aside import RECORDS
 from mplog.logging_process.unfinished import Unfinished
+from mplog.monitoring.statistics import number_of
 from mplog.monitoring.tallies import Tallies
 from mplog.queue import fifo
 from mplog.queue.buffers import BufferPair
@@ -85,8 +86,8 @@ class Rescue:
         self._tallies.publish()
         where = f"what is left is in {self._path}"
         if self._lost or self._lost_others:
-            lost = f"{self._lost:,} record{'' if self._lost == 1 else 's'}"
-            lost += f" and {self._lost_others:,} other messages" if self._lost_others else ""
+            lost = number_of(self._lost, "record")
+            lost += f" and {number_of(self._lost_others, 'other message')}" if self._lost_others else ""
             where += f", except {lost} lost: {self._obstacle or 'it is full'}"
         return where
 

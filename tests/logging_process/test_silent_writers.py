@@ -162,6 +162,15 @@ def test_what_a_daemon_logs_late_is_written(tmp_path: Path, kind: str) -> None:
     assert glob.glob(os.path.join(tempfile.gettempdir(), "mplog-*")) == []
 
 
+#: A process beside the program that has logged in its log.
+EARLY = """
+if len(sys.argv) == 1:
+    run_beside(*start("a.log"))
+queue = LogQueue.open(sys.argv[1])
+log = sender_to(queue)
+log.info("early")
+"""
+
 LET_GO = {
     "closed": "queue.close()",
     "collected": "del log.handlers[:], queue; gc.collect()",
@@ -172,12 +181,7 @@ LET_GO = {
 @pytest.mark.parametrize("how", LET_GO)
 def test_a_process_that_has_let_go_of_the_queue_does_not_keep_the_log(tmp_path: Path, how: str) -> None:
     """The log ends with the program, though a process lives on that has logged there before."""
-    text = f"""
-if len(sys.argv) == 1:
-    run_beside(*start("a.log"))
-queue = LogQueue.open(sys.argv[1])
-log = sender_to(queue)
-log.info("early")
+    text = f"""{EARLY}
 {LET_GO[how]}
 be_ready()
 wait()
@@ -194,12 +198,7 @@ wait()
 @pytest.mark.parametrize("how", ["queue.close()", "os.execvp('sleep', ['sleep', '30'])"])
 def test_a_process_that_lets_go_after_it_was_found_does_not_keep_the_log(tmp_path: Path, how: str) -> None:
     """The log ends once a daemon has closed the queue, or runs another program."""
-    text = f"""
-if len(sys.argv) == 1:
-    run_beside(*start("a.log"))
-queue = LogQueue.open(sys.argv[1])
-log = sender_to(queue)
-log.info("early")
+    text = f"""{EARLY}
 close_all()
 be_ready()
 wait()
